@@ -1,0 +1,33 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := runs/first
+BIN := $(VENV)/bin
+
+.PHONY: train test test-all lint
+
+train: $(VENV)/.train
+	$(BIN)/python train.py run_dir=$(RUN) resume=auto
+	$(BIN)/python eval.py ckpt=$(RUN)
+	$(BIN)/python -m mla_lm generate ckpt=$(RUN) prompt="def "
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@ $(VENV)/.train

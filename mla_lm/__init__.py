@@ -1,0 +1,21 @@
+"""Small DeepSeek-V3-style language models: MLA, loss-free balanced MoE, multi-token prediction.
+
+The public names are loaded on first use, so that `import mla_lm` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "load_config": "mla_lm.cli",
+    "load_checkpoint": "mla_lm.checkpoint",
+    "Transformer": "mla_lm.model",
+    "generate": "mla_lm.generation",
+}
+__all__ = ["Transformer", "generate", "load_checkpoint", "load_config"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

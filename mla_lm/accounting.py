@@ -1,0 +1,111 @@
+"""Parameters, training FLOPs and cache bytes in closed form from the configuration.
+
+The formulae are checked against real tensors by the tests. A matrix counts 2 FLOPs a weight and
+token forward, and twice that backward; the embedding look-up is not a matmul, the head is.
+"""
+
+from typing import NamedTuple
+
+from mla_lm.config import MLAConfig, ModelConfig, MoEConfig, RunConfig
+
+
+class Parameters(NamedTuple):
+    """`total` and `active` count the main model, `mtp` and `mtp_active` the MTP modules."""
+
+    total: int
+    active: int
+    mtp: int
+    mtp_active: int
+
+
+def count_parameters(cfg: ModelConfig) -> Parameters:
+    """Trainable parameters; active ones are those that work on one token."""
+    blocks = [_block(cfg, layer) for layer in range(cfg.n_layers)]
+    ends = cfg.vocab_size * cfg.dim * (1 if cfg.tie_embeddings else 2) + cfg.dim
+    module = 2 * cfg.dim * cfg.dim + 3 * cfg.dim  # projection, two input norms, final norm
+    mtp_total, mtp_active = _block(cfg, cfg.n_layers)
+    return Parameters(
+        total=ends + sum(total for total, _ in blocks),
+        active=ends + sum(active for _, active in blocks),
+        mtp=cfg.mtp_depth * (module + mtp_total),
+        mtp_active=cfg.mtp_depth * (module + mtp_active),
+    )
+
+
+def train_flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
+    """FLOPs of forward and backward per token at `seq_len`, attention counted causally."""
+    parameters = count_parameters(cfg)
+    head = cfg.vocab_size * cfg.dim
+    embedding = 0 if cfg.tie_embeddings else head  # a tied matrix is counted once, as the head
+    norms = _norms(cfg)
+    matmul = parameters.active + parameters.mtp_active - embedding - norms + cfg.mtp_depth * head
+    attention = cfg.attention
+    if isinstance(attention, MLAConfig):
+        width = attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim
+    else:
+        width = 2 * attention.head_dim
+    core = (cfg.n_layers + cfg.mtp_depth) * cfg.n_heads * seq_len * width
+    return 3.0 * (2 * matmul + core)
+
+
+def cache_numbers_per_token(cfg: ModelConfig) -> int:
+    """Numbers a decoding cache holds per token in the main model's layers; times bytes a number."""
+    attention = cfg.attention
+    if isinstance(attention, MLAConfig):
+        return cfg.n_layers * (attention.kv_lora_rank + attention.qk_rope_head_dim)
+    return cfg.n_layers * 2 * attention.n_kv_heads * attention.head_dim
+
+
+def _attention(cfg: ModelConfig) -> tuple[int, int]:
+    """Weights of the matrices and of the norms of one attention layer."""
+    attention, dim, heads = cfg.attention, cfg.dim, cfg.n_heads
+    if not isinstance(attention, MLAConfig):
+        width = attention.head_dim
+        norms = 2 * width if attention.qk_norm else 0
+        return 2 * dim * width * (heads + attention.n_kv_heads), norms
+    nope, rope = attention.qk_nope_head_dim, attention.qk_rope_head_dim
+    v_dim, rank, q_rank = attention.v_head_dim, attention.kv_lora_rank, attention.q_lora_rank
+    q_dim = heads * (nope + rope)
+    query = dim * q_dim if q_rank is None else q_rank * (dim + q_dim)
+    key_value = dim * (rank + rope) + rank * heads * (nope + v_dim)
+    return query + key_value + heads * v_dim * dim, rank + (q_rank or 0)
+
+
+def _block(cfg: ModelConfig, layer: int) -> tuple[int, int]:
+    """Parameters of one block: all, and those active for one token."""
+    matrices, norms = _attention(cfg)
+    shared = matrices + norms + 2 * cfg.dim
+    if not (isinstance(cfg.ffn, MoEConfig) and cfg.is_moe(layer)):
+        dense = 3 * cfg.dim * cfg.inter_dim
+        return shared + dense, shared + dense
+    expert = 3 * cfg.dim * cfg.ffn.moe_inter_dim
+    shared += cfg.dim * cfg.ffn.n_routed_experts + cfg.ffn.n_shared_experts * expert
+    return (
+        shared + cfg.ffn.n_routed_experts * expert,
+        shared + cfg.ffn.n_activated_experts * expert,
+    )
+
+
+def _norms(cfg: ModelConfig) -> int:
+    """Norm weights of the whole model, which enter no matmul."""
+    in_block = 2 * cfg.dim + _attention(cfg)[1]
+    return (cfg.n_layers + cfg.mtp_depth) * in_block + cfg.dim * (1 + 3 * cfg.mtp_depth)
+
+
+def describe(cfg: RunConfig, precision: str) -> str:
+    """What a run is about to do, in a few lines for the console."""
+    parameters = count_parameters(cfg.model)
+    numbers = cache_numbers_per_token(cfg.model)
+    per_step = cfg.data.batch_size * cfg.data.seq_len * cfg.trainer.accumulate_grad_batches
+    rows = {
+        "model": f"{cfg.model.attention.kind} + {cfg.model.ffn.kind}, {cfg.model.n_layers} layers",
+        "parameters": f"{parameters.total / 1e6:.2f}M, {parameters.active / 1e6:.2f}M active; "
+        f"MTP {parameters.mtp / 1e6:.2f}M, {parameters.mtp_active / 1e6:.2f}M active",
+        "training FLOPs": f"{train_flops_per_token(cfg.model, cfg.data.seq_len) / 1e6:.1f}M a token",
+        "cache": f"{numbers} numbers a token ({2 * numbers} bytes in bfloat16)",
+        "precision": precision,
+        "plan": f"{cfg.trainer.max_steps} steps of {per_step} tokens, "
+        f"{cfg.trainer.max_steps * per_step / 1e6:.2f}M tokens",
+        "run folder": cfg.run_dir,
+    }
+    return "\n".join(f"{name:15} {value}" for name, value in rows.items())

@@ -1,0 +1,84 @@
+"""Checkpoint files: which is the newest good one, what it records, and the model inside.
+
+A file is read with `weights_only=True`: plain containers and tensors, nothing is executed.
+Knows the record the project adds to Lightning's checkpoint, not Lightning.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from mla_lm.config import RunConfig
+from mla_lm.data.tokenizer import Tokenizer
+from mla_lm.errors import UserError
+from mla_lm.model import Transformer
+
+RECORD = "mla_lm"  # the key of the record in the file
+PREFIX = "model."  # where Lightning keeps the network's tensors
+
+
+class Record(NamedTuple):
+    """What a run leaves in its checkpoints besides tensors and Lightning's own state."""
+
+    config: dict[str, Any]
+    overrides: list[str]
+    tokenizer: str
+    data: dict[str, Any]
+
+
+def read(path: Path) -> tuple[Record, dict[str, Any]]:
+    """The record and the whole content; raises UserError when `path` is no checkpoint of a run."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return Record(**content[RECORD]), content
+    except Exception as error:  # a damaged file fails in many ways, all of them mean the same
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+        raise UserError(f"{path}: not a checkpoint of mla_lm, or damaged ({reason})") from None
+
+
+def newest(run_dir: Path) -> Path | None:
+    """The checkpoint of the highest step in a run folder that can be read; bad ones are named."""
+    candidates = sorted(
+        (run_dir / "checkpoints").glob("step-*.ckpt"), key=lambda p: p.stem, reverse=True
+    )
+    for path in candidates:
+        try:
+            read(path)
+        except UserError as error:
+            print(f"skipped {error}", file=sys.stderr)
+        else:
+            return path
+    return None
+
+
+def locate(path: str) -> Path:
+    """A checkpoint from a file or a run folder; raises UserError where there is none."""
+    where = Path(path).expanduser()
+    if not where.is_dir():
+        return where
+    found = newest(where)
+    if found is None:
+        raise UserError(f"{path}: no checkpoint in this folder")
+    return found
+
+
+def load_checkpoint(path: str | Path) -> tuple[Transformer, RunConfig, Tokenizer]:
+    """The model in evaluation mode, its run's configuration and its tokenizer.
+
+    `path` is a checkpoint or a run folder. Raises UserError when it is damaged or does not fit.
+    """
+    found = locate(str(path))
+    record, content = read(found)
+    try:
+        cfg = RunConfig.model_validate(record.config)
+        model = Transformer(cfg.model)
+        state = content["state_dict"]
+        model.load_state_dict({k.removeprefix(PREFIX): v for k, v in state.items()})
+    except (ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{found}: does not fit this version of mla_lm ({reason})") from None
+    return model.eval(), cfg, Tokenizer(record.tokenizer)

@@ -1,0 +1,174 @@
+"""The command line: compose with Hydra, validate once, say mistakes in one line with status 2.
+
+The only file that knows Hydra. Torch is not imported before the configuration is known to be good.
+"""
+
+import difflib
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from mla_lm.config import EvalConfig, RunConfig
+from mla_lm.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+Config = TypeVar("Config", RunConfig, EvalConfig)
+Options = TypeVar("Options", bound=BaseModel)
+
+
+def load_config(overrides: Sequence[str] = ()) -> RunConfig:
+    """Compose and validate a training run, as `python train.py OVERRIDES` would.
+
+    Raises UserError, one line naming the key, its value and the rule.
+    """
+    return validate(RunConfig, compose("train", overrides))
+
+
+def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose `configs/NAME.yaml` with Hydra overrides into a resolved plain dict."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+            return resolve(hydra.compose(name, list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain_hydra(name, error)) from None
+
+
+def resolve(cfg: Any) -> dict[str, Any]:
+    """A composed DictConfig as plain containers; a missing `run_dir` gets a time stamp."""
+    from omegaconf import OmegaConf
+
+    if "run_dir" in cfg and cfg.run_dir is None:
+        cfg.run_dir = time.strftime("runs/%Y-%m-%d_%H-%M-%S")
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def validate(kind: type[Options], values: Mapping[str, Any]) -> Options:
+    """The typed configuration, or a UserError for the first mistake."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain_validation(error, values)) from None
+
+
+def parse_options(kind: type[Options], arguments: Sequence[str]) -> Options:
+    """The options of a verb from KEY=VALUE words, each split at its first `=` and else untouched."""
+    values = {}
+    for word in arguments:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"{word!r}: an option is written KEY=VALUE")
+        values[key] = value
+    return validate(kind, values)
+
+
+def instantiate(nodes: Mapping[str, Any]) -> list[Any]:
+    """The objects behind the `_target_` nodes of `callbacks/` or `logger/`."""
+    import hydra.utils
+
+    return [hydra.utils.instantiate(node, _convert_="all") for node in nodes.values()]
+
+
+def main(task: Callable[[Config, list[str]], None], *, name: str, kind: type[Config]) -> None:
+    """Run `task(config, overrides)` from the command line; Hydra's own flags go to Hydra."""
+
+    def run(compose_values: Callable[[], dict[str, Any]], overrides: list[str]) -> None:
+        guard(lambda: task(validate(kind, compose_values()), overrides))
+
+    arguments = sys.argv[1:]
+    if not any(argument.startswith("-") for argument in arguments):
+        run(lambda: compose(name, arguments), arguments)
+        return
+
+    import hydra
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)
+    def hydra_task(cfg: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        run(lambda: resolve(cfg), list(HydraConfig.get().overrides.task))
+
+    hydra_task()
+
+
+def guard(action: Callable[[], None]) -> None:
+    """Run `action`; a UserError ends the process with one line and status 2."""
+    try:
+        action()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _explain_validation(error: ValidationError, values: Mapping[str, Any]) -> str:
+    first = error.errors()[0]
+    context = first.get("ctx", {})
+    key = _locate(first["loc"], values)
+    if first["type"] == "rule":
+        return f"{_join(key, context['key'])}={_shown(context['value'])}: {context['rule']}"
+    if first["type"] == "union_tag_invalid":
+        return f"{key}.kind={context['tag']}: must be one of {context['expected_tags']}"
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(key, (k for k in _dotted_keys(values) if k != key))
+    if first["type"] == "missing":
+        return f"{_join(key, str(first['loc'][-1]))}: must be given"
+    rule = first["msg"].replace("Input should", "must", 1)
+    return f"{key}={_shown(first['input'])}: {rule}"
+
+
+def _locate(location: Sequence[int | str], values: Any) -> str:
+    """The dotted key of a pydantic location, without the union tags pydantic puts into it."""
+    parts = []
+    for part in location:
+        if isinstance(part, int) or part in values:
+            parts.append(str(part))
+            values = values[part]
+    return ".".join(parts)
+
+
+def _shown(value: object) -> str:
+    """A value as YAML would show it."""
+    return "null" if value is None else str(value)
+
+
+def _explain_hydra(name: str, error: Exception) -> str:
+    text = str(error)
+    if match := re.search(r"Could not (?:override|delete)[^']*'([^']+)'", text):
+        key = match[1].split("@")[0]
+        return _unknown_key(key, _known_keys(name))
+    if match := re.search(r"(?:find|load) '([^']+)'.*?Available options in '[^']+':(.*)", text, re.S):
+        group, _, choice = match[1].rpartition("/")
+        choices = [c for c in re.findall(r"^\s+(\S+)$", match[2], re.M) if not c.startswith("_")]
+        return f"{group}={choice}: unknown choice; choose from {', '.join(choices)}"
+    if match := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{match[1]}: must be given"
+    prefix = f"{override!r}: " if (override := getattr(error, "override", None)) else ""
+    return prefix + " ".join(text.split("\n")[0].split())
+
+
+def _unknown_key(key: str, known: Iterator[str]) -> str:
+    nearest = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)
+    return f"{key}: unknown key; the nearest known one is {nearest[0]}"
+
+
+def _known_keys(name: str) -> Iterator[str]:
+    return _dotted_keys(compose(name, ["ckpt=x"] if name == "eval" else []))
+
+
+def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        yield _join(prefix, key)
+        if isinstance(value, Mapping):
+            yield from _dotted_keys(value, _join(prefix, key))
+
+
+def _join(prefix: str, key: str) -> str:
+    return f"{prefix}.{key}" if prefix else key

@@ -1,0 +1,57 @@
+"""Byte-level BPE through the `tokenizers` library. Knows the exact number of bytes of each token."""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer:
+    """Text to ids and back without loss; `END_OF_TEXT` stands before each document."""
+
+    def __init__(self, json: str) -> None:
+        self.json = json
+        self._bpe = tokenizers.Tokenizer.from_str(json)
+        self.end_of_text: int = self._bpe.token_to_id(END_OF_TEXT)
+        self.vocab_size: int = self._bpe.get_vocab_size()
+
+    @classmethod
+    def train(cls, texts: Iterable[str], *, vocab_size: int) -> "Tokenizer":
+        """Learn merges until the vocabulary, bytes and `END_OF_TEXT` included, has `vocab_size`."""
+        bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+        bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.decoder = tokenizers.decoders.ByteLevel()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        bpe.train_from_iterator(texts, trainer)
+        return cls(bpe.to_str())
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`; what looks like a special token in it is plain text."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of several texts, in parallel."""
+        self._bpe.encode_special_tokens = True
+        return [encoding.ids for encoding in self._bpe.encode_batch_fast(list(texts))]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
+        return str(self._bpe.decode(list(ids)))
+
+    @cached_property
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """Bytes of text behind each id (vocab_size,); 0 for `END_OF_TEXT`."""
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        for token, index in self._bpe.get_vocab().items():
+            lengths[index] = len(token)  # a byte-level alphabet: one character, one byte
+        lengths[self.end_of_text] = 0
+        return lengths

@@ -1,0 +1,5 @@
+"""The one error a user is expected to meet: a single line that says what to mend."""
+
+
+class UserError(ValueError):
+    """Names the key or file, the value, the rule and what to do; the command line prints it, status 2."""

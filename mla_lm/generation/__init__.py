@@ -1,0 +1,5 @@
+"""Text from a model; knows nothing of training."""
+
+from mla_lm.generation.sampling import generate
+
+__all__ = ["generate"]

@@ -1,0 +1,28 @@
+"""Pre-norm residual block: attention, then a dense or mixture-of-experts feed-forward layer."""
+
+from torch import Tensor, nn
+
+from mla_lm.config import ModelConfig, MoEConfig
+from mla_lm.model.attention import build_attention
+from mla_lm.model.ffn import SwiGLU
+from mla_lm.model.moe import MoE, Routing
+
+
+class Block(nn.Module):
+    """(B, T, dim) -> (B, T, dim) and the routing of its experts, None when it has none."""
+
+    def __init__(self, cfg: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(cfg.dim, eps=cfg.norm_eps)
+        self.attention = build_attention(cfg)
+        self.ffn_norm = nn.RMSNorm(cfg.dim, eps=cfg.norm_eps)
+        if isinstance(cfg.ffn, MoEConfig) and cfg.is_moe(layer):
+            self.ffn: nn.Module = MoE(cfg.dim, cfg.ffn)
+        else:
+            self.ffn = SwiGLU(cfg.dim, cfg.inter_dim)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Routing | None]:
+        x = x + self.attention(self.attention_norm(x), cos, sin)
+        y = self.ffn(self.ffn_norm(x))
+        y, routing = y if isinstance(y, tuple) else (y, None)
+        return x + y, routing

@@ -1,0 +1,121 @@
+"""What a user sees during a run (progress, samples), and the random state a resume needs."""
+
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from mla_lm.generation import generate
+from mla_lm.training.module import LanguageModel
+
+
+class Progress(L.Callback):
+    """One bar with loss, tokens a second and time left; plain lines where there is no terminal."""
+
+    def __init__(self) -> None:
+        self.bar: Bar | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restart_clock(trainer)
+        if sys.stdout.isatty():
+            columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+            self.bar = Bar(*columns, TimeRemainingColumn())
+            self.bar.add_task("", total=trainer.max_steps, completed=trainer.global_step)
+            self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, idx: int
+    ) -> None:
+        self.tokens += batch[:, 1:].numel() * trainer.world_size
+        step, steps = trainer.global_step, trainer.global_step - self.step
+        if steps == 0 or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        seconds = time.perf_counter() - self.since
+        speed = self.tokens / seconds
+        pl_module.log("train/tokens_per_second", speed)
+        text = f"loss {float(trainer.callback_metrics['train/ce']):.3f}  {speed:,.0f} tokens/s"
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], completed=step, description=text)
+        else:
+            left = (trainer.max_steps - step) * seconds / steps
+            print(f"step {step}/{trainer.max_steps}  {text}  {left / 60:.1f} min left", flush=True)
+        self._restart_clock(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loss, bpb = (float(trainer.callback_metrics[f"val/{name}"]) for name in ("loss", "bpb"))
+        print(f"step {trainer.global_step}  val/loss {loss:.4f}  val/bpb {bpb:.4f}", flush=True)
+        self._restart_clock(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def _restart_clock(self, trainer: L.Trainer) -> None:
+        self.tokens, self.step, self.since = 0, trainer.global_step, time.perf_counter()
+
+
+class Samples(L.Callback):
+    """Continues a few prompts at every validation; on the console and in `samples.md` of the run."""
+
+    def __init__(self, prompts: Sequence[str], max_new_tokens: int) -> None:
+        self.prompts, self.max_new_tokens = list(prompts), max_new_tokens
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        tokenizer = pl_module.tokenizer
+        with (Path(trainer.default_root_dir) / "samples.md").open("a", encoding="utf-8") as file:
+            file.write(f"## step {trainer.global_step}\n\n")
+            for seed, prompt in enumerate(self.prompts):
+                ids = [tokenizer.end_of_text, *tokenizer.encode(prompt)]
+                tokens = generate(
+                    pl_module.model,
+                    torch.tensor([ids], device=pl_module.device),
+                    max_new_tokens=self.max_new_tokens,
+                    temperature=0.8,
+                    top_k=50,
+                    stop=tokenizer.end_of_text,
+                    seed=seed,
+                )
+                text = tokenizer.decode(tokens[0].tolist())
+                file.write(f"```\n{text}\n```\n\n")
+                if seed == 0:
+                    print(text, flush=True)
+
+
+class RandomState(L.Callback):
+    """Stores every generator in the checkpoint and restores it before the first resumed batch."""
+
+    def __init__(self) -> None:
+        self.restored: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        name, keys, *rest = np.random.get_state(legacy=True)
+        return {
+            "python": random.getstate(),
+            "numpy": (name, keys.tolist(), *rest),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.restored = state_dict
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.restored is None:
+            return
+        random.setstate(self.restored["python"])
+        np.random.set_state(self.restored["numpy"])
+        torch.set_rng_state(self.restored["torch"])
+        if self.restored["cuda"]:
+            torch.cuda.set_rng_state_all(self.restored["cuda"])
+        self.restored = None

@@ -1,0 +1,66 @@
+"""Train a model: `python train.py [group=choice] [key=value]`; `--help` shows examples."""
+
+from mla_lm import cli
+from mla_lm.config import RunConfig
+
+
+def train(cfg: RunConfig, overrides: list[str]) -> None:
+    """Run what `cfg` says and leave a checkpoint; `overrides` made it and are stored for a resume."""
+    import json
+    from pathlib import Path
+
+    import lightning as L
+
+    from mla_lm.accounting import describe
+    from mla_lm.checkpoint import Record
+    from mla_lm.data import EvalLoader, TrainLoader, prepare
+    from mla_lm.precision import accelerator_type, resolve_precision
+    from mla_lm.resume import resolve_resume
+    from mla_lm.training.callbacks import RandomState
+    from mla_lm.training.checkpoints import Checkpoints
+    from mla_lm.training.module import LanguageModel
+
+    cfg, overrides = resolve_resume(cfg, overrides)
+    data = prepare(cfg.data)
+    seq_len, batch_size = cfg.data.seq_len, cfg.data.batch_size
+    train_batches = TrainLoader(data.train, seq_len=seq_len, batch_size=batch_size, seed=cfg.seed)
+    val_batches = EvalLoader(data.val, seq_len=seq_len, batch_size=batch_size)
+    precision = resolve_precision(cfg.precision, accelerator_type(cfg.trainer.accelerator))
+    print(describe(cfg, precision))
+
+    run_dir = Path(cfg.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.json").write_text(cfg.model_dump_json(indent=2) + "\n")
+    (run_dir / "data.json").write_text(json.dumps(data.manifest, indent=2) + "\n")
+    (run_dir / "tokenizer.json").write_text(data.tokenizer.json)
+
+    L.seed_everything(cfg.seed, verbose=False)
+    record = Record(cfg.model_dump(mode="json"), overrides, data.tokenizer.json, data.manifest)
+    module = LanguageModel(cfg, data.tokenizer, record)
+    checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint)
+    accumulate = cfg.trainer.accumulate_grad_batches
+    trainer = L.Trainer(
+        accelerator=cfg.trainer.accelerator,
+        devices=1,
+        precision=precision,
+        max_epochs=-1,
+        max_steps=cfg.trainer.max_steps,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=cfg.trainer.gradient_clip_val,
+        val_check_interval=cfg.trainer.val_every_n_steps * accumulate,
+        check_val_every_n_epoch=None,
+        limit_val_batches=cfg.trainer.limit_val_batches or 1.0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=cfg.trainer.log_every_n_steps,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=run_dir,
+        logger=cli.instantiate(cfg.logger),
+        callbacks=[RandomState(), checkpoints, *cli.instantiate(cfg.callbacks)],
+    )
+    trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
+    print(f"saved {checkpoints.save_end(trainer)}")
+
+
+if __name__ == "__main__":
+    cli.main(train, name="train", kind=RunConfig)
