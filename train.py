@@ -14,12 +14,13 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
     from mla_lm.accounting import describe
     from mla_lm.checkpoint import Record
     from mla_lm.data import EvalLoader, TrainLoader, prepare
-    from mla_lm.precision import accelerator_type, resolve_precision
+    from mla_lm.machine import accelerator_type, keep_freed_memory, resolve_precision
     from mla_lm.resume import resolve_resume
     from mla_lm.training.callbacks import RandomState
     from mla_lm.training.checkpoints import Checkpoints
     from mla_lm.training.module import LanguageModel
 
+    keep_freed_memory()
     cfg, overrides = resolve_resume(cfg, overrides)
     data = prepare(cfg.data)
     seq_len, batch_size = cfg.data.seq_len, cfg.data.batch_size

@@ -233,8 +233,9 @@ class DataConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW (arXiv 1711.05101) under a warm-up and decay schedule; fractions are of the run's steps."""
+    """AdamW (arXiv 1711.05101), or Muon for the hidden matrices, under a warm-up and decay schedule; fractions are of the run's steps."""
 
+    kind: Literal["adamw", "muon"]
     lr: Positive
     betas: Annotated[tuple[Fraction, Fraction], Strict(False)]
     eps: Positive

@@ -1,14 +1,21 @@
-"""AdamW with decay groups, and schedules as pure functions step -> multiplier."""
+"""AdamW and Muon in one optimizer, and schedules as pure functions step -> multiplier."""
 
 import math
+from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LambdaLR
 
 from mla_lm.config import LossConfig, OptimConfig
+from mla_lm.machine import resolve_precision
+
+MUON_MOMENTUM = 0.95
 
 
 def lr_multiplier(step: int, *, cfg: OptimConfig, max_steps: int) -> float:
@@ -33,18 +40,109 @@ def mtp_weight(step: int, *, cfg: LossConfig, max_steps: int) -> float:
     return cfg.mtp_weight if step < cfg.mtp_switch * max_steps else cfg.mtp_final_weight
 
 
+class MuonAdamW(Optimizer):
+    """AdamW for groups of `kind: adamw`, Muon (arXiv 2502.16982) for matrices in groups of `kind: muon`.
+
+    Muon steps along the orthogonalised momentum, scaled to the RMS of an AdamW step, so both kinds
+    share learning rate and decay. Stacked experts (E, rows, columns) are matrices each.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], cfg: OptimConfig) -> None:
+        defaults = {"lr": cfg.lr, "betas": cfg.betas, "eps": cfg.eps, "momentum": MUON_MOMENTUM}
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            step = self._muon if group["kind"] == "muon" else self._adamw
+            step(group, [p for p in group["params"] if p.grad is not None])
+        return loss
+
+    def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for p in parameters:
+            state = self.state[p]
+            buffer = state.setdefault("momentum_buffer", torch.zeros_like(p))
+            buffer.lerp_(p.grad, 1 - group["momentum"])
+            nesterov = p.grad.lerp(buffer, group["momentum"])
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            by_shape[p.shape[-2:]].append((p, nesterov))
+        for shape, members in by_shape.items():
+            matrices = torch.cat([update.reshape(-1, *shape) for _, update in members])
+            updates = orthogonalize(matrices).split([p.numel() // shape.numel() for p, _ in members])
+            scale = 0.2 * max(shape) ** 0.5
+            for (p, _), update in zip(members, updates, strict=True):
+                p.add_(update.view_as(p), alpha=-group["lr"] * scale)
+
+    def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                self.state[p]["exp_avg"] = torch.zeros_like(p)
+                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+        states = [self.state[p] for p in parameters]
+        beta1, beta2 = group["betas"]
+        adamw(
+            parameters,
+            [p.grad for p in parameters],
+            *([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")),
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """The nearest semi-orthogonal matrices, roughly: singular values pulled to about 1.
+
+    Five quintic Newton-Schulz steps (Jordan et al. 2024) on (n, rows, columns), in bfloat16 where
+    the machine multiplies it fast.
+    """
+    fast = resolve_precision("auto", matrices.device.type) == "bf16-mixed"
+    x = matrices.bfloat16() if fast else matrices
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315) @ x
+    return (x.mT if tall else x).type_as(matrices)
+
+
 def build_optimizer(model: nn.Module, cfg: OptimConfig) -> Optimizer:
-    """AdamW over two groups: matrices decay, vectors (norms) do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, fused=True)
+    """Matrices decay, vectors (norms) do not; under `kind: muon` the hidden matrices take Muon."""
+    groups: dict[str, list[Tensor]] = {"muon": [], "matrices": [], "vectors": []}
+    for name, p in model.named_parameters():
+        outer = name.startswith(("embed", "lm_head")) or name.endswith("router.weight")
+        hidden = "matrices" if outer or cfg.kind == "adamw" else "muon"
+        groups[hidden if p.ndim >= 2 else "vectors"].append(p)
+    return MuonAdamW(
+        [
+            {
+                "params": parameters,
+                "kind": "muon" if name == "muon" else "adamw",
+                "weight_decay": 0.0 if name == "vectors" else cfg.weight_decay,
+            }
+            for name, parameters in groups.items()
+            if parameters
+        ],
+        cfg,
+    )
 
 
 def build_schedule(optimizer: Optimizer, cfg: OptimConfig, *, max_steps: int) -> LambdaLR:
     """The learning-rate schedule, stepped once per optimizer step."""
-    return torch.optim.lr_scheduler.LambdaLR(
+    return LambdaLR(
         optimizer, partial(lr_multiplier, cfg=cfg, max_steps=max_steps)
     )

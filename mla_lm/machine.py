@@ -1,4 +1,7 @@
-"""Which number format pays on this machine."""
+"""What pays on this machine: its number format, and how its memory allocator is set."""
+
+import ctypes
+import sys
 
 import torch
 
@@ -25,3 +28,15 @@ def resolve_precision(precision: str, device_type: str) -> str:
 def autocast(precision: str, device_type: str) -> torch.autocast:
     """The context in which a model runs at a resolved `precision` outside Lightning."""
     return torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed buffers instead of returning them to the system at every free.
+
+    A training step frees and allocates the same large buffers; fetching them afresh means a page
+    fault for every 4 KiB, a fifth of a small model's step on a CPU.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
+        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
