@@ -5,7 +5,7 @@ from mla_lm.config import RunConfig
 
 
 def train(cfg: RunConfig, overrides: list[str]) -> None:
-    """Run what `cfg` says and leave a checkpoint; `overrides` made it and are stored for a resume."""
+    """Run what `cfg` says and leave a checkpoint; `overrides` made it, and are stored."""
     import json
     from pathlib import Path
 
@@ -26,7 +26,8 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
     seq_len, batch_size = cfg.data.seq_len, cfg.data.batch_size
     train_batches = TrainLoader(data.train, seq_len=seq_len, batch_size=batch_size, seed=cfg.seed)
     val_batches = EvalLoader(data.val, seq_len=seq_len, batch_size=batch_size)
-    precision = resolve_precision(cfg.precision, accelerator_type(cfg.trainer.accelerator))
+    accelerator = accelerator_type(cfg.trainer.accelerator)
+    precision = resolve_precision(cfg.precision, accelerator)
     print(describe(cfg, precision))
 
     run_dir = Path(cfg.run_dir)
@@ -41,7 +42,7 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
     checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint)
     accumulate = cfg.trainer.accumulate_grad_batches
     trainer = L.Trainer(
-        accelerator=cfg.trainer.accelerator,
+        accelerator=accelerator,
         devices=1,
         precision=precision,
         max_epochs=-1,

@@ -96,12 +96,13 @@ def describe(cfg: RunConfig, precision: str) -> str:
     """What a run is about to do, in a few lines for the console."""
     parameters = count_parameters(cfg.model)
     numbers = cache_numbers_per_token(cfg.model)
+    flops = train_flops_per_token(cfg.model, cfg.data.seq_len)
     per_step = cfg.data.batch_size * cfg.data.seq_len * cfg.trainer.accumulate_grad_batches
     rows = {
         "model": f"{cfg.model.attention.kind} + {cfg.model.ffn.kind}, {cfg.model.n_layers} layers",
         "parameters": f"{parameters.total / 1e6:.2f}M, {parameters.active / 1e6:.2f}M active; "
         f"MTP {parameters.mtp / 1e6:.2f}M, {parameters.mtp_active / 1e6:.2f}M active",
-        "training FLOPs": f"{train_flops_per_token(cfg.model, cfg.data.seq_len) / 1e6:.1f}M a token",
+        "training FLOPs": f"{flops / 1e6:.1f}M a token",
         "cache": f"{numbers} numbers a token ({2 * numbers} bytes in bfloat16)",
         "precision": precision,
         "plan": f"{cfg.trainer.max_steps} steps of {per_step} tokens, "

@@ -14,9 +14,9 @@ from mla_lm.model.moe import Routing
 
 def expert_load(routing: Sequence[Routing]) -> Tensor:
     """Tokens each expert received: (L, E) int64."""
-    return torch.stack([
-        layer.experts.flatten().bincount(minlength=layer.scores.shape[-1]) for layer in routing
-    ])
+    return torch.stack(
+        [layer.experts.flatten().bincount(minlength=layer.scores.shape[-1]) for layer in routing]
+    )
 
 
 def update_bias(bias: Tensor, load: Tensor, *, speed: float) -> None:
@@ -31,7 +31,7 @@ def update_bias(bias: Tensor, load: Tensor, *, speed: float) -> None:
 
 
 def max_violation(load: Tensor) -> Tensor:
-    """max(c) / mean(c) - 1 over the last dimension: (..., E) -> (...) float32; 0 is perfect balance."""
+    """max(c) / mean(c) - 1 over the experts: (..., E) -> (...) float32; 0 is balance."""
     load = load.float()
     return load.amax(dim=-1) / load.mean(dim=-1).clamp(min=1e-9) - 1
 

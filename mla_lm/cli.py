@@ -7,7 +7,7 @@ import difflib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,11 +56,11 @@ def validate(kind: type[Options], values: Mapping[str, Any]) -> Options:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain_validation(error, values)) from None
+        raise UserError(_explain_validation(error, kind, values)) from None
 
 
 def parse_options(kind: type[Options], arguments: Sequence[str]) -> Options:
-    """The options of a verb from KEY=VALUE words, each split at its first `=` and else untouched."""
+    """The options of a verb from KEY=VALUE words, each split at its first `=` only."""
     values = {}
     for word in arguments:
         key, equals, value = word.partition("=")
@@ -108,8 +108,10 @@ def guard(action: Callable[[], None]) -> None:
         raise SystemExit(2) from None
 
 
-def _explain_validation(error: ValidationError, values: Mapping[str, Any]) -> str:
-    first = error.errors()[0]
+def _explain_validation(
+    error: ValidationError, kind: type[BaseModel], values: Mapping[str, Any]
+) -> str:
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a typo comes first
     context = first.get("ctx", {})
     key = _locate(first["loc"], values)
     if first["type"] == "rule":
@@ -117,7 +119,8 @@ def _explain_validation(error: ValidationError, values: Mapping[str, Any]) -> st
     if first["type"] == "union_tag_invalid":
         return f"{key}.kind={context['tag']}: must be one of {context['expected_tags']}"
     if first["type"] == "extra_forbidden":
-        return _unknown_key(key, (k for k in _dotted_keys(values) if k != key))
+        known = {*kind.model_fields, *_dotted_keys(values)} - {key}
+        return _unknown_key(key, known)
     if first["type"] == "missing":
         return f"{_join(key, str(first['loc'][-1]))}: must be given"
     rule = first["msg"].replace("Input should", "must", 1)
@@ -144,7 +147,9 @@ def _explain_hydra(name: str, error: Exception) -> str:
     if match := re.search(r"Could not (?:override|delete)[^']*'([^']+)'", text):
         key = match[1].split("@")[0]
         return _unknown_key(key, _known_keys(name))
-    if match := re.search(r"(?:find|load) '([^']+)'.*?Available options in '[^']+':(.*)", text, re.S):
+    if match := re.search(
+        r"(?:find|load) '([^']+)'.*?Available options in '[^']+':(.*)", text, re.S
+    ):
         group, _, choice = match[1].rpartition("/")
         choices = [c for c in re.findall(r"^\s+(\S+)$", match[2], re.M) if not c.startswith("_")]
         return f"{group}={choice}: unknown choice; choose from {', '.join(choices)}"
@@ -154,8 +159,8 @@ def _explain_hydra(name: str, error: Exception) -> str:
     return prefix + " ".join(text.split("\n")[0].split())
 
 
-def _unknown_key(key: str, known: Iterator[str]) -> str:
-    nearest = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)
+def _unknown_key(key: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)
     return f"{key}: unknown key; the nearest known one is {nearest[0]}"
 
 

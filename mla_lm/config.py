@@ -1,7 +1,7 @@
 """The typed configuration of a run: the table of contents of everything that can be set.
 
-Hydra composes YAML into a plain dict, `RunConfig` validates it once, and everything downstream takes
-the typed, frozen object. Defaults live in `configs/` only. Knows neither torch nor Hydra.
+Hydra composes YAML into a plain dict, `RunConfig` validates it once, and everything downstream
+takes the typed, frozen object. Defaults live in `configs/` only. Knows neither torch nor Hydra.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -52,7 +52,12 @@ class MLAConfig(Section):
 
     @model_validator(mode="after")
     def _rope_pairs(self) -> Self:
-        require(self.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", self.qk_rope_head_dim, "must be even")
+        require(
+            self.qk_rope_head_dim % 2 == 0,
+            "qk_rope_head_dim",
+            self.qk_rope_head_dim,
+            "must be even",
+        )
         return self
 
     @property
@@ -62,7 +67,7 @@ class MLAConfig(Section):
 
 
 class GroupedAttentionConfig(Section):
-    """MHA, GQA or MQA: `n_kv_heads` key/value heads, each shared by `n_heads / n_kv_heads` queries."""
+    """MHA, GQA or MQA: each of `n_kv_heads` heads serves `n_heads / n_kv_heads` query heads."""
 
     kind: Literal["mha", "gqa", "mqa"]
     n_kv_heads: Size
@@ -130,7 +135,7 @@ class MoEConfig(Section):
             active <= kept * (experts // groups),
             "n_activated_experts",
             active,
-            f"must be at most the {kept * (experts // groups)} experts of the topk_groups kept groups",
+            f"must be at most {kept * (experts // groups)}, what topk_groups={kept} groups hold",
         )
         return self
 
@@ -228,12 +233,20 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _path(self) -> Self:
-        require(bool(self.path) or self.kind == "stdlib", "path", self.path, "must name a file, a folder or a glob")
+        require(
+            bool(self.path) or self.kind == "stdlib",
+            "path",
+            self.path,
+            "must name a file, a folder or a glob",
+        )
         return self
 
 
 class OptimConfig(Section):
-    """AdamW (arXiv 1711.05101), or Muon for the hidden matrices, under a warm-up and decay schedule; fractions are of the run's steps."""
+    """AdamW (arXiv 1711.05101), or Muon for the hidden matrices, and the learning-rate schedule.
+
+    Fractions are of the run's steps.
+    """
 
     kind: Literal["adamw", "muon"]
     lr: Positive
@@ -247,7 +260,7 @@ class OptimConfig(Section):
 
 
 class LossConfig(Section):
-    """Weight of the MTP loss: `mtp_weight` up to the share `mtp_switch` of the run, then the other."""
+    """Weight of the MTP loss: `mtp_weight` up to the share `mtp_switch` of the run, then final."""
 
     mtp_weight: NonNegative
     mtp_final_weight: NonNegative

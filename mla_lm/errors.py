@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """Names the key or file, the value, the rule and what to do; the command line prints it, status 2."""
+    """Names the key or file, the value, the rule and what to do; ends a command with status 2."""

@@ -15,7 +15,7 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def mtp_targets(tokens: Tensor, depth: int) -> Tensor:
-    """What MTP depth k predicts: tokens (B, T + 1) -> (B, T - k), position i holding token i + k + 1."""
+    """What depth k predicts: tokens (B, T + 1) -> (B, T - k), at position i token i + k + 1."""
     return tokens[:, depth + 1 :]
 
 

@@ -2,16 +2,25 @@
 
 import ctypes
 import sys
+from typing import Any, Literal
 
 import torch
 
+from mla_lm.config import Precision
+from mla_lm.errors import UserError
 
-def accelerator_type(accelerator: str = "auto") -> str:
-    """`cuda` or `cpu`, as `trainer.accelerator` asks."""
-    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+Resolved = Literal["32-true", "bf16-mixed"]
 
 
-def resolve_precision(precision: str, device_type: str) -> str:
+def accelerator_type(accelerator: str = "auto") -> Literal["cuda", "cpu"]:
+    """What `trainer.accelerator` asks for; raises UserError when a GPU is wanted and there is none."""
+    available = torch.cuda.is_available()
+    if accelerator == "gpu" and not available:
+        raise UserError("trainer.accelerator=gpu: torch finds no CUDA GPU; use auto or cpu")
+    return "cuda" if accelerator != "cpu" and available else "cpu"
+
+
+def resolve_precision(precision: Precision, device_type: str) -> Resolved:
     """Turn `auto` into bf16-mixed where matmul units support bfloat16, else 32-true.
 
     On a CPU without AMX or AVX512-BF16 bfloat16 is emulated, and slower than float32.
@@ -19,13 +28,14 @@ def resolve_precision(precision: str, device_type: str) -> str:
     if precision != "auto":
         return precision
     if device_type == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    supported = getattr(torch.cpu, "get_capabilities", dict)()  # not in torch 2.10
-    fast = supported.get("amx_bf16") or supported.get("avx512_bf16")
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        supported: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = supported.get("amx_bf16", False) or supported.get("avx512_bf16", False)
     return "bf16-mixed" if fast else "32-true"
 
 
-def autocast(precision: str, device_type: str) -> torch.autocast:
+def autocast(precision: Resolved, device_type: str) -> torch.autocast:
     """The context in which a model runs at a resolved `precision` outside Lightning."""
     return torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")
 

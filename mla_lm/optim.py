@@ -41,7 +41,7 @@ def mtp_weight(step: int, *, cfg: LossConfig, max_steps: int) -> float:
 
 
 class MuonAdamW(Optimizer):
-    """AdamW for groups of `kind: adamw`, Muon (arXiv 2502.16982) for matrices in groups of `kind: muon`.
+    """AdamW for groups of `kind: adamw`, Muon (arXiv 2502.16982) for matrices of `kind: muon`.
 
     Muon steps along the orthogonalised momentum, scaled to the RMS of an AdamW step, so both kinds
     share learning rate and decay. Stacked experts (E, rows, columns) are matrices each.
@@ -67,13 +67,16 @@ class MuonAdamW(Optimizer):
         for p in parameters:
             state = self.state[p]
             buffer = state.setdefault("momentum_buffer", torch.zeros_like(p))
+            assert p.grad is not None
             buffer.lerp_(p.grad, 1 - group["momentum"])
             nesterov = p.grad.lerp(buffer, group["momentum"])
             p.mul_(1 - group["lr"] * group["weight_decay"])
             by_shape[p.shape[-2:]].append((p, nesterov))
         for shape, members in by_shape.items():
             matrices = torch.cat([update.reshape(-1, *shape) for _, update in members])
-            updates = orthogonalize(matrices).split([p.numel() // shape.numel() for p, _ in members])
+            updates = orthogonalize(matrices).split(
+                [p.numel() // shape.numel() for p, _ in members]
+            )
             scale = 0.2 * max(shape) ** 0.5
             for (p, _), update in zip(members, updates, strict=True):
                 p.add_(update.view_as(p), alpha=-group["lr"] * scale)
@@ -88,8 +91,9 @@ class MuonAdamW(Optimizer):
         beta1, beta2 = group["betas"]
         adamw(
             parameters,
-            [p.grad for p in parameters],
-            *([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")),
+            [p.grad for p in parameters if p.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
             [],
             [state["step"] for state in states],
             fused=True,
@@ -143,6 +147,4 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig) -> Optimizer:
 
 def build_schedule(optimizer: Optimizer, cfg: OptimConfig, *, max_steps: int) -> LambdaLR:
     """The learning-rate schedule, stepped once per optimizer step."""
-    return LambdaLR(
-        optimizer, partial(lr_multiplier, cfg=cfg, max_steps=max_steps)
-    )
+    return LambdaLR(optimizer, partial(lr_multiplier, cfg=cfg, max_steps=max_steps))

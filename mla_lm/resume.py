@@ -34,7 +34,9 @@ def resolve_resume(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, lis
         path = locate(cfg.resume) if cfg.resume else None
     if path is None:
         if run_dir.is_dir() and any(os.scandir(run_dir)):
-            raise UserError(f"run_dir={run_dir}: the folder is not empty; continue with resume=auto")
+            raise UserError(
+                f"run_dir={run_dir}: the folder is not empty; continue with resume=auto"
+            )
         return cfg.model_copy(update={"resume": None}), overrides
 
     record, _ = read(path)

@@ -42,7 +42,9 @@ def documents(cfg: DataConfig) -> Iterator[Document]:
         left_out = NOT_LIBRARY | GENERATED
         found = [p for p in root.rglob("*.py") if not left_out & set(p.relative_to(root).parts)]
         if not found:
-            raise UserError(f"{root}: this Python has no library sources; use data=text data.path=...")
+            raise UserError(
+                f"{root}: this Python has no library sources; use data=text data.path=..."
+            )
         return _whole_files(root, found)
     return _user_text(str(cfg.path))
 
@@ -64,7 +66,9 @@ def scan(cfg: DataConfig) -> Scan:
         n_documents, n_bytes = n_documents + 1, n_bytes + len(encoded)
     if n_documents < 2:
         source = cfg.path or cfg.kind
-        raise UserError(f"{source}: {n_documents} document(s), too little text to train and validate")
+        raise UserError(
+            f"{source}: {n_documents} document(s), too little text to train and validate"
+        )
     return Scan(digest.hexdigest(), frozenset({*validation, smallest[1]}), n_documents, n_bytes)
 
 

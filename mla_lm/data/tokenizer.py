@@ -1,4 +1,4 @@
-"""Byte-level BPE through the `tokenizers` library. Knows the exact number of bytes of each token."""
+"""Byte-level BPE through the `tokenizers` library; knows the exact bytes behind each token."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -16,7 +16,9 @@ class Tokenizer:
     def __init__(self, json: str) -> None:
         self.json = json
         self._bpe = tokenizers.Tokenizer.from_str(json)
-        self.end_of_text: int = self._bpe.token_to_id(END_OF_TEXT)
+        end_of_text = self._bpe.token_to_id(END_OF_TEXT)
+        assert end_of_text is not None
+        self.end_of_text: int = end_of_text
         self.vocab_size: int = self._bpe.get_vocab_size()
 
     @classmethod

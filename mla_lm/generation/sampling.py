@@ -20,7 +20,7 @@ def generate(
     """Continue tokens (B, T) by up to `max_new_tokens`: (B, T + n) int64.
 
     Temperature 0 is greedy. Generation ends when every row has produced the id `stop`. Beyond
-    `max_seq_len` the model sees the last `max_seq_len` tokens. Raises ValueError on an empty prompt.
+    `max_seq_len` the model sees the last tokens only. Raises ValueError on an empty prompt.
     """
     if tokens.shape[1] == 0:
         raise ValueError("an empty prompt: give at least one token")

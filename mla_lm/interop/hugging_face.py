@@ -37,13 +37,15 @@ OUTER = {
 
 
 def config_dict(cfg: ModelConfig) -> dict[str, Any]:
-    """`config.json` of a `DeepseekV3ForCausalLM`; raises UserError for what that class cannot run."""
+    """`config.json` of a `DeepseekV3ForCausalLM`; UserError for what that class cannot run."""
     mla, moe = cfg.attention, cfg.ffn
     if not isinstance(mla, MLAConfig):
         raise UserError(f"model.attention.kind={mla.kind}: DeepseekV3ForCausalLM has MLA only")
     if isinstance(moe, MoEConfig):
         if moe.n_shared_experts == 0:
-            raise UserError("model.ffn.n_shared_experts=0: DeepseekV3ForCausalLM needs at least one")
+            raise UserError(
+                "model.ffn.n_shared_experts=0: DeepseekV3ForCausalLM needs at least one"
+            )
         experts = {
             "moe_intermediate_size": moe.moe_inter_dim,
             "n_routed_experts": moe.n_routed_experts,

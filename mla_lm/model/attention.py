@@ -15,7 +15,7 @@ LATENT_NORM_EPS = 1e-6  # hard-wired in the released implementations, whatever t
 
 
 class MultiHeadLatentAttention(nn.Module):
-    """MLA: keys and values are up-projected from one small latent, positions ride on one shared key.
+    """MLA: keys and values come from one small latent, positions ride on one shared key.
 
     What a cache needs per token is `kv_lora_rank + qk_rope_head_dim` numbers.
     """
@@ -67,8 +67,11 @@ class GroupedQueryAttention(nn.Module):
         self.k_proj = nn.Linear(cfg.dim, gqa.n_kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(cfg.dim, gqa.n_kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(cfg.n_heads * self.head_dim, cfg.dim, bias=False)
-        norms = [nn.RMSNorm(self.head_dim, eps=cfg.norm_eps) for _ in range(2)]
-        self.q_norm, self.k_norm = norms if gqa.qk_norm else (nn.Identity(), nn.Identity())
+
+        def norm() -> nn.Module:
+            return nn.RMSNorm(self.head_dim, eps=cfg.norm_eps) if gqa.qk_norm else nn.Identity()
+
+        self.q_norm, self.k_norm = norm(), norm()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         q, k, v = (

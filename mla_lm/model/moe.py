@@ -1,7 +1,7 @@
 """DeepSeekMoE (arXiv 2401.06066) with the sigmoid gate of DeepSeek-V3: route, dispatch, combine.
 
-B batch, T tokens, N = B * T, E routed experts, K experts a token. Routing is returned, never stored:
-whoever balances the load (`balance.py`) or adds a loss (`losses.py`) reads it from the output.
+B batch, T tokens, N = B * T, E routed experts, K experts a token. Routing is returned, never
+stored: `balance.py` and `losses.py` read it from the output.
 """
 
 from typing import NamedTuple
@@ -74,7 +74,7 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(n_experts, dim, inter_dim))
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum over the chosen experts: x (N, dim), experts and weights (N, K) -> (N, dim)."""
+        """Weighted sum over the chosen: x (N, dim), experts and weights (N, K) -> (N, dim)."""
         n_experts, top_k = self.gate_up_proj.shape[0], experts.shape[1]
         chosen = experts.flatten()  # (N * K): slot s belongs to token s // K
         order = chosen.argsort(stable=True)  # slots grouped by expert
@@ -86,12 +86,14 @@ class Experts(nn.Module):
         token = order // top_k
         sizes = padded.tolist()
         inputs = x.new_zeros(sum(sizes), x.shape[1]).index_copy(0, rows, x[token])
-        outputs = torch.cat([
-            self.swiglu(chunk, gate_up, down)
-            for chunk, gate_up, down in zip(
-                inputs.split(sizes), self.gate_up_proj, self.down_proj, strict=True
-            )
-        ])  # (padded rows, dim)
+        outputs = torch.cat(
+            [
+                self.swiglu(chunk, gate_up, down)
+                for chunk, gate_up, down in zip(
+                    inputs.split(sizes), self.gate_up_proj, self.down_proj, strict=True
+                )
+            ]
+        )  # (padded rows, dim)
         weighted = outputs[rows] * weights.flatten()[order].unsqueeze(-1)
         return torch.zeros_like(x, dtype=weighted.dtype).index_add(0, token, weighted)
 

@@ -27,7 +27,7 @@ class MTPModule(nn.Module):
     def forward(
         self, hidden: Tensor, embedding: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Routing | None]:
-        """hidden at i and embedding of token i + k, both (B, T - k, dim) -> normed state, same shape."""
+        """hidden at i, embedding of token i + k: both (B, T - k, dim) -> normed state, same."""
         x = self.proj(torch.cat((self.embed_norm(embedding), self.hidden_norm(hidden)), dim=-1))
         x, routing = self.block(x, cos, sin)
         return self.norm(x), routing

@@ -63,7 +63,7 @@ class Progress(L.Callback):
 
 
 class Samples(L.Callback):
-    """Continues a few prompts at every validation; on the console and in `samples.md` of the run."""
+    """Continues a few prompts at every validation: `samples.md`, the first on the console too."""
 
     def __init__(self, prompts: Sequence[str], max_new_tokens: int) -> None:
         self.prompts, self.max_new_tokens = list(prompts), max_new_tokens
@@ -97,7 +97,8 @@ class RandomState(L.Callback):
         self.restored: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        name, keys, *rest = np.random.get_state(legacy=True)
+        numpy_state: Any = np.random.get_state()  # noqa: NPY002
+        name, keys, *rest = numpy_state
         return {
             "python": random.getstate(),
             "numpy": (name, keys.tolist(), *rest),
@@ -114,7 +115,7 @@ class RandomState(L.Callback):
         if self.restored is None:
             return
         random.setstate(self.restored["python"])
-        np.random.set_state(self.restored["numpy"])
+        np.random.set_state(self.restored["numpy"])  # noqa: NPY002
         torch.set_rng_state(self.restored["torch"])
         if self.restored["cuda"]:
             torch.cuda.set_rng_state_all(self.restored["cuda"])

@@ -22,6 +22,8 @@ from mla_lm.optim import build_optimizer, build_schedule, mtp_weight
 class LanguageModel(L.LightningModule):
     """Trains a `Transformer` on batches (B, T + 1) of token ids."""
 
+    byte_lengths: Tensor
+
     def __init__(self, cfg: RunConfig, tokenizer: Tokenizer, record: Record) -> None:
         super().__init__()
         self.cfg, self.tokenizer, self.record = cfg, tokenizer, record
@@ -57,9 +59,7 @@ class LanguageModel(L.LightningModule):
         terms = {"ce": losses.next_token_loss(out.logits, batch[:, 1:])}
         if out.mtp:
             by_depth = [
-                losses.next_token_loss(
-                    self.model.lm_head(hidden), losses.mtp_targets(batch, depth)
-                )
+                losses.next_token_loss(self.model.lm_head(hidden), losses.mtp_targets(batch, depth))
                 for depth, hidden in enumerate(out.mtp, start=1)
             ]
             terms["mtp"] = torch.stack(by_depth).mean()
@@ -105,9 +105,7 @@ class LanguageModel(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.model, self.cfg.optim)
-        schedule = build_schedule(
-            optimizer, self.cfg.optim, max_steps=self.cfg.trainer.max_steps
-        )
+        schedule = build_schedule(optimizer, self.cfg.optim, max_steps=self.cfg.trainer.max_steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

@@ -1,0 +1,49 @@
+"""Evaluate a checkpoint: `python eval.py ckpt=PATH [key=value]`; `--help` shows examples."""
+
+from mla_lm import cli
+from mla_lm.config import EvalConfig
+
+
+def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
+    """Write `metrics.json` beside the checkpoints' folder and print the same as a table."""
+    import json
+    from itertools import islice
+
+    import torch
+    from rich.progress import track
+
+    from mla_lm.checkpoint import load_checkpoint, locate
+    from mla_lm.data import EvalLoader, prepare
+    from mla_lm.errors import UserError
+    from mla_lm.evaluation import evaluate, metrics_table
+    from mla_lm.machine import accelerator_type, autocast, keep_freed_memory, resolve_precision
+
+    keep_freed_memory()
+    path = locate(cfg.ckpt)
+    model, run, tokenizer = load_checkpoint(path)
+    data = prepare(run.data)
+    if data.tokenizer.json != tokenizer.json:
+        raise UserError(
+            f"{path}: its tokenizer is not the one of data.kind={run.data.kind} as it is here; "
+            "the corpus has changed since the run"
+        )
+    batches = EvalLoader(data.val, seq_len=run.data.seq_len, batch_size=cfg.batch_size)
+    device = accelerator_type()
+    precision = resolve_precision(cfg.precision, device)
+    n_batches = min(len(batches), cfg.limit or len(batches))
+    with autocast(precision, device):
+        metrics, load = evaluate(
+            model.to(device),
+            track(islice(batches, n_batches), "evaluating", total=n_batches, transient=True),
+            torch.from_numpy(tokenizer.byte_lengths).to(device),
+        )
+
+    print(f"{path}  {precision}  {n_batches} of {len(batches)} batches")
+    metrics_table(metrics, load)
+    target = path.resolve().parent.parent / "metrics.json"
+    target.write_text(json.dumps(metrics, indent=2) + "\n")
+    print(f"written to {target}")
+
+
+if __name__ == "__main__":
+    cli.main(evaluate, name="eval", kind=EvalConfig)

@@ -1,0 +1,29 @@
+"""`python -m mla_lm VERB [key=value]`, installed as `mla-lm`."""
+
+import sys
+from importlib import import_module
+
+from mla_lm import cli
+from mla_lm.errors import UserError
+
+VERBS = {"generate": "continue a prompt with a trained model"}
+
+
+def main() -> None:
+    """Run the verb named first on the command line."""
+    verb, *arguments = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help"):
+        print("usage: mla-lm VERB [key=value]")
+        print("\n".join(f"  {name:10} {purpose}" for name, purpose in VERBS.items()))
+        return
+
+    def run() -> None:
+        if verb not in VERBS:
+            raise UserError(f"{verb}: unknown verb; choose from {', '.join(VERBS)}")
+        import_module(f"mla_lm.commands.{verb}").run(arguments)
+
+    cli.guard(run)
+
+
+if __name__ == "__main__":
+    main()

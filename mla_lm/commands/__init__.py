@@ -1,0 +1,1 @@
+"""The verbs of `python -m mla_lm`: thin, one file each, `run(arguments)`."""

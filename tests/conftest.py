@@ -1,0 +1,78 @@
+"""Tiny models with distinct dimensions, weights far from their initialisation, one thread."""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import TypeVar
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor, nn
+
+from mla_lm import load_config
+from mla_lm.config import ModelConfig, RunConfig
+from mla_lm.model.moe import Router
+
+settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("tests")
+
+TINY = (
+    "model=nano",
+    "data.seq_len=32",
+    "model.vocab_size=263",
+    "model.dim=36",
+    "model.n_layers=3",
+    "model.n_heads=4",
+    "model.inter_dim=44",
+    "model.sizes.head_dim=14",
+    "model.sizes.nope_head_dim=10",
+    "model.sizes.rope_head_dim=6",
+    "model.sizes.n_kv_heads=2",
+    "model.sizes.kv_lora_rank=20",
+    "model.sizes.moe_inter_dim=28",
+    "model.sizes.n_routed_experts=5",
+)
+ATTENTION = {
+    "mla": ("model/attention=mla",),
+    "mla with q compression": ("model/attention=mla", "model.attention.q_lora_rank=22"),
+    "mha": ("model/attention=mha",),
+    "gqa": ("model/attention=gqa",),
+    "mqa": ("model/attention=mqa",),
+}
+Model = TypeVar("Model", bound=nn.Module)
+
+each_attention = pytest.mark.parametrize("attention", list(ATTENTION.values()), ids=list(ATTENTION))
+
+
+@cache
+def tiny_config(*overrides: str) -> RunConfig:
+    """A run whose dimensions all differ, so that no transposed or mixed-up axis goes unnoticed."""
+    return load_config([*TINY, *overrides])
+
+
+@torch.no_grad()
+def randomized(model: Model) -> Model:
+    """`model` itself with larger weights, uneven norms and biases: logits and routing far from uniform."""
+    for p in model.parameters():
+        p.mul_(3) if p.ndim > 1 else p.uniform_(0.5, 1.5)
+    for module in model.modules():
+        if isinstance(module, Router):
+            module.e_score_correction_bias.normal_(std=0.3)
+    return model
+
+
+def random_tokens(cfg: ModelConfig, batch: int, length: int) -> Tensor:
+    return torch.randint(cfg.vocab_size, (batch, length))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
