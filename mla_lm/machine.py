@@ -13,7 +13,7 @@ Resolved = Literal["32-true", "bf16-mixed"]
 
 
 def accelerator_type(accelerator: str = "auto") -> Literal["cuda", "cpu"]:
-    """What `trainer.accelerator` asks for; raises UserError when a GPU is wanted and there is none."""
+    """What `trainer.accelerator` asks for; UserError when a GPU is wanted and there is none."""
     available = torch.cuda.is_available()
     if accelerator == "gpu" and not available:
         raise UserError("trainer.accelerator=gpu: torch finds no CUDA GPU; use auto or cpu")

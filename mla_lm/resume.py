@@ -39,7 +39,7 @@ def resolve_resume(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, lis
             )
         return cfg.model_copy(update={"resume": None}), overrides
 
-    record, _ = read(path)
+    record, content = read(path)
     if not any(override.startswith("run_dir=") for override in overrides):
         run_dir = path.resolve().parent.parent
     merged = [
@@ -48,6 +48,7 @@ def resolve_resume(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, lis
     ]
     resumed = load_config([*merged, f"run_dir={run_dir}"])
     _refuse_changes(path, record.config, resumed.model_dump(mode="json"), cfg.resume_allow)
+    print(f"resumed {path} step {content['global_step']}")
     return resumed.model_copy(update={"resume": str(path)}), merged
 
 

@@ -60,10 +60,10 @@ def sees_only_itself(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return v.flatten(-2)
 
 
-def embedding_one_later(
+def embedding_of_the_next_token_too(
     self: MTPModule, hidden: Tensor, embedding: Tensor, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Routing | None]:
-    return honest_mtp_forward(self, hidden, embedding.roll(-1, dims=1), cos, sin)
+    return honest_mtp_forward(self, hidden, embedding + embedding.roll(-1, dims=1), cos, sin)
 
 
 honest_mtp_forward = MTPModule.forward
@@ -100,6 +100,6 @@ def test_a_wrong_mask_is_found(
 def test_an_mtp_shift_too_far_is_found(
     monkeypatch: pytest.MonkeyPatch, depth: int, check: Checker
 ) -> None:
-    monkeypatch.setattr(MTPModule, "forward", embedding_one_later)
+    monkeypatch.setattr(MTPModule, "forward", embedding_of_the_next_token_too)
     with pytest.raises(AssertionError, match="leaks|later"):
         check(two_depths(), depth)

@@ -1,0 +1,174 @@
+"""The closed forms against counted tensors, counted FLOPs and DeepSeek-V3's published sizes."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from mla_lm.accounting import (
+    cache_numbers_per_token,
+    count_parameters,
+    describe,
+    train_flops_per_token,
+)
+from mla_lm.config import ModelConfig
+from mla_lm.model import Transformer
+from mla_lm.model import attention as attention_module
+from mla_lm.model import moe as moe_module
+from tests.conftest import each_attention, random_tokens, tiny_config
+
+DEEPSEEK_V3 = (
+    "data.seq_len=4096",
+    "model.vocab_size=129280",
+    "model.dim=7168",
+    "model.n_layers=61",
+    "model.n_heads=128",
+    "model.n_dense_layers=3",
+    "model.inter_dim=18432",
+    "model.attention.q_lora_rank=1536",
+    "model.attention.kv_lora_rank=512",
+    "model.attention.qk_nope_head_dim=128",
+    "model.attention.qk_rope_head_dim=64",
+    "model.attention.v_head_dim=128",
+    "model.ffn.moe_inter_dim=2048",
+    "model.ffn.n_routed_experts=256",
+    "model.ffn.n_activated_experts=8",
+    "model.ffn.n_groups=8",
+    "model.ffn.topk_groups=4",
+)
+each_ffn = pytest.mark.parametrize("ffn", ["dense", "moe"])
+
+
+def counted_parameters(model: Transformer) -> tuple[int, int, int, int]:
+    """Total and active of the main model, total and active of MTP, from the tensors themselves."""
+    totals = {"main": [0, 0], "mtp": [0, 0]}
+    for name, p in model.named_parameters():
+        counts = totals["mtp" if name.startswith("mtp") else "main"]
+        counts[0] += p.numel()
+        used = model.cfg.ffn.n_activated_experts if ".experts." in name else 1
+        counts[1] += p[:used].numel() if ".experts." in name else p.numel()
+    return (*totals["main"], *totals["mtp"])
+
+
+@pytest.mark.parametrize("tied", ["true", "false"])
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@each_ffn
+@each_attention
+def test_parameters_equal_counted_ones(
+    attention: tuple[str, ...], ffn: str, depth: int, tied: str
+) -> None:
+    cfg = tiny_config(
+        *attention, f"model/ffn={ffn}", f"model.mtp_depth={depth}", f"model.tie_embeddings={tied}"
+    ).model
+    assert count_parameters(cfg) == counted_parameters(Transformer(cfg))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model/attention=gqa", "model.attention.qk_norm=true", "model.attention.rope_head_dim=4"),
+        ("model.ffn.n_shared_experts=0",),
+        ("model.ffn.n_shared_experts=3", "model.n_dense_layers=0"),
+        ("model.n_dense_layers=3",),
+    ],
+    ids=" ".join,
+)
+def test_parameters_of_unusual_models_equal_counted_ones(overrides: tuple[str, ...]) -> None:
+    cfg = tiny_config(*overrides).model
+    assert count_parameters(cfg) == counted_parameters(Transformer(cfg))
+
+
+def without_core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return v.repeat_interleave(q.shape[2] // v.shape[2], dim=2).flatten(-2)
+
+
+def explicit_core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention as two full matrix products, which count twice the causal half."""
+    groups = q.shape[2] // k.shape[2]
+    q, k, v = q.transpose(1, 2), *(t.repeat_interleave(groups, 2).transpose(1, 2) for t in (k, v))
+    return (((q @ k.mT).softmax(-1)) @ v).transpose(1, 2).flatten(-2)
+
+
+def forward_flops(cfg: ModelConfig, tokens: Tensor) -> int:
+    """FLOPs of a forward pass with the logits of every MTP depth."""
+    model = Transformer(cfg)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        for state in model(tokens).mtp:
+            model.lm_head(state)
+    return counter.get_total_flops()
+
+
+@each_ffn
+@each_attention
+def test_flops_equal_counted_ones(
+    monkeypatch: pytest.MonkeyPatch, attention: tuple[str, ...], ffn: str
+) -> None:
+    monkeypatch.setattr(moe_module, "ROW_BLOCK", 1)  # no padding
+    cfg = tiny_config(*attention, f"model/ffn={ffn}", "model.mtp_depth=0").model
+    batch, length = 2, 24
+    tokens = random_tokens(cfg, batch, length)
+    counts = {}
+    for core in (without_core, explicit_core):
+        monkeypatch.setattr(attention_module, "causal_attention", core)
+        counts[core] = forward_flops(cfg, tokens)
+    causal = (counts[without_core] + counts[explicit_core]) / 2
+    assert 3 * causal == batch * length * train_flops_per_token(cfg, length)
+    assert counts[explicit_core] > counts[without_core]
+
+    with_mtp = tiny_config(*attention, f"model/ffn={ffn}", "model.mtp_depth=1").model
+    per_token = train_flops_per_token(with_mtp, length - 1) - train_flops_per_token(cfg, length - 1)
+    matmul = per_token / 3 - core_flops(cfg, length - 1)
+    monkeypatch.setattr(attention_module, "causal_attention", without_core)
+    counted = forward_flops(with_mtp, tokens) - counts[without_core]
+    assert counted == pytest.approx(batch * (length - 1) * matmul)
+
+
+def core_flops(cfg: ModelConfig, length: int) -> float:
+    """Of one layer, per token and forward pass: what the length adds to the whole."""
+    longer, shorter = (train_flops_per_token(cfg, n) for n in (2 * length, length))
+    return (longer - shorter) / 3 / cfg.n_layers
+
+
+def test_tied_embeddings_cost_the_same_flops() -> None:
+    tied, untied = (tiny_config(f"model.tie_embeddings={flag}").model for flag in ("true", "false"))
+    assert train_flops_per_token(tied, 24) == train_flops_per_token(untied, 24)
+
+
+def test_flops_of_a_dense_mha_by_hand() -> None:
+    cfg = tiny_config("model/attention=mha", "model/ffn=dense", "model.mtp_depth=0").model
+    per_layer = 4 * 36 * 4 * 14 + 3 * 36 * 44
+    core = 3 * 4 * 24 * (14 + 14)
+    assert train_flops_per_token(cfg, 24) == 3 * (2 * (3 * per_layer + 36 * 263) + core)
+
+
+def test_deepseek_v3_has_its_published_size() -> None:
+    cfg = tiny_config(*DEEPSEEK_V3).model
+    parameters = count_parameters(cfg)
+    assert round(parameters.total / 1e9) == 671
+    assert parameters.active / 1e9 == pytest.approx(37, abs=1)
+    ends = 2 * 129280 * 7168
+    assert round((parameters.mtp + ends) / 1e9) in (13, 14)
+    assert cache_numbers_per_token(cfg) == 61 * (512 + 64) == 35_136
+
+
+@pytest.mark.parametrize(
+    ("attention", "expected"),
+    [
+        ("mla", 3 * (20 + 6)),
+        ("mha", 3 * 2 * 4 * 14),
+        ("gqa", 3 * 2 * 2 * 14),
+        ("mqa", 3 * 2 * 1 * 14),
+    ],
+)
+def test_cache_by_hand(attention: str, expected: int) -> None:
+    assert cache_numbers_per_token(tiny_config(f"model/attention={attention}").model) == expected
+
+
+@each_ffn
+@each_attention
+def test_description_of_a_run_names_its_numbers(attention: tuple[str, ...], ffn: str) -> None:
+    cfg = tiny_config(*attention, f"model/ffn={ffn}")
+    text = describe(cfg, "32-true")
+    assert f"{cfg.model.attention.kind} + {ffn}" in text
+    assert f"{cache_numbers_per_token(cfg.model)} numbers a token" in text
+    assert f"{count_parameters(cfg.model).total / 1e6:.2f}M" in text

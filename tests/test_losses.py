@@ -1,0 +1,89 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mla_lm.losses import mtp_targets, next_token_loss, sequence_balance_loss
+from mla_lm.model import Routing
+
+
+def routing_of(scores: Tensor, top_k: int) -> Routing:
+    return Routing(scores, scores.topk(top_k, dim=-1).indices)
+
+
+def cyclic_scores(n_experts: int, batch: int = 2) -> Tensor:
+    """Token t favours expert t, then t + 1, ...: every expert is favoured equally often."""
+    base = torch.linspace(0.9, 0.1, n_experts)
+    rows = torch.stack([base.roll(t) for t in range(n_experts)])
+    return rows.expand(batch, -1, -1).clone()
+
+
+def test_next_token_loss_by_hand() -> None:
+    logits = torch.tensor([[[0.0, math.log(3.0)], [0.0, 0.0]]])
+    loss = next_token_loss(logits, torch.tensor([[1, 0]]))
+    assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
+
+
+def test_next_token_loss_is_float32_for_bfloat16_logits() -> None:
+    logits, targets = torch.randn(2, 3, 7).bfloat16(), torch.randint(7, (2, 3))
+    loss = next_token_loss(logits, targets)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, next_token_loss(logits.float(), targets), rtol=0, atol=0)
+
+
+def test_mtp_targets_by_hand() -> None:
+    tokens = torch.tensor([[10, 11, 12, 13, 14]])
+    assert mtp_targets(tokens, 1).tolist() == [[12, 13, 14]]
+    assert mtp_targets(tokens, 2).tolist() == [[13, 14]]
+
+
+@given(st.integers(2, 9), st.data())
+def test_sequence_loss_is_one_at_perfect_balance(n_experts: int, data: st.DataObject) -> None:
+    top_k = data.draw(st.integers(1, n_experts))
+    loss = sequence_balance_loss(routing_of(cyclic_scores(n_experts), top_k))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(1, abs=1e-6)
+
+
+def test_sequence_loss_by_hand() -> None:
+    scores = torch.tensor([[[0.8, 0.4, 0.4, 0.4], [0.4, 0.2, 0.2, 0.2]]])
+    assert sequence_balance_loss(routing_of(scores, 1)).item() == pytest.approx(4 * 0.4)
+
+
+def test_sequence_loss_is_a_mean_over_sequences_not_over_the_batch() -> None:
+    first, second = torch.tensor([[0.9, 0.1]] * 3), torch.tensor([[0.1, 0.9]] * 3)
+    together = sequence_balance_loss(routing_of(torch.stack((first, second)), 1))
+    assert together.item() == pytest.approx(2 * 0.9)
+
+
+def test_sequence_loss_counts_unbiased_scores_not_the_chosen_experts() -> None:
+    scores = torch.rand(2, 5, 4)
+    elsewhere = Routing(scores, scores.topk(2, dim=-1, largest=False).indices)
+    torch.testing.assert_close(
+        sequence_balance_loss(elsewhere), sequence_balance_loss(routing_of(scores, 2))
+    )
+
+
+def test_gradient_flows_through_the_mean_scores_only() -> None:
+    scores = torch.rand(2, 5, 4, dtype=torch.float64).requires_grad_()
+    (gradient,) = torch.autograd.grad(sequence_balance_loss(routing_of(scores, 2)), scores)
+    counts = torch.zeros(2, 4, dtype=torch.float64)
+    for b in range(2):
+        for t in range(5):
+            for e in scores[b, t].topk(2).indices.tolist():
+                counts[b, e] += 1
+    share = scores / scores.sum(-1, keepdim=True)
+    linear = (counts * 4 / (2 * 5) * share.mean(1)).sum(-1).mean()  # frequencies as constants
+    torch.testing.assert_close(gradient, torch.autograd.grad(linear, scores)[0])
+    assert gradient.abs().max() > 0
+
+
+def test_a_step_down_the_gradient_evens_out_the_scores() -> None:
+    logits = torch.randn(3, 8, 5).requires_grad_()
+    before = sequence_balance_loss(routing_of(logits.sigmoid(), 2))
+    (gradient,) = torch.autograd.grad(before, logits)
+    after = sequence_balance_loss(routing_of((logits - gradient).sigmoid(), 2))
+    assert after < before

@@ -1,0 +1,199 @@
+import io
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.optim import Optimizer
+
+from mla_lm.config import LossConfig, OptimConfig
+from mla_lm.model import Transformer
+from mla_lm.optim import build_optimizer, build_schedule, lr_multiplier, mtp_weight, orthogonalize
+from tests.conftest import tiny_config
+
+FRACTIONS = st.floats(0, 1)
+
+
+def optim_config(**changes: object) -> OptimConfig:
+    return tiny_config().optim.model_copy(update=changes)
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> OptimConfig:
+    return optim_config(
+        schedule=draw(st.sampled_from(["cosine", "wsd"])),
+        warmup_fraction=draw(st.floats(0, 1, exclude_max=True)),
+        decay_fraction=draw(FRACTIONS),
+        min_lr_ratio=draw(FRACTIONS),
+    )
+
+
+def multipliers(cfg: OptimConfig, max_steps: int) -> list[float]:
+    return [lr_multiplier(step, cfg=cfg, max_steps=max_steps) for step in range(max_steps + 2)]
+
+
+@given(schedules(), st.integers(1, 60))
+def test_multiplier_stays_between_zero_and_one_and_ends_at_the_minimum(
+    cfg: OptimConfig, max_steps: int
+) -> None:
+    values = multipliers(cfg, max_steps)
+    assert all(0 <= value <= 1 for value in values)
+    assert all(value > 0 for value in values[:max_steps])
+    assert values[max_steps:] == pytest.approx([cfg.min_lr_ratio] * 2)
+
+
+@given(schedules(), st.integers(1, 60))
+def test_multiplier_rises_during_warm_up_and_never_after(cfg: OptimConfig, max_steps: int) -> None:
+    warmup = round(cfg.warmup_fraction * max_steps)
+    values = multipliers(cfg, max_steps)
+    assert values[:warmup] == pytest.approx([(step + 1) / warmup for step in range(warmup)])
+    after = values[warmup:]
+    assert all(a >= b for a, b in zip(after, after[1:], strict=False))
+
+
+def test_cosine_by_hand() -> None:
+    cfg = optim_config(schedule="cosine", warmup_fraction=0.2, min_lr_ratio=0.1)
+    values = multipliers(cfg, 10)
+    assert values[:3] == pytest.approx([0.5, 1.0, 1.0])
+    assert values[4] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert values[6] == pytest.approx(0.55)
+    assert values[10] == pytest.approx(0.1)
+
+
+def test_wsd_by_hand() -> None:
+    cfg = optim_config(schedule="wsd", warmup_fraction=0.1, decay_fraction=0.4, min_lr_ratio=0.0)
+    expected = [1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0]
+    assert multipliers(cfg, 10)[:11] == pytest.approx(expected)
+
+
+def test_built_schedule_applies_the_multiplier_to_every_group() -> None:
+    cfg = optim_config(kind="muon", schedule="cosine", warmup_fraction=0.3, min_lr_ratio=0.2)
+    optimizer = build_optimizer(Transformer(tiny_config().model), cfg)
+    schedule = build_schedule(optimizer, cfg, max_steps=10)
+    for step in range(10):
+        expected = cfg.lr * lr_multiplier(step, cfg=cfg, max_steps=10)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([expected] * 3)
+        optimizer.step()
+        schedule.step()
+
+
+def test_mtp_weight_switches_once() -> None:
+    cfg = LossConfig(mtp_weight=0.3, mtp_final_weight=0.1, mtp_switch=0.67)
+    weights = [mtp_weight(step, cfg=cfg, max_steps=100) for step in range(100)]
+    assert weights == [0.3] * 67 + [0.1] * 33
+
+
+@pytest.mark.parametrize("tied", ["true", "false"])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_every_parameter_is_in_one_group_and_only_matrices_decay(kind: str, tied: str) -> None:
+    model = Transformer(tiny_config(f"model.tie_embeddings={tied}").model)
+    groups = build_optimizer(model, optim_config(kind=kind)).param_groups
+    names = {p: name for name, p in model.named_parameters()}
+    grouped = [p for group in groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped)) == len(names)
+    for group in groups:
+        for p in group["params"]:
+            assert (group["weight_decay"] > 0) == (p.ndim >= 2), names[p]
+            outer = p.ndim < 2 or names[p].startswith(("embed", "lm_head")) or "router" in names[p]
+            assert group["kind"] == ("adamw" if outer or kind == "adamw" else "muon"), names[p]
+
+
+def twins(kind: str) -> tuple[nn.Module, nn.Module]:
+    """Two models with equal weights."""
+    cfg = tiny_config(f"optim={kind}").model
+    first, second = Transformer(cfg), Transformer(cfg)
+    second.load_state_dict(first.state_dict())
+    return first, second
+
+
+def step_all(seed: int, *pairs: tuple[nn.Module, Optimizer]) -> None:
+    """One step of each optimizer with the same random gradients."""
+    for model, optimizer in pairs:
+        torch.manual_seed(seed)
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+
+
+def test_adamw_equals_torch() -> None:
+    ours, theirs = twins("adamw")
+    cfg = optim_config(weight_decay=0.3, lr=0.01)
+    optimizer = build_optimizer(ours, cfg)
+    reference = torch.optim.AdamW(
+        [
+            {"params": [p for p in theirs.parameters() if p.ndim >= 2], "weight_decay": 0.3},
+            {"params": [p for p in theirs.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=cfg.lr,
+        betas=cfg.betas,
+        eps=cfg.eps,
+    )
+    before = [p.detach().clone() for p in ours.parameters()]
+    for seed in range(6):
+        step_all(seed, (ours, optimizer), (theirs, reference))
+    for start, p, expected in zip(before, ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, expected, rtol=1e-5, atol=1e-6)
+        assert (p - start).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_state_survives_a_file_bit_for_bit(kind: str) -> None:
+    first, second = twins(kind)
+    cfg = optim_config(kind=kind)
+    optimizer = build_optimizer(first, cfg)
+    for seed in range(3):
+        step_all(seed, (first, optimizer))
+
+    file = io.BytesIO()
+    torch.save((first.state_dict(), optimizer.state_dict()), file)
+    file.seek(0)
+    weights, state = torch.load(file, weights_only=True)
+    second.load_state_dict(weights)
+    restored, forgetful = build_optimizer(second, cfg), build_optimizer(first, cfg)
+    restored.load_state_dict(state)
+
+    for seed in range(3, 6):
+        step_all(seed, (first, optimizer), (second, restored))
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+    step_all(6, (first, forgetful), (second, restored))
+    assert not any(map(torch.equal, first.parameters(), second.parameters()))
+
+
+@pytest.mark.parametrize("shape", [(1, 24, 40), (1, 40, 24), (3, 16, 16), (5, 12, 31)])
+def test_orthogonalize_pulls_singular_values_to_about_one(shape: tuple[int, int, int]) -> None:
+    matrices = torch.randn(shape) * torch.logspace(-3, 3, shape[0]).view(-1, 1, 1)
+    result = orthogonalize(matrices)
+    assert result.dtype == torch.float32
+    values = torch.linalg.svdvals(result)
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    similarity = torch.cosine_similarity(result.flatten(1), (u @ vh).flatten(1))
+    assert similarity.min() > 0.95
+
+
+def test_muon_steps_stacked_experts_as_separate_matrices() -> None:
+    stacked, single = nn.Parameter(torch.randn(3, 8, 5)), nn.Parameter(torch.randn(8, 5))
+    cfg = optim_config(kind="muon", weight_decay=0.0)
+    model = nn.ParameterDict({"stacked": stacked, "single": single})
+    optimizer = build_optimizer(model, cfg)
+    before = stacked.detach().clone()
+    stacked.grad, single.grad = torch.randn(3, 8, 5), torch.randn(8, 5)
+    optimizer.step()
+    for index in range(3):
+        values = torch.linalg.svdvals((before - stacked)[index].detach())
+        scale = cfg.lr * 0.2 * 8**0.5
+        assert values.min() > 0.6 * scale
+        assert values.max() < 1.3 * scale
+
+
+def test_muon_decays_like_adamw_when_the_gradient_is_zero() -> None:
+    p = nn.Parameter(torch.randn(6, 4))
+    cfg = optim_config(kind="muon", weight_decay=0.5, lr=0.1)
+    optimizer = build_optimizer(nn.ParameterDict({"p": p}), cfg)
+    before = p.detach().clone()
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), before * (1 - 0.1 * 0.5))
