@@ -41,7 +41,8 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     print(f"{path}  {precision}  {n_batches} of {len(batches)} batches")
     metrics_table(metrics, load)
     target = path.resolve().parent.parent / "metrics.json"
-    target.write_text(json.dumps(metrics, indent=2) + "\n")
+    loads = {} if load is None else {"moe/load": load.tolist()}
+    target.write_text(json.dumps({**metrics, **loads}, indent=2) + "\n")
     print(f"written to {target}")
 
 

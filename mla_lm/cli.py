@@ -4,10 +4,12 @@ The only file that knows Hydra. Torch is not imported before the configuration i
 """
 
 import difflib
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,14 +34,12 @@ def load_config(overrides: Sequence[str] = ()) -> RunConfig:
 def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Compose `configs/NAME.yaml` with Hydra overrides into a resolved plain dict."""
     import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
-    try:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-            return resolve(hydra.compose(name, list(overrides)))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain_hydra(name, error)) from None
+    with (
+        _explained(name),
+        hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)),
+    ):
+        return resolve(hydra.compose(name, list(overrides)))
 
 
 def resolve(cfg: Any) -> dict[str, Any]:
@@ -96,7 +96,12 @@ def main(task: Callable[[Config, list[str]], None], *, name: str, kind: type[Con
 
         run(lambda: resolve(cfg), list(HydraConfig.get().overrides.task))
 
-    hydra_task()
+    def run_hydra() -> None:
+        with _explained(name):
+            hydra_task()
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and ending with status 1
+    guard(run_hydra)
 
 
 def guard(action: Callable[[], None]) -> None:
@@ -106,6 +111,18 @@ def guard(action: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn Hydra's and OmegaConf's errors into a UserError."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain_hydra(name, error)) from None
 
 
 def _explain_validation(

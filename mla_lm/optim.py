@@ -65,8 +65,9 @@ class MuonAdamW(Optimizer):
     def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for p in parameters:
-            state = self.state[p]
-            buffer = state.setdefault("momentum_buffer", torch.zeros_like(p))
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffer = self.state[p]["momentum_buffer"]
             assert p.grad is not None
             buffer.lerp_(p.grad, 1 - group["momentum"])
             nesterov = p.grad.lerp(buffer, group["momentum"])

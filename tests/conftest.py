@@ -52,11 +52,12 @@ def tiny_config(*overrides: str) -> RunConfig:
 
 @torch.no_grad()
 def randomized(model: Model) -> Model:
-    """`model` itself with larger weights, uneven norms and biases: logits and routing far from uniform."""
+    """`model` itself with weights that bring logits and routing far from uniform."""
     for p in model.parameters():
-        p.mul_(3) if p.ndim > 1 else p.uniform_(0.5, 1.5)
+        p.mul_(6) if p.ndim > 1 else p.uniform_(0.5, 1.5)
     for module in model.modules():
         if isinstance(module, Router):
+            module.weight.mul_(2)
             module.e_score_correction_bias.normal_(std=0.3)
     return model
 

@@ -50,16 +50,15 @@ def counted_parameters(model: Transformer) -> tuple[int, int, int, int]:
     return (*totals["main"], *totals["mtp"])
 
 
-@pytest.mark.parametrize("tied", ["true", "false"])
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("depth", [0, 1, 2])
 @each_ffn
 @each_attention
 def test_parameters_equal_counted_ones(
-    attention: tuple[str, ...], ffn: str, depth: int, tied: str
+    attention: tuple[str, ...], ffn: str, depth: int, tied: bool
 ) -> None:
-    cfg = tiny_config(
-        *attention, f"model/ffn={ffn}", f"model.mtp_depth={depth}", f"model.tie_embeddings={tied}"
-    ).model
+    cfg = tiny_config(*attention, f"model/ffn={ffn}").model
+    cfg = cfg.model_copy(update={"mtp_depth": depth, "tie_embeddings": tied})
     assert count_parameters(cfg) == counted_parameters(Transformer(cfg))
 
 
@@ -104,7 +103,7 @@ def test_flops_equal_counted_ones(
     monkeypatch: pytest.MonkeyPatch, attention: tuple[str, ...], ffn: str
 ) -> None:
     monkeypatch.setattr(moe_module, "ROW_BLOCK", 1)  # no padding
-    cfg = tiny_config(*attention, f"model/ffn={ffn}", "model.mtp_depth=0").model
+    cfg = tiny_config(*attention, f"model/ffn={ffn}").model.model_copy(update={"mtp_depth": 0})
     batch, length = 2, 24
     tokens = random_tokens(cfg, batch, length)
     counts = {}
@@ -115,7 +114,7 @@ def test_flops_equal_counted_ones(
     assert 3 * causal == batch * length * train_flops_per_token(cfg, length)
     assert counts[explicit_core] > counts[without_core]
 
-    with_mtp = tiny_config(*attention, f"model/ffn={ffn}", "model.mtp_depth=1").model
+    with_mtp = cfg.model_copy(update={"mtp_depth": 1})
     per_token = train_flops_per_token(with_mtp, length - 1) - train_flops_per_token(cfg, length - 1)
     matmul = per_token / 3 - core_flops(cfg, length - 1)
     monkeypatch.setattr(attention_module, "causal_attention", without_core)

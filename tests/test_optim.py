@@ -1,5 +1,6 @@
 import io
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_multiplier_rises_during_warm_up_and_never_after(cfg: OptimConfig, max_s
     values = multipliers(cfg, max_steps)
     assert values[:warmup] == pytest.approx([(step + 1) / warmup for step in range(warmup)])
     after = values[warmup:]
-    assert all(a >= b for a, b in zip(after, after[1:], strict=False))
+    assert all(a >= b for a, b in pairwise(after))
 
 
 def test_cosine_by_hand() -> None:

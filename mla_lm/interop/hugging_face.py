@@ -41,7 +41,11 @@ def config_dict(cfg: ModelConfig) -> dict[str, Any]:
     mla, moe = cfg.attention, cfg.ffn
     if not isinstance(mla, MLAConfig):
         raise UserError(f"model.attention.kind={mla.kind}: DeepseekV3ForCausalLM has MLA only")
+    if cfg.mtp_depth and cfg.mtp_input == "pre_norm":
+        raise UserError("model.mtp_input=pre_norm: the released layout feeds the normed state")
     if isinstance(moe, MoEConfig):
+        if moe.n_routed_experts == 1:
+            raise UserError("model.ffn.n_routed_experts=1: DeepseekV3ForCausalLM needs two or more")
         if moe.n_shared_experts == 0:
             raise UserError(
                 "model.ffn.n_shared_experts=0: DeepseekV3ForCausalLM needs at least one"

@@ -67,7 +67,7 @@ class Transformer(nn.Module):
         mtp_states = []
         state = hidden if self.cfg.mtp_input == "post_norm" else x
         for depth, module in enumerate(self.mtp if mtp else (), start=1):
-            length = n_tokens - depth  # the last `depth` positions know no token that far ahead
+            length = max(0, n_tokens - depth)  # later positions know no token that far ahead
             state, block_routing = module(
                 state[:, :length], embeddings[:, depth:], cos[:length], sin[:length]
             )

@@ -50,6 +50,7 @@ class LanguageModel(L.LightningModule):
             load = balance.expert_load(out.routing)
             self.expert_load = load if self.expert_load is None else self.expert_load + load
         self.log("train/loss", loss)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         return loss
 

@@ -33,7 +33,7 @@ GROUPED_SHAPES = [
 
 
 def slow_rotate(x: Tensor, position: int, theta: float) -> Tensor:
-    """A vector's adjacent pairs as complex numbers, each turned by position * theta^(-2i / width)."""
+    """Adjacent pairs as complex numbers, each turned by position * theta^(-2i / width)."""
     pairs = []
     for i in range(len(x) // 2):
         angle = position * theta ** (-2 * i / len(x))

@@ -36,7 +36,7 @@ def check_by_perturbation(model: Transformer, depth: int) -> None:
 
 
 def check_by_gradient(model: Transformer, depth: int) -> None:
-    """Logits at i have exactly no gradient to embeddings after i + depth, and some to all others."""
+    """Logits at i have no gradient at all to embeddings after i + depth, and some to all others."""
     tokens = random_tokens(model.cfg, 2, LENGTH)
     embeddings = model.embed(tokens).detach().requires_grad_()
     model.embed.register_forward_hook(lambda *_: embeddings)
@@ -101,5 +101,5 @@ def test_an_mtp_shift_too_far_is_found(
     monkeypatch: pytest.MonkeyPatch, depth: int, check: Checker
 ) -> None:
     monkeypatch.setattr(MTPModule, "forward", embedding_of_the_next_token_too)
-    with pytest.raises(AssertionError, match="leaks|later"):
+    with pytest.raises(AssertionError, match=r"leaks|later"):
         check(two_depths(), depth)

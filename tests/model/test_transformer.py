@@ -74,6 +74,7 @@ def test_hidden_is_the_state_after_the_final_norm() -> None:
     torch.testing.assert_close(hidden.square().mean(-1), torch.ones(2, 9), rtol=1e-3, atol=1e-3)
 
 
+@torch.no_grad()
 def test_residual_writers_start_smaller_than_other_weights() -> None:
     model = Transformer(load_config(["model=nano", "model.n_layers=8"]).model)
     block = model.blocks[-1]
@@ -95,7 +96,7 @@ def test_too_long_an_input_is_refused() -> None:
     cfg = tiny_config().model
     model = Transformer(cfg)
     model(random_tokens(cfg, 1, cfg.max_seq_len))
-    with pytest.raises(UserError, match="33 tokens exceed model.max_seq_len=32"):
+    with pytest.raises(UserError, match=r"33 tokens exceed model\.max_seq_len=32"):
         model(random_tokens(cfg, 1, cfg.max_seq_len + 1))
 
 

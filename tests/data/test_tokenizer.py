@@ -1,0 +1,76 @@
+"""Text to ids and back without loss, and the exact bytes behind each id."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mla_lm.data import Tokenizer
+from mla_lm.data.tokenizer import END_OF_TEXT
+from tests.data.conftest import some_text
+
+ODD = ["", " ", "\r\n\r\n", "\t  x  ", "naïve 終 🙂", "\u2028\x00\x7f", "e\u0301 é", "a" * 5000]
+texts = st.one_of(
+    st.text(), st.text(alphabet="ab \n\t<|endoftext|>"), st.sampled_from([*ODD, END_OF_TEXT * 3])
+)
+
+
+@given(text=texts)
+def test_decode_inverts_encode(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(text=texts)
+def test_byte_lengths_add_up(tokenizer: Tokenizer, text: str) -> None:
+    ids = np.array(tokenizer.encode(text), dtype=np.int64)
+    assert tokenizer.byte_lengths[ids].sum() == len(text.encode())
+
+
+@given(batch=st.lists(texts, max_size=6))
+def test_batch_equals_one_by_one(tokenizer: Tokenizer, batch: list[str]) -> None:
+    assert tokenizer.encode_batch(batch) == [tokenizer.encode(text) for text in batch]
+
+
+def test_byte_lengths_cover_the_vocabulary(tokenizer: Tokenizer) -> None:
+    lengths = tokenizer.byte_lengths
+    assert lengths.shape == (tokenizer.vocab_size,)
+    assert lengths[tokenizer.end_of_text] == 0
+    assert (np.delete(lengths, tokenizer.end_of_text) >= 1).all()
+    assert lengths.max() > 1
+
+
+@pytest.mark.parametrize("text", [END_OF_TEXT, f"a{END_OF_TEXT}b", f"{END_OF_TEXT} " * 3])
+def test_end_of_text_in_text_is_text(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.end_of_text not in ids
+    assert len(ids) > 1
+    assert tokenizer.decode(ids) == text
+
+
+def test_end_of_text_is_left_out_of_decoded_text(tokenizer: Tokenizer) -> None:
+    ids = [tokenizer.end_of_text, *tokenizer.encode("def f"), tokenizer.end_of_text]
+    assert tokenizer.decode(ids) == "def f"
+
+
+@pytest.mark.parametrize("vocab_size", [257, 290, 300])
+def test_vocabulary_has_the_size_asked_for(vocab_size: int) -> None:
+    trained = Tokenizer.train([some_text(3000, seed=1)], vocab_size=vocab_size)
+    assert trained.vocab_size == vocab_size
+    every_byte = "".join(map(chr, range(0x800)))
+    assert trained.decode(trained.encode(every_byte)) == every_byte
+
+
+def test_training_is_deterministic() -> None:
+    corpus = [some_text(300, seed=seed) for seed in range(20)]
+    first, second = (Tokenizer.train(iter(corpus), vocab_size=320) for _ in range(2))
+    assert first.json == second.json
+    assert first.json != Tokenizer.train(corpus[:5], vocab_size=320).json
+
+
+@given(text=texts)
+def test_json_holds_everything(tokenizer: Tokenizer, text: str) -> None:
+    again = Tokenizer(tokenizer.json)
+    assert again.json == tokenizer.json
+    assert again.encode(text) == tokenizer.encode(text)
+    assert again.end_of_text == tokenizer.end_of_text
+    np.testing.assert_array_equal(again.byte_lengths, tokenizer.byte_lengths)

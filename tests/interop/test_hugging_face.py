@@ -1,0 +1,174 @@
+"""The exported layout gives the same logits in `transformers`."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mla_lm.errors import UserError
+from mla_lm.interop import config_dict, to_hugging_face
+from mla_lm.model import Transformer
+from tests.conftest import random_tokens, randomized, tiny_config
+
+transformers = pytest.importorskip("transformers")
+
+GROUPS = (
+    "model.ffn.n_routed_experts=8",
+    "model.ffn.n_groups=4",
+    "model.ffn.topk_groups=2",
+    "model.ffn.n_activated_experts=3",
+)
+MODELS = {
+    "plain": (),
+    "q compression": ("model.attention.q_lora_rank=22",),
+    "groups": GROUPS,
+    "route scale": ("model.ffn.route_scale=2.5",),
+    "unnormalised weights": ("model.ffn.norm_topk=false",),
+    "two shared experts": ("model.ffn.n_shared_experts=2",),
+    "tied": ("model.tie_embeddings=true",),
+    "dense": ("model/ffn=dense",),
+    "all layers MoE": ("model.n_dense_layers=0",),
+    "no layer MoE": ("model.n_dense_layers=3",),
+    "norm eps and theta": ("model.norm_eps=0.01", "model.rope.theta=500.0"),
+    "all at once": (*GROUPS, "model.attention.q_lora_rank=22", "model.ffn.route_scale=2.5"),
+}
+
+
+def build(*overrides: str, depth: int = 0) -> Transformer:
+    cfg = tiny_config(f"model.mtp_depth={depth}", *overrides).model
+    return randomized(Transformer(cfg)).eval()
+
+
+def write(model: Transformer, state: dict[str, Tensor], folder: Path) -> None:
+    """A folder as `from_pretrained` reads it."""
+    (folder / "config.json").write_text(json.dumps(config_dict(model.cfg)))
+    contiguous = {name: tensor.clone() for name, tensor in state.items()}
+    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def load(folder: Path) -> Any:
+    """Their model; every tensor on disk must have been used, and none missed."""
+    theirs, info = transformers.DeepseekV3ForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    return theirs.eval()
+
+
+@torch.no_grad()
+def check_logits(model: Transformer, state: dict[str, Tensor], folder: Path) -> None:
+    write(model, state, folder)
+    tokens = random_tokens(model.cfg, 2, 17)
+    ours = model(tokens).logits
+    assert ours.std() > 0.1
+    torch.testing.assert_close(load(folder)(tokens).logits, ours, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("overrides", MODELS.values(), ids=MODELS)
+def test_logits_agree(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    model = build(*overrides)
+    check_logits(model, to_hugging_face(model.state_dict(), model.cfg), tmp_path)
+
+
+def swap_gate_and_up(state: dict[str, Tensor]) -> None:
+    stem = "model.layers.1.mlp.experts.2"
+    gate, up = f"{stem}.gate_proj.weight", f"{stem}.up_proj.weight"
+    state[gate], state[up] = state[up], state[gate]
+
+
+def rotate_halves(state: dict[str, Tensor]) -> None:
+    """The order of rotary rows that a half-rotating model would store."""
+    name = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"
+    latent, rope = state[name].split((20, 6))
+    state[name] = torch.cat((latent, rope[0::2], rope[1::2]))
+
+
+def forget_the_bias(state: dict[str, Tensor]) -> None:
+    state["model.layers.1.mlp.gate.e_score_correction_bias"] = torch.zeros(5)
+
+
+@pytest.mark.parametrize("fault", [swap_gate_and_up, rotate_halves, forget_the_bias])
+def test_a_wrong_layout_is_found(fault: Any, tmp_path: Path) -> None:
+    model = build()
+    state = to_hugging_face(model.state_dict(), model.cfg)
+    fault(state)
+    with pytest.raises(AssertionError, match="not close"):
+        check_logits(model, state, tmp_path)
+
+
+@torch.no_grad()
+def check_mtp(
+    model: Transformer, state: dict[str, Tensor], folder: Path, patch: pytest.MonkeyPatch
+) -> None:
+    """Compare every MTP depth; their class knows layer 61 only, so it is told ours."""
+    write(model, state, folder)
+    n_layers, depth = model.cfg.n_layers, model.cfg.mtp_depth
+    theirs_class = transformers.DeepseekV3ForCausalLM
+    layers = "|".join(str(n_layers + k) for k in range(depth))
+    ignored = [rf"model\.layers\.(?:{layers})\..*"]
+    patch.setattr(theirs_class, "_keys_to_ignore_on_load_unexpected", ignored)
+    theirs = load(folder)
+    heads = transformers.modeling_layers.MtpModel.from_pretrained(theirs).eval()
+    tokens = random_tokens(model.cfg, 2, 17)
+    out, hidden = model(tokens), theirs.model(tokens).last_hidden_state
+    for k, ours in enumerate(out.mtp, start=1):
+        positions = torch.arange(ours.shape[1])[None]
+        hidden = heads.forward_layer(
+            k - 1, hidden[:, : ours.shape[1]], positions, None, input_ids=tokens[:, k:]
+        )
+        torch.testing.assert_close(hidden, ours, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_mtp_states_agree(depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(depth=depth)
+    check_mtp(model, to_hugging_face(model.state_dict(), model.cfg), tmp_path, monkeypatch)
+
+
+def test_mtp_inputs_in_the_papers_order_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(depth=1)
+    state = to_hugging_face(model.state_dict(), model.cfg)
+    name = "model.layers.3.eh_proj.weight"
+    state[name] = state[name].roll(model.cfg.dim, dims=1)
+    with pytest.raises(AssertionError, match="not close"):
+        check_mtp(model, state, tmp_path, monkeypatch)
+
+
+def test_mtp_layers_carry_the_shared_ends_again() -> None:
+    model = build(depth=2)
+    state = to_hugging_face(model.state_dict(), model.cfg)
+    assert config_dict(model.cfg)["num_nextn_predict_layers"] == 2
+    for layer in (3, 4):
+        assert torch.equal(state[f"model.layers.{layer}.embed_tokens.weight"], model.embed.weight)
+        head = state[f"model.layers.{layer}.shared_head.head.weight"]
+        assert torch.equal(head, model.lm_head.weight)
+
+
+def test_experts_are_separate_matrices_on_disk() -> None:
+    model = build()
+    state = to_hugging_face(model.state_dict(), model.cfg)
+    for name in ("gate_proj", "up_proj"):
+        for expert in range(5):
+            assert state[f"model.layers.2.mlp.experts.{expert}.{name}.weight"].shape == (28, 36)
+    assert not any("gate_up" in name for name in state)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model/attention=gqa",), "model.attention.kind=gqa"),
+        (("model/attention=mha",), "model.attention.kind=mha"),
+        (("model.ffn.n_shared_experts=0",), "model.ffn.n_shared_experts=0"),
+        (("model/ffn=dense", "model.mtp_depth=1"), "model.mtp_depth"),
+    ],
+)
+def test_what_the_class_cannot_run_is_refused(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        config_dict(tiny_config(*overrides).model)

@@ -1,0 +1,32 @@
+"""Commands as a user starts them: real processes, on one thread as the tests themselves."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+APPLICATIONS = ("train.py", "eval.py")
+
+
+def command(*words: str) -> list[str]:
+    """`train.py ...`, `eval.py ...` or `-m mla_lm ...` behind this Python."""
+    first, *rest = words
+    return [sys.executable, str(ROOT / first) if first in APPLICATIONS else first, *rest]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **extra}
+
+
+def run(*words: str, cwd: Path, stdin: str = "", **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run to the end, whatever the status."""
+    return subprocess.run(
+        command(*words),
+        cwd=cwd,
+        env=environment(**extra),
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )

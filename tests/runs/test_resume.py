@@ -1,0 +1,216 @@
+"""A run that was killed continues as if nothing had happened, or is refused for a reason."""
+
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mla_lm.checkpoint import newest
+from mla_lm.data import TrainLoader
+from mla_lm.optim import MuonAdamW
+from tests.processes import command, environment, run
+from tests.runs.conftest import (
+    STEPS,
+    Run,
+    checkpoint,
+    content,
+    copied,
+    logged,
+    refusal,
+    resolve,
+    train_here,
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:Checkpoint directory .* exists and is not empty:UserWarning"
+    ),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def killed(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same run, killed behind its first checkpoint."""
+    place = tmp_path_factory.mktemp("killed")
+    process = subprocess.Popen(
+        command("train.py", *trained.overrides, f"run_dir={place / 'run'}"),
+        cwd=place,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    assert process.stdout is not None
+    with process.stdout as lines:
+        for line in lines:
+            if line.startswith("step 6/"):
+                break
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not checkpoint(place / "run", STEPS).exists()
+    return place / "run"
+
+
+@pytest.fixture
+def interrupted(killed: Path, tmp_path: Path) -> Path:
+    return copied(killed, tmp_path / "interrupted")
+
+
+def differences(one: Any, other: Any, key: str = "") -> list[str]:
+    """Where two nested states differ in a single bit."""
+    if isinstance(one, torch.Tensor):
+        return [] if torch.equal(one, other) else [key]
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), key
+        return [d for k in one for d in differences(one[k], other[k], f"{key}.{k}")]
+    if isinstance(one, list | tuple):
+        assert len(one) == len(other), key
+        return [
+            d
+            for i, (a, b) in enumerate(zip(one, other, strict=True))
+            for d in differences(a, b, f"{key}.{i}")
+        ]
+    return [] if one == other else [key]
+
+
+def end_differences(folder: Path, trained: Run) -> list[str]:
+    got, wanted = (content(checkpoint(place, STEPS)) for place in (folder, trained.folder))
+    keys = ("global_step", "state_dict", "optimizer_states", "lr_schedulers")
+    return differences({k: got[k] for k in keys}, {k: wanted[k] for k in keys})
+
+
+def test_killed_run_continues_bit_for_bit(trained: Run, interrupted: Path) -> None:
+    start = newest(interrupted)
+    assert start is not None
+    step = content(start)["global_step"]
+    words = ("train.py", *trained.overrides, f"run_dir={interrupted}", "resume=auto")
+    result = run(*words, cwd=interrupted)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0] == f"resumed {start} step {step}"
+    assert end_differences(interrupted, trained) == []
+
+    reference = [row for row in logged(trained.folder) if "train/ce" in row][step:]
+    resumed = [row for row in logged(interrupted, version=1) if "train/ce" in row]
+    assert len(resumed) == STEPS - step
+    for got, wanted in zip(resumed, reference, strict=True):
+        for name in ("step", "train/lr", "train/loss", "moe/max_violation"):
+            assert got[name] == wanted[name]
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_a_checkpoint_knows_how_to_continue(trained: Run, interrupted: Path, form: str) -> None:
+    start = newest(interrupted)
+    train_here(f"resume={start if form == 'file' else interrupted}")
+    assert end_differences(interrupted, trained) == []
+
+
+def test_run_continues_behind_the_end_of_an_epoch(trained: Run, interrupted: Path) -> None:
+    shutil.copy(checkpoint(trained.folder, 10), checkpoint(interrupted, 10))
+    train_here(f"resume={checkpoint(interrupted, 10)}")
+    assert end_differences(interrupted, trained) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [(TrainLoader, "load_state_dict"), (MuonAdamW, "load_state_dict")],
+    ids=["loader", "optimizer"],
+)
+def test_state_that_is_not_restored_is_noticed(
+    trained: Run, interrupted: Path, part: type, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part, method, lambda self, state: None)
+    train_here(f"resume={interrupted}")
+    assert end_differences(interrupted, trained) != []
+
+
+def test_random_state_is_restored_before_the_first_batch() -> None:
+    import random
+
+    import numpy as np
+
+    from mla_lm.training.callbacks import RandomState
+
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+    state = RandomState().state_dict()
+    expected = draw()
+    assert draw() != expected
+    resumed = RandomState()
+    resumed.load_state_dict(state)
+    resumed.on_train_batch_start(None, None, None, 0)  # type: ignore[arg-type]
+    assert draw() == expected
+    resumed.on_train_batch_start(None, None, None, 1)  # type: ignore[arg-type]
+    assert draw() != expected
+
+
+@pytest.mark.parametrize(
+    ("override", "before"),
+    [
+        ("model.dim=64", "48"),
+        ("model.attention.kv_lora_rank=24", "20"),
+        ("data.seq_len=16", "32"),
+        ("data.batch_size=8", "4"),
+        ("seed=7", "1"),
+        ("trainer.accumulate_grad_batches=2", "1"),
+    ],
+)
+def test_a_change_of_the_run_is_refused_naming_both_values(
+    trained: Run, override: str, before: str
+) -> None:
+    message = refusal(lambda: resolve(trained, f"resume={trained.folder}", override))
+    assert message.startswith(f"{override}: ")
+    assert f"trained with {before};" in message
+    allowed = resolve(
+        trained,
+        f"resume={trained.folder}",
+        override,
+        f"resume_allow=[{override.split('=')[0]},model.max_seq_len]",
+    )
+    assert allowed.resume == str(checkpoint(trained.folder, STEPS))
+
+
+def test_another_attention_kind_is_refused(trained: Run) -> None:
+    words = (f"resume={trained.folder}", "model/attention=gqa")
+    assert "model.attention." in refusal(lambda: resolve(trained, *words))
+
+
+def test_length_and_learning_rate_may_change(trained: Run) -> None:
+    words = (f"resume={trained.folder}", "trainer.max_steps=20", "optim.lr=0.001")
+    cfg = resolve(trained, *words)
+    assert (cfg.trainer.max_steps, cfg.optim.lr) == (20, 0.001)
+    assert cfg.run_dir == str(trained.folder)
+
+
+def test_changed_corpus_is_refused(trained: Run, tmp_path: Path) -> None:
+    place = copied(trained.folder.parent, tmp_path / "moved")
+    path = checkpoint(place / "run", STEPS)
+    text = place / "text" / "00.py"
+    text.write_text(text.read_text() + "more = 1\n")
+    words = (f"data.path={place / 'text'}", "resume_allow=[data.path]", "trainer.max_steps=14")
+    message = refusal(lambda: train_here(f"resume={path}", *words))
+    assert "corpus" in message or "data" in message
+
+
+def test_auto_needs_a_run_folder(trained: Run) -> None:
+    assert "run_dir" in refusal(lambda: resolve(trained, "resume=auto"))
+
+
+@pytest.mark.parametrize("make", [False, True])
+def test_auto_starts_fresh_in_an_empty_folder(trained: Run, tmp_path: Path, make: bool) -> None:
+    folder = tmp_path / "run"
+    if make:
+        folder.mkdir()
+    cfg = resolve(trained, "resume=auto", f"run_dir={folder}")
+    assert (cfg.resume, cfg.run_dir) == (None, str(folder))
+
+
+def test_auto_starts_fresh_where_a_run_died_before_its_first_checkpoint(
+    trained: Run, interrupted: Path
+) -> None:
+    shutil.rmtree(interrupted / "checkpoints")
+    assert resolve(trained, "resume=auto", f"run_dir={interrupted}").resume is None

@@ -1,0 +1,55 @@
+"""The commands of the README, in its order, shortened by overrides and run in a folder of their own."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = "".join(f"def function_{i}(x):\n    return x + {i}\n\n" for i in range(2000))
+SHORT = [
+    "model=nano",
+    "trainer.max_steps=3",
+    "trainer.val_every_n_steps=3",
+    "data.seq_len=32",
+    "data.tokenizer.vocab_size=300",
+]
+
+
+def commands() -> list[str]:
+    """Every `python ...` line of the bash blocks, comments cut off."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python ")]
+
+
+def shortened(command: str) -> list[str]:
+    words = shlex.split(command)[1:]
+    if words[0] == "train.py":
+        given = {word.split("=")[0] for word in words}
+        words += [o for o in SHORT if o.split("=")[0] not in given | {"model"}]
+        words = ["model=nano" if word.startswith("model=") else word for word in words]
+        if not any(word.startswith(("resume=", "model=")) for word in words):
+            words.append("model=nano")
+        if not any(word.startswith(("resume=", "data=")) for word in words):
+            words += ["data=text", "data.path=my.txt"]
+    elif words[0] == "data/prepare.py":
+        words += [] if "data=text" in words else ["data=text", "data.path=my.txt"]
+    return words
+
+
+@pytest.mark.slow
+def test_readme_commands_run(tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_text(TEXT)
+    for name in ("train.py", "eval.py", "data/prepare.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(ROOT / name)
+    assert len(commands()) >= 6
+    for command in commands():
+        result = subprocess.run(
+            [sys.executable, *shortened(command)], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
