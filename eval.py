@@ -12,9 +12,8 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     import torch
     from rich.progress import track
 
-    from mla_lm.checkpoint import load_checkpoint, locate
+    from mla_lm.checkpoint import load_checkpoint, locate, require_corpus
     from mla_lm.data import EvalLoader, prepare
-    from mla_lm.errors import UserError
     from mla_lm.evaluation import evaluate, metrics_table
     from mla_lm.machine import accelerator_type, autocast, keep_freed_memory, resolve_precision
 
@@ -22,11 +21,7 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     path = locate(cfg.ckpt)
     model, run, tokenizer = load_checkpoint(path)
     data = prepare(run.data)
-    if data.tokenizer.json != tokenizer.json:
-        raise UserError(
-            f"{path}: its tokenizer is not the one of data.kind={run.data.kind} as it is here; "
-            "the corpus has changed since the run"
-        )
+    require_corpus(path, data.manifest)
     batches = EvalLoader(data.val, seq_len=run.data.seq_len, batch_size=cfg.batch_size)
     device = accelerator_type()
     precision = resolve_precision(cfg.precision, device)

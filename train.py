@@ -12,7 +12,7 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
     import lightning as L
 
     from mla_lm.accounting import describe
-    from mla_lm.checkpoint import Record
+    from mla_lm.checkpoint import Record, require_corpus
     from mla_lm.data import EvalLoader, TrainLoader, prepare
     from mla_lm.machine import accelerator_type, keep_freed_memory, resolve_precision
     from mla_lm.resume import resolve_resume
@@ -23,6 +23,8 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
     keep_freed_memory()
     cfg, overrides = resolve_resume(cfg, overrides)
     data = prepare(cfg.data)
+    if cfg.resume:
+        require_corpus(Path(cfg.resume), data.manifest)
     seq_len, batch_size = cfg.data.seq_len, cfg.data.batch_size
     train_batches = TrainLoader(data.train, seq_len=seq_len, batch_size=batch_size, seed=cfg.seed)
     val_batches = EvalLoader(data.val, seq_len=seq_len, batch_size=batch_size)
@@ -30,6 +32,8 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
     precision = resolve_precision(cfg.precision, accelerator)
     print(describe(cfg, precision))
 
+    loggers = cli.instantiate("logger", cfg.logger)
+    callbacks = cli.instantiate("callbacks", cfg.callbacks)
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.json").write_text(cfg.model_dump_json(indent=2) + "\n")
@@ -57,8 +61,8 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=run_dir,
-        logger=cli.instantiate(cfg.logger),
-        callbacks=[RandomState(), checkpoints, *cli.instantiate(cfg.callbacks)],
+        logger=loggers,
+        callbacks=[RandomState(), checkpoints, *callbacks],
     )
     trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
     print(f"saved {checkpoints.save_end(trainer)}")

@@ -66,6 +66,16 @@ def locate(path: str) -> Path:
     return found
 
 
+def require_corpus(path: Path, manifest: dict[str, Any]) -> None:
+    """Refuse a prepared corpus whose text or tokenizer is not the one `path` was trained with."""
+    trained = read(path)[0].data
+    for key in ("corpus", "tokenizer", "val_fraction"):
+        if trained.get(key) != manifest[key]:
+            raise UserError(
+                f"{path}: trained with data {key}={trained.get(key)}, here it is {manifest[key]}"
+            )
+
+
 def load_checkpoint(path: str | Path) -> tuple[Transformer, RunConfig, Tokenizer]:
     """The model in evaluation mode, its run's configuration and its tokenizer.
 

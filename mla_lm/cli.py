@@ -36,7 +36,7 @@ def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     import hydra
 
     with (
-        _explained(name),
+        _explained(name, overrides),
         hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)),
     ):
         return resolve(hydra.compose(name, list(overrides)))
@@ -70,11 +70,18 @@ def parse_options(kind: type[Options], arguments: Sequence[str]) -> Options:
     return validate(kind, values)
 
 
-def instantiate(nodes: Mapping[str, Any]) -> list[Any]:
-    """The objects behind the `_target_` nodes of `callbacks/` or `logger/`."""
+def instantiate(group: str, nodes: Mapping[str, Any]) -> list[Any]:
+    """The objects behind the `_target_` nodes of a group; a node set to null is left out."""
     import hydra.utils
 
-    return [hydra.utils.instantiate(node, _convert_="all") for node in nodes.values()]
+    objects = []
+    for name, node in nodes.items():
+        try:
+            objects.append(hydra.utils.instantiate(node, _convert_="all"))
+        except Exception as error:  # whatever the user's own class raises
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise UserError(f"{group}.{name}: cannot be made ({reason})") from None
+    return [made for made in objects if made is not None]
 
 
 def main(task: Callable[[Config, list[str]], None], *, name: str, kind: type[Config]) -> None:
@@ -97,7 +104,7 @@ def main(task: Callable[[Config, list[str]], None], *, name: str, kind: type[Con
         run(lambda: resolve(cfg), list(HydraConfig.get().overrides.task))
 
     def run_hydra() -> None:
-        with _explained(name):
+        with _explained(name, arguments):
             hydra_task()
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and ending with status 1
@@ -114,7 +121,7 @@ def guard(action: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explained(name: str, overrides: Sequence[str]) -> Iterator[None]:
     """Turn Hydra's and OmegaConf's errors into a UserError."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -123,6 +130,10 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain_hydra(name, error)) from None
+    except UserError:
+        raise
+    except ValueError as error:  # a group set to null or to a number
+        raise UserError(f"{' '.join(overrides)}: {error}") from None
 
 
 def _explain_validation(
@@ -148,6 +159,8 @@ def _locate(location: Sequence[int | str], values: Any) -> str:
     """The dotted key of a pydantic location, without the union tags pydantic puts into it."""
     parts = []
     for part in location:
+        if isinstance(part, int) and part >= len(values):
+            break
         if isinstance(part, int) or part in values:
             parts.append(str(part))
             values = values[part]
@@ -172,8 +185,8 @@ def _explain_hydra(name: str, error: Exception) -> str:
         return f"{group}={choice}: unknown choice; choose from {', '.join(choices)}"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match[1]}: must be given"
-    prefix = f"{override!r}: " if (override := getattr(error, "override", None)) else ""
-    return prefix + " ".join(text.split("\n")[0].split())
+    where = getattr(error, "override", None) or getattr(error, "full_key", None)
+    return (f"{where}: " if where else "") + " ".join(text.split("\n")[0].split())
 
 
 def _unknown_key(key: str, known: Iterable[str]) -> str:

@@ -290,7 +290,7 @@ class RunConfig(Section):
     """Everything `train.py` does. `logger` and `callbacks` are the user's own `_target_` files."""
 
     run_dir: str
-    seed: Count
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     precision: Precision
     resume: str | None
     resume_allow: Strings

@@ -4,7 +4,7 @@
 what defines the run (model, data, seed, global batch) must come out as it was.
 """
 
-import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,30 +26,39 @@ def resolve_resume(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, lis
     into a folder that is not empty.
     """
     run_dir = Path(cfg.run_dir)
-    if cfg.resume == "auto":
-        if not any(override.startswith("run_dir=") for override in overrides):
-            raise UserError("resume=auto: needs run_dir=DIR, the folder of the run to continue")
-        path = newest(run_dir)
-    else:
-        path = locate(cfg.resume) if cfg.resume else None
+    named = any(override.startswith("run_dir=") for override in overrides)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"run_dir={run_dir}: a file of that name exists")
+    if cfg.resume == "auto" and not named:
+        raise UserError("resume=auto: needs run_dir=DIR, the folder of the run to continue")
+    path = newest(run_dir) if cfg.resume == "auto" else _given(cfg.resume)
     if path is None:
-        if run_dir.is_dir() and any(os.scandir(run_dir)):
-            raise UserError(
-                f"run_dir={run_dir}: the folder is not empty; continue with resume=auto"
-            )
+        begun = cfg.resume == "auto" and (run_dir / "config.json").exists()
+        if run_dir.is_dir() and any(run_dir.iterdir()) and not begun:
+            raise UserError(f"run_dir={run_dir}: not empty; name a new folder, or resume=auto")
         return cfg.model_copy(update={"resume": None}), overrides
 
     record, content = read(path)
-    if not any(override.startswith("run_dir=") for override in overrides):
+    if not named:
         run_dir = path.resolve().parent.parent
-    merged = [
-        *(o for o in record.overrides if not o.startswith(STARTERS)),
-        *(o for o in overrides if not o.startswith(STARTERS)),
-    ]
+    merged = [*filter(_may_come_from_a_file, record.overrides), *overrides]
+    merged = [override for override in merged if not override.startswith(STARTERS)]
     resumed = load_config([*merged, f"run_dir={run_dir}"])
     _refuse_changes(path, record.config, resumed.model_dump(mode="json"), cfg.resume_allow)
     print(f"resumed {path} step {content['global_step']}")
     return resumed.model_copy(update={"resume": str(path)}), merged
+
+
+def _given(path: str | None) -> Path | None:
+    return None if path is None else locate(path)
+
+
+def _may_come_from_a_file(override: str) -> bool:
+    """Nodes with a `_target_` come from local YAML; a checkpoint may only choose among them."""
+    key, _, value = override.lstrip("+~").partition("=")
+    return re.split(r"[.@/]", key)[0] not in ("callbacks", "logger") or (
+        key in ("callbacks", "logger") and value.isidentifier()
+    )
 
 
 def _refuse_changes(

@@ -1,4 +1,4 @@
-"""The commands of the README, in its order, shortened by overrides and run in a folder of their own."""
+"""The commands of the README, in its order, shortened by overrides, in a folder of their own."""
 
 import re
 import shlex

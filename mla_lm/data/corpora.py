@@ -8,6 +8,7 @@ import glob
 import hashlib
 import sysconfig
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,8 +59,9 @@ def scan(cfg: DataConfig) -> Scan:
     smallest, n_documents, n_bytes = (2.0, ""), 0, 0
     for name, text in documents(cfg):
         encoded = text.encode()
-        digest.update(f"{name}\0{len(encoded)}\0".encode() + encoded)
-        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+        name_bytes = name.encode(errors="surrogateescape")
+        digest.update(name_bytes + f"\0{len(encoded)}\0".encode() + encoded)
+        place = int.from_bytes(hashlib.sha256(name_bytes).digest()[:8]) / 2**64
         smallest = min(smallest, (place, name))
         if place < cfg.val_fraction:
             validation.add(name)
@@ -69,7 +71,10 @@ def scan(cfg: DataConfig) -> Scan:
         raise UserError(
             f"{source}: {n_documents} document(s), too little text to train and validate"
         )
-    return Scan(digest.hexdigest(), frozenset({*validation, smallest[1]}), n_documents, n_bytes)
+    validation.add(smallest[1])
+    if len(validation) == n_documents:
+        raise UserError(f"data.val_fraction={cfg.val_fraction}: leaves no document to train on")
+    return Scan(digest.hexdigest(), frozenset(validation), n_documents, n_bytes)
 
 
 def _user_text(path: str) -> Iterator[Document]:
@@ -88,8 +93,8 @@ def _user_text(path: str) -> Iterator[Document]:
     matches = [Path(p) for p in glob.glob(str(where), recursive=True) if Path(p).is_file()]
     if not matches:
         raise UserError(f"data.path={path}: no such file or folder, and no file matches")
-    fixed = [part for part in where.parts if not glob.has_magic(part)]
-    return _whole_files(Path(*fixed) if where.is_absolute() or fixed else Path(), matches)
+    fixed = takewhile(lambda part: not glob.has_magic(part), where.parts)
+    return _whole_files(Path(*fixed), matches)
 
 
 def _whole_files(root: Path, files: list[Path]) -> Iterator[Document]:

@@ -42,13 +42,14 @@ class TrainLoader:
         return self.n_windows // self.batch_size
 
     def __iter__(self) -> Iterator[Tensor]:
+        if self.batch == len(self):
+            self.epoch, self.batch = self.epoch + 1, 0
         rng = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
         order = rng.permutation(self.n_windows)
         while self.batch < len(self):
             chosen = order[self.batch * self.batch_size :][: self.batch_size]
             self.batch += 1
             yield _windows(self.tokens, chosen * self.seq_len, self.seq_len)
-        self.epoch, self.batch = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch comes from."""

@@ -10,10 +10,10 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from mla_lm.errors import UserError
 
 VERSION = 1
 ENCODE_BATCH = 64  # documents
+Loaded = TypeVar("Loaded")
 
 
 class PreparedData(NamedTuple):
@@ -57,8 +58,9 @@ def prepare(cfg: DataConfig) -> PreparedData:
 
 
 def open_prepared(folder: Path) -> PreparedData:
-    """Map a prepared folder; raises UserError when a file is missing or has the wrong size."""
-    manifest = json.loads((folder / "manifest.json").read_text())
+    """Map a prepared folder; raises UserError when a file is missing, damaged or of wrong size."""
+    manifest = _load(folder / "manifest.json", json.loads)
+    tokenizer = _load(folder / "tokenizer.json", Tokenizer)
     dtype = np.dtype(manifest["dtype"])
     streams = {}
     for split in ("train", "val"):
@@ -68,8 +70,14 @@ def open_prepared(folder: Path) -> PreparedData:
         if found != expected:
             raise UserError(f"{path}: {found} bytes where {expected} belong; delete {folder}")
         streams[split] = np.memmap(path, dtype=dtype, mode="r")
-    tokenizer = Tokenizer((folder / "tokenizer.json").read_text())
     return PreparedData(streams["train"], streams["val"], tokenizer, manifest)
+
+
+def _load(path: Path, parse: Callable[[str], Loaded]) -> Loaded:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the parsers of JSON and of `tokenizers` fail in many ways
+        raise UserError(f"{path}: {type(error).__name__}; delete {path.parent}") from None
 
 
 def _prepare(cfg: DataConfig, corpus: Scan, settings: dict[str, Any], folder: Path) -> None:
@@ -100,7 +108,12 @@ def _prepare(cfg: DataConfig, corpus: Scan, settings: dict[str, Any], folder: Pa
             counts[split]["bytes"] += len(document.text.encode())
     manifest |= counts
     (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    unfinished.rename(folder)
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        shutil.rmtree(unfinished)  # another process has prepared the same corpus
 
 
 def _encoded(

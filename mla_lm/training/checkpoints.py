@@ -20,6 +20,7 @@ class Checkpoints(ModelCheckpoint):
             mode="max",
             save_top_k=cfg.keep,
             every_n_train_steps=cfg.every_n_steps,
+            save_on_train_epoch_end=True,  # else the last batch of an epoch waits for validation
         )
 
     def save_end(self, trainer: L.Trainer) -> Path:

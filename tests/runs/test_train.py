@@ -143,6 +143,15 @@ def test_run_folder_that_is_a_file_is_refused(trained: Run, tmp_path: Path) -> N
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_callback_that_cannot_be_made_is_refused_before_the_folder(
+    trained: Run, tmp_path: Path
+) -> None:
+    words = (f"run_dir={tmp_path / 'run'}", "callbacks.samples._target_=no.such.Class")
+    with pytest.raises(UserError, match=r"callbacks\.samples"):
+        train_here(*trained.overrides, *words)
+    assert not (tmp_path / "run").exists()
+
+
 def test_batches_follow_the_loader_across_epochs(
     trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
