@@ -4,6 +4,8 @@ Hydra composes YAML into a plain dict, `RunConfig` validates it once, and everyt
 takes the typed, frozen object. Defaults live in `configs/` only. Knows neither torch nor Hydra.
 """
 
+from collections.abc import Iterable
+from functools import reduce
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
@@ -15,6 +17,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Strings = Annotated[tuple[str, ...], Strict(False)]
+Rules = Iterable[tuple[str, bool, str]]
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 
 
@@ -24,6 +27,18 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+    def rules(self) -> Rules:
+        """What must hold between keys: (key, whether it holds, the rule in words)."""
+        return ()
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        for key, holds, rule in self.rules():
+            if not holds:
+                context = {"rule": rule, "key": key, "value": value_at(self, key)}
+                raise PydanticCustomError("rule", "{rule}", context)
+        return self
 
 
 class Sizes(Section):
@@ -50,15 +65,8 @@ class MLAConfig(Section):
     qk_rope_head_dim: Size
     v_head_dim: Size
 
-    @model_validator(mode="after")
-    def _rope_pairs(self) -> Self:
-        require(
-            self.qk_rope_head_dim % 2 == 0,
-            "qk_rope_head_dim",
-            self.qk_rope_head_dim,
-            "must be even",
-        )
-        return self
+    def rules(self) -> Rules:
+        yield "qk_rope_head_dim", self.qk_rope_head_dim % 2 == 0, "must be even"
 
     @property
     def rope_dim(self) -> int:
@@ -75,16 +83,9 @@ class GroupedAttentionConfig(Section):
     rope_head_dim: Size
     qk_norm: bool
 
-    @model_validator(mode="after")
-    def _rope_part(self) -> Self:
-        require(self.rope_head_dim % 2 == 0, "rope_head_dim", self.rope_head_dim, "must be even")
-        require(
-            self.rope_head_dim <= self.head_dim,
-            "rope_head_dim",
-            self.rope_head_dim,
-            f"must be at most head_dim={self.head_dim}",
-        )
-        return self
+    def rules(self) -> Rules:
+        yield "rope_head_dim", self.rope_head_dim % 2 == 0, "must be even"
+        yield at_most(self, "rope_head_dim", "head_dim")
 
     @property
     def rope_dim(self) -> int:
@@ -111,33 +112,19 @@ class MoEConfig(Section):
     route_scale: Positive
     norm_topk: bool
 
-    @model_validator(mode="after")
-    def _groups(self) -> Self:
+    def rules(self) -> Rules:
         experts, groups, kept = self.n_routed_experts, self.n_groups, self.topk_groups
-        active = self.n_activated_experts
-        require(
-            active <= experts,
+        in_kept_groups = kept * (experts // groups)
+        yield at_most(self, "n_activated_experts", "n_routed_experts")
+        yield "n_groups", experts % groups == 0, f"must divide n_routed_experts={experts}"
+        yield at_most(self, "topk_groups", "n_groups")
+        scored = groups == 1 or experts // groups >= 2
+        yield "n_groups", scored, "leaves one expert a group, which is scored by its best two"
+        yield (
             "n_activated_experts",
-            active,
-            f"must be at most n_routed_experts={experts}",
+            self.n_activated_experts <= in_kept_groups,
+            f"must be at most {in_kept_groups}, what topk_groups={kept} groups hold",
         )
-        require(
-            experts % groups == 0, "n_groups", groups, f"must divide n_routed_experts={experts}"
-        )
-        require(kept <= groups, "topk_groups", kept, f"must be at most n_groups={groups}")
-        require(
-            groups == 1 or experts // groups >= 2,
-            "n_groups",
-            groups,
-            "leaves one expert a group, but a group is scored by its best two",
-        )
-        require(
-            active <= kept * (experts // groups),
-            "n_activated_experts",
-            active,
-            f"must be at most {kept * (experts // groups)}, what topk_groups={kept} groups hold",
-        )
-        return self
 
 
 class RopeConfig(Section):
@@ -170,37 +157,15 @@ class ModelConfig(Section):
     rope: RopeConfig
     sizes: Annotated[Sizes | None, Field(exclude=True, repr=False)] = None
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def rules(self) -> Rules:
         attention = self.attention
         if isinstance(attention, GroupedAttentionConfig):
-            kv_heads = attention.n_kv_heads
-            expected = {"mha": self.n_heads, "mqa": 1}.get(attention.kind, kv_heads)
-            require(
-                kv_heads == expected,
-                "attention.n_kv_heads",
-                kv_heads,
-                f"must be {expected} for {attention.kind}",
-            )
-            require(
-                self.n_heads % kv_heads == 0,
-                "n_heads",
-                self.n_heads,
-                f"must be divisible by attention.n_kv_heads={kv_heads}",
-            )
-        require(
-            self.n_dense_layers <= self.n_layers,
-            "n_dense_layers",
-            self.n_dense_layers,
-            f"must be at most n_layers={self.n_layers}",
-        )
-        require(
-            self.mtp_depth < self.max_seq_len,
-            "mtp_depth",
-            self.mtp_depth,
-            f"must be below max_seq_len={self.max_seq_len}",
-        )
-        return self
+            kind, kv_heads = attention.kind, attention.n_kv_heads
+            expected = {"mha": self.n_heads, "mqa": 1}.get(kind, kv_heads)
+            yield "attention.n_kv_heads", kv_heads == expected, f"must be {expected} for {kind}"
+            divides = self.n_heads % kv_heads == 0
+            yield "n_heads", divides, f"must be divisible by attention.n_kv_heads={kv_heads}"
+        yield at_most(self, "n_dense_layers", "n_layers")
 
     def is_moe(self, layer: int) -> bool:
         """Whether block `layer` holds experts; MTP blocks are the layers from `n_layers` on."""
@@ -231,15 +196,9 @@ class DataConfig(Section):
     seq_len: Annotated[int, Field(gt=1)]
     batch_size: Size
 
-    @model_validator(mode="after")
-    def _path(self) -> Self:
-        require(
-            bool(self.path) or self.kind == "stdlib",
-            "path",
-            self.path,
-            "must name a file, a folder or a glob",
-        )
-        return self
+    def rules(self) -> Rules:
+        given = self.kind == "stdlib" or bool(self.path)
+        yield "path", given, "must name a file, a folder or a glob"
 
 
 class OptimConfig(Section):
@@ -304,27 +263,13 @@ class RunConfig(Section):
     logger: dict[str, Any]
     callbacks: dict[str, Any]
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        require(
-            self.data.seq_len <= self.model.max_seq_len,
-            "data.seq_len",
-            self.data.seq_len,
-            f"must be at most model.max_seq_len={self.model.max_seq_len}",
-        )
-        require(
-            self.model.mtp_depth < self.data.seq_len,
-            "model.mtp_depth",
-            self.model.mtp_depth,
-            f"must be below data.seq_len={self.data.seq_len}",
-        )
-        require(
-            self.data.tokenizer.vocab_size <= self.model.vocab_size,
-            "model.vocab_size",
-            self.model.vocab_size,
-            f"must be at least data.tokenizer.vocab_size={self.data.tokenizer.vocab_size}",
-        )
-        return self
+    def rules(self) -> Rules:
+        yield at_most(self, "data.seq_len", "model.max_seq_len")
+        size = self.data.tokenizer.vocab_size
+        holds = self.model.vocab_size >= size
+        yield "model.vocab_size", holds, f"must be at least data.tokenizer.vocab_size={size}"
+        fits = self.model.mtp_depth < self.data.seq_len
+        yield "model.mtp_depth", fits, f"must be below data.seq_len={self.data.seq_len}"
 
 
 class EvalConfig(Section):
@@ -336,7 +281,12 @@ class EvalConfig(Section):
     limit: Size | None
 
 
-def require(rule_holds: bool, key: str, value: object, rule: str) -> None:
-    """Refuse `value` of `key` (relative to the section being validated) unless `rule` holds."""
-    if not rule_holds:
-        raise PydanticCustomError("rule", "{rule}", {"rule": rule, "key": key, "value": value})
+def at_most(section: BaseModel, key: str, limit: str) -> tuple[str, bool, str]:
+    """The rule that one key of a section may not exceed another."""
+    value, bound = value_at(section, key), value_at(section, limit)
+    return key, value <= bound, f"must be at most {limit}={bound}"
+
+
+def value_at(section: BaseModel, key: str) -> Any:
+    """The value of a dotted key."""
+    return reduce(getattr, key.split("."), section)
