@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mla_lm.config import GroupedAttentionConfig, MLAConfig, ModelConfig
+from mla_lm.model.norm import RMSNorm
 from mla_lm.model.rope import rotate
 
 LATENT_NORM_EPS = 1e-6  # hard-wired in the released implementations, whatever the model's norm_eps
@@ -31,11 +32,11 @@ class MultiHeadLatentAttention(nn.Module):
             self.q_proj = nn.Linear(cfg.dim, cfg.n_heads * self.qk_dim, bias=False)
         else:
             self.q_a_proj = nn.Linear(cfg.dim, mla.q_lora_rank, bias=False)
-            self.q_a_norm = nn.RMSNorm(mla.q_lora_rank, eps=LATENT_NORM_EPS)
+            self.q_a_norm = RMSNorm(mla.q_lora_rank, eps=LATENT_NORM_EPS)
             self.q_b_proj = nn.Linear(mla.q_lora_rank, cfg.n_heads * self.qk_dim, bias=False)
         self.compress_q = mla.q_lora_rank is not None
         self.kv_a_proj = nn.Linear(cfg.dim, self.kv_lora_rank + self.rope_dim, bias=False)
-        self.kv_a_norm = nn.RMSNorm(self.kv_lora_rank, eps=LATENT_NORM_EPS)
+        self.kv_a_norm = RMSNorm(self.kv_lora_rank, eps=LATENT_NORM_EPS)
         self.kv_b_proj = nn.Linear(
             self.kv_lora_rank, cfg.n_heads * (self.nope_dim + self.v_dim), bias=False
         )
@@ -69,7 +70,7 @@ class GroupedQueryAttention(nn.Module):
         self.o_proj = nn.Linear(cfg.n_heads * self.head_dim, cfg.dim, bias=False)
 
         def norm() -> nn.Module:
-            return nn.RMSNorm(self.head_dim, eps=cfg.norm_eps) if gqa.qk_norm else nn.Identity()
+            return RMSNorm(self.head_dim, eps=cfg.norm_eps) if gqa.qk_norm else nn.Identity()
 
         self.q_norm, self.k_norm = norm(), norm()
 

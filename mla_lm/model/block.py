@@ -6,6 +6,7 @@ from mla_lm.config import ModelConfig, MoEConfig
 from mla_lm.model.attention import build_attention
 from mla_lm.model.ffn import SwiGLU
 from mla_lm.model.moe import MoE, Routing
+from mla_lm.model.norm import RMSNorm
 
 
 class Block(nn.Module):
@@ -13,9 +14,9 @@ class Block(nn.Module):
 
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(cfg.dim, eps=cfg.norm_eps)
+        self.attention_norm = RMSNorm(cfg.dim, eps=cfg.norm_eps)
         self.attention = build_attention(cfg)
-        self.ffn_norm = nn.RMSNorm(cfg.dim, eps=cfg.norm_eps)
+        self.ffn_norm = RMSNorm(cfg.dim, eps=cfg.norm_eps)
         if isinstance(cfg.ffn, MoEConfig) and cfg.is_moe(layer):
             self.ffn: nn.Module = MoE(cfg.dim, cfg.ffn)
         else:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mla_lm.config import ModelConfig
 from mla_lm.model.block import Block
 from mla_lm.model.moe import Routing
+from mla_lm.model.norm import RMSNorm
 
 
 class MTPModule(nn.Module):
@@ -18,11 +19,11 @@ class MTPModule(nn.Module):
 
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.embed_norm = nn.RMSNorm(cfg.dim, eps=cfg.norm_eps)
-        self.hidden_norm = nn.RMSNorm(cfg.dim, eps=cfg.norm_eps)
+        self.embed_norm = RMSNorm(cfg.dim, eps=cfg.norm_eps)
+        self.hidden_norm = RMSNorm(cfg.dim, eps=cfg.norm_eps)
         self.proj = nn.Linear(2 * cfg.dim, cfg.dim, bias=False)
         self.block = Block(cfg, layer)
-        self.norm = nn.RMSNorm(cfg.dim, eps=cfg.norm_eps)
+        self.norm = RMSNorm(cfg.dim, eps=cfg.norm_eps)
 
     def forward(
         self, hidden: Tensor, embedding: Tensor, cos: Tensor, sin: Tensor

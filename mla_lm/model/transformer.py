@@ -13,6 +13,7 @@ from mla_lm.errors import UserError
 from mla_lm.model.block import Block
 from mla_lm.model.moe import Experts, MoE, Router, Routing
 from mla_lm.model.mtp import MTPModule
+from mla_lm.model.norm import RMSNorm
 from mla_lm.model.rope import rotary_tables
 
 
@@ -36,7 +37,7 @@ class Transformer(nn.Module):
         self.cfg = cfg
         self.embed = nn.Embedding(cfg.vocab_size, cfg.dim)
         self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
-        self.norm = nn.RMSNorm(cfg.dim, eps=cfg.norm_eps)
+        self.norm = RMSNorm(cfg.dim, eps=cfg.norm_eps)
         self.lm_head = nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
         if cfg.tie_embeddings:
             self.lm_head.weight = self.embed.weight
