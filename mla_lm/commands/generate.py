@@ -22,7 +22,7 @@ class GenerateOptions(BaseModel):
     ckpt: Annotated[str, Field(min_length=1)]
     prompt: str
     max_new_tokens: Annotated[int, Field(gt=0)] = 128
-    temperature: Annotated[float, Field(ge=0)] = 0.8
+    temperature: Annotated[float, Field(ge=0)] = 0.6
     top_k: Annotated[int, Field(ge=0)] = 50
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -32,25 +32,21 @@ def run(arguments: Sequence[str]) -> None:
     options = parse_options(GenerateOptions, arguments)
     prompt = _read_prompt(options.prompt)
 
-    import torch
-
     from mla_lm.checkpoint import load_checkpoint
-    from mla_lm.generation import generate
+    from mla_lm.generation import complete
     from mla_lm.machine import accelerator_type
 
     model, _, tokenizer = load_checkpoint(options.ckpt)
-    device = accelerator_type()
-    ids = [tokenizer.end_of_text, *tokenizer.encode(prompt)]
-    tokens = generate(
-        model.to(device),
-        torch.tensor([ids], device=device),
+    text = complete(
+        model.to(accelerator_type()),
+        tokenizer,
+        prompt,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         top_k=options.top_k or None,
-        stop=tokenizer.end_of_text,
         seed=options.seed,
     )
-    print(tokenizer.decode(tokens[0].tolist()))
+    print(text)
 
 
 def _read_prompt(prompt: str) -> str:

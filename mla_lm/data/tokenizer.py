@@ -8,6 +8,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 END_OF_TEXT = "<|endoftext|>"
+SPACE = "Ġ"  # how the byte-level alphabet writes a space
 
 
 class Tokenizer:
@@ -44,6 +45,19 @@ class Tokenizer:
         """The ids of several texts, in parallel."""
         self._bpe.encode_special_tokens = True
         return [encoding.ids for encoding in self._bpe.encode_batch_fast(list(texts))]
+
+    def encode_prompt(self, prompt: str) -> tuple[list[int], NDArray[np.bool_] | None]:
+        """Ids to continue, and which ids (vocab_size,) may come first; None: any.
+
+        Tokens carry the space in front of a word, so a prompt that ends in a space would cut one
+        in two: that space is left to the first new token instead.
+        """
+        if not prompt.endswith(" "):
+            return [self.end_of_text, *self.encode(prompt)], None
+        allowed = np.zeros(self.vocab_size, dtype=np.bool_)
+        for token, index in self._bpe.get_vocab().items():
+            allowed[index] = token.startswith(SPACE)
+        return [self.end_of_text, *self.encode(prompt[:-1])], allowed
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out; bytes that are not UTF-8 become U+FFFD."""

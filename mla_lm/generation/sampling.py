@@ -1,6 +1,7 @@
 """Autoregressive sampling with temperature and top-k."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mla_lm.model import Transformer
@@ -16,19 +17,24 @@ def generate(
     top_k: int | None = None,
     stop: int | None = None,
     seed: int = 0,
+    first: Tensor | None = None,
 ) -> Tensor:
     """Continue tokens (B, T) by up to `max_new_tokens`: (B, T + n) int64.
 
     Temperature 0 is greedy. Generation ends when every row has produced the id `stop`. Beyond
-    `max_seq_len` the model sees the last tokens only. Raises ValueError on an empty prompt.
+    `max_seq_len` the model sees the last tokens only. `first` (at most V,) bool limits the first
+    new token to the ids it marks. Raises ValueError on an empty prompt.
     """
     if tokens.shape[1] == 0:
         raise ValueError("an empty prompt: give at least one token")
     generator = torch.Generator(tokens.device).manual_seed(seed)
     stopped = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
-    for _ in range(max_new_tokens):
+    for position in range(max_new_tokens):
         out = model(tokens[:, -model.cfg.max_seq_len :], logits=False, mtp=False)
         logits = model.lm_head(out.hidden[:, -1]).float()  # (B, V)
+        if position == 0 and first is not None:
+            allowed = F.pad(first, (0, logits.shape[-1] - len(first)))
+            logits = logits.masked_fill(~allowed, -torch.inf)
         choice = _sample(logits, temperature=temperature, top_k=top_k, generator=generator)
         tokens = torch.cat((tokens, choice), dim=1)
         stopped |= choice[:, 0] == stop

@@ -13,7 +13,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from mla_lm.generation import generate
+from mla_lm.generation import complete
 from mla_lm.training.module import LanguageModel
 
 
@@ -70,21 +70,18 @@ class Samples(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
-        tokenizer = pl_module.tokenizer
         with (Path(trainer.default_root_dir) / "samples.md").open("a", encoding="utf-8") as file:
             file.write(f"## step {trainer.global_step}\n\n")
             for seed, prompt in enumerate(self.prompts):
-                ids = [tokenizer.end_of_text, *tokenizer.encode(prompt)]
-                tokens = generate(
+                text = complete(
                     pl_module.model,
-                    torch.tensor([ids], device=pl_module.device),
+                    pl_module.tokenizer,
+                    prompt,
                     max_new_tokens=self.max_new_tokens,
-                    temperature=0.8,
+                    temperature=0.6,
                     top_k=50,
-                    stop=tokenizer.end_of_text,
                     seed=seed,
                 )
-                text = tokenizer.decode(tokens[0].tolist())
                 file.write(f"```\n{text}\n```\n\n")
                 if seed == 0:
                     print(text, flush=True)

@@ -74,3 +74,21 @@ def test_json_holds_everything(tokenizer: Tokenizer, text: str) -> None:
     assert again.encode(text) == tokenizer.encode(text)
     assert again.end_of_text == tokenizer.end_of_text
     np.testing.assert_array_equal(again.byte_lengths, tokenizer.byte_lengths)
+
+
+@pytest.mark.parametrize("prompt", ["def ", "    ", " ", "a  "])
+def test_a_prompt_that_ends_in_a_space_leaves_it_to_the_first_token(
+    tokenizer: Tokenizer, prompt: str
+) -> None:
+    ids, allowed = tokenizer.encode_prompt(prompt)
+    assert allowed is not None
+    assert allowed.any()
+    assert not allowed[tokenizer.end_of_text]
+    for first in np.flatnonzero(allowed):
+        assert tokenizer.decode([*ids, int(first)]).startswith(prompt)
+
+
+def test_any_other_prompt_may_be_continued_by_any_token(tokenizer: Tokenizer) -> None:
+    ids, allowed = tokenizer.encode_prompt("def")
+    assert ids == [tokenizer.end_of_text, *tokenizer.encode("def")]
+    assert allowed is None

@@ -149,3 +149,21 @@ def test_command_line_prints_the_prompt_first(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(prompt)
     assert len(result.stdout.rstrip("\n")) >= len(prompt)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_first_token_can_be_limited(temperature: float) -> None:
+    cfg = tiny_config().model
+    model = randomized(Transformer(cfg))
+    first = torch.zeros(cfg.vocab_size - 3, dtype=torch.bool)
+    first[[5, 9]] = True
+    for seed in range(5):
+        tokens = generate(
+            model,
+            random_tokens(cfg, 2, 4),
+            max_new_tokens=2,
+            temperature=temperature,
+            seed=seed,
+            first=first,
+        )
+        assert set(tokens[:, 4].tolist()) <= {5, 9}
