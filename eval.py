@@ -5,14 +5,14 @@ from mla_lm.config import EvalConfig
 
 
 def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
-    """Write `metrics.json` beside the checkpoints' folder and print the same as a table."""
+    """Write `metrics.json` into the run folder and print the same as a table."""
     import json
     from itertools import islice
 
     import torch
     from rich.progress import track
 
-    from mla_lm.checkpoint import load_checkpoint, locate, require_corpus
+    from mla_lm.checkpoint import load_checkpoint, locate, require_corpus, run_folder
     from mla_lm.data import EvalLoader, prepare
     from mla_lm.evaluation import evaluate, metrics_table
     from mla_lm.machine import accelerator_type, autocast, keep_freed_memory, resolve_precision
@@ -35,9 +35,10 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
 
     print(f"{path}  {precision}  {n_batches} of {len(batches)} batches")
     metrics_table(metrics, load)
-    target = path.resolve().parent.parent / "metrics.json"
+    target = run_folder(path) / "metrics.json"
+    conditions = {"ckpt": path.name, "precision": precision, "limit": cfg.limit}
     loads = {} if load is None else {"moe/load": load.tolist()}
-    target.write_text(json.dumps({**metrics, **loads}, indent=2) + "\n")
+    target.write_text(json.dumps({**conditions, **metrics, **loads}, indent=2) + "\n")
     print(f"written to {target}")
 
 

@@ -26,7 +26,14 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
     if cfg.resume:
         require_corpus(Path(cfg.resume), data.manifest)
     seq_len, batch_size = cfg.data.seq_len, cfg.data.batch_size
-    train_batches = TrainLoader(data.train, seq_len=seq_len, batch_size=batch_size, seed=cfg.seed)
+    accumulate = cfg.trainer.accumulate_grad_batches
+    train_batches = TrainLoader(
+        data.train,
+        seq_len=seq_len,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        seed=cfg.seed,
+    )
     val_batches = EvalLoader(data.val, seq_len=seq_len, batch_size=batch_size)
     accelerator = accelerator_type(cfg.trainer.accelerator)
     precision = resolve_precision(cfg.precision, accelerator)
@@ -41,10 +48,14 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
     (run_dir / "tokenizer.json").write_text(data.tokenizer.json)
 
     L.seed_everything(cfg.seed, verbose=False)
-    record = Record(cfg.model_dump(mode="json"), overrides, data.tokenizer.json, data.manifest)
+    record = Record(
+        config=cfg.model_dump(mode="json"),
+        overrides=overrides,
+        tokenizer=data.tokenizer.json,
+        data=data.manifest,
+    )
     module = LanguageModel(cfg, data.tokenizer, record)
     checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint)
-    accumulate = cfg.trainer.accumulate_grad_batches
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=1,

@@ -20,7 +20,11 @@ def main() -> None:
     def run() -> None:
         if verb not in VERBS:
             raise UserError(f"{verb}: unknown verb; choose from {', '.join(VERBS)}")
-        import_module(f"mla_lm.commands.{verb}").run(arguments)
+        command = import_module(f"mla_lm.commands.{verb}")
+        if {"-h", "--help"} & set(arguments):
+            print(command.__doc__)
+        else:
+            command.run(arguments)
 
     cli.guard(run)
 

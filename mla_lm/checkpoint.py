@@ -4,11 +4,13 @@ A file is read with `weights_only=True`: plain containers and tensors, nothing i
 Knows the record the project adds to Lightning's checkpoint, not Lightning.
 """
 
+import re
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from mla_lm.config import RunConfig
 from mla_lm.data.tokenizer import Tokenizer
@@ -19,13 +21,15 @@ RECORD = "mla_lm"  # the key of the record in the file
 PREFIX = "model."  # where Lightning keeps the network's tensors
 
 
-class Record(NamedTuple):
+class Record(BaseModel):
     """What a run leaves in its checkpoints besides tensors and Lightning's own state."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     config: dict[str, Any]
     overrides: list[str]
-    tokenizer: str
-    data: dict[str, Any]
+    tokenizer: str  # the content of tokenizer.json
+    data: dict[str, Any]  # the manifest of the prepared corpus
 
 
 def read(path: Path) -> tuple[Record, dict[str, Any]]:
@@ -40,12 +44,25 @@ def read(path: Path) -> tuple[Record, dict[str, Any]]:
         raise UserError(f"{path}: not a checkpoint of mla_lm, or damaged ({reason})") from None
 
 
+def saved(folder: Path) -> list[Path]:
+    """The checkpoint files of a folder, the highest step first, good or not."""
+    steps = {path: re.fullmatch(r"step-(\d+)\.ckpt", path.name) for path in folder.glob("*.ckpt")}
+    return sorted(
+        (path for path, match in steps.items() if match),
+        key=lambda path: int(path.stem.removeprefix("step-")),
+        reverse=True,
+    )
+
+
+def run_folder(path: Path) -> Path:
+    """The run a checkpoint file belongs to; its own folder when it lies outside of a run."""
+    folder = path.resolve().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
 def newest(run_dir: Path) -> Path | None:
     """The checkpoint of the highest step in a run folder that can be read; bad ones are named."""
-    candidates = sorted(
-        (run_dir / "checkpoints").glob("step-*.ckpt"), key=lambda p: p.stem, reverse=True
-    )
-    for path in candidates:
+    for path in saved(run_dir / "checkpoints"):
         try:
             read(path)
         except UserError as error:
@@ -88,7 +105,8 @@ def load_checkpoint(path: str | Path) -> tuple[Transformer, RunConfig, Tokenizer
         model = Transformer(cfg.model)
         state = content["state_dict"]
         model.load_state_dict({k.removeprefix(PREFIX): v for k, v in state.items()})
-    except (ValueError, KeyError, RuntimeError) as error:
+        tokenizer = Tokenizer(record.tokenizer)
+    except Exception as error:  # a record made by hand fails in many ways
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{found}: does not fit this version of mla_lm ({reason})") from None
-    return model.eval(), cfg, Tokenizer(record.tokenizer)
+    return model.eval(), cfg, tokenizer

@@ -36,10 +36,14 @@ def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     import hydra
 
     with (
-        _explained(name, overrides),
+        _explained(name),
         hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)),
     ):
-        return resolve(hydra.compose(name, list(overrides)))
+        try:
+            composed = hydra.compose(name, list(overrides))
+        except ValueError as error:  # a group set to null or to a number
+            raise UserError(f"{' '.join(overrides)}: {error}") from None
+        return resolve(composed)
 
 
 def resolve(cfg: Any) -> dict[str, Any]:
@@ -104,7 +108,7 @@ def main(task: Callable[[Config, list[str]], None], *, name: str, kind: type[Con
         run(lambda: resolve(cfg), list(HydraConfig.get().overrides.task))
 
     def run_hydra() -> None:
-        with _explained(name, arguments):
+        with _explained(name):
             hydra_task()
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and ending with status 1
@@ -112,16 +116,19 @@ def main(task: Callable[[Config, list[str]], None], *, name: str, kind: type[Con
 
 
 def guard(action: Callable[[], None]) -> None:
-    """Run `action`; a UserError ends the process with one line and status 2."""
+    """Run `action`; a UserError, or a file that cannot be used, ends it with one line, status 2."""
     try:
         action()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise
+        line = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        print(f"error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
 @contextmanager
-def _explained(name: str, overrides: Sequence[str]) -> Iterator[None]:
+def _explained(name: str) -> Iterator[None]:
     """Turn Hydra's and OmegaConf's errors into a UserError."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -130,10 +137,6 @@ def _explained(name: str, overrides: Sequence[str]) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain_hydra(name, error)) from None
-    except UserError:
-        raise
-    except ValueError as error:  # a group set to null or to a number
-        raise UserError(f"{' '.join(overrides)}: {error}") from None
 
 
 def _explain_validation(

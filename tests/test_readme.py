@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = "".join(f"def function_{i}(x):\n    return x + {i}\n\n" for i in range(2000))
 SHORT = [
@@ -41,7 +39,6 @@ def shortened(command: str) -> list[str]:
     return words
 
 
-@pytest.mark.slow
 def test_readme_commands_run(tmp_path: Path) -> None:
     (tmp_path / "my.txt").write_text(TEXT)
     for name in ("train.py", "eval.py", "data/prepare.py"):

@@ -24,7 +24,7 @@ class GenerateOptions(BaseModel):
     max_new_tokens: Annotated[int, Field(gt=0)] = 128
     temperature: Annotated[float, Field(ge=0)] = 0.6
     top_k: Annotated[int, Field(ge=0)] = 50
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -50,11 +50,11 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _read_prompt(prompt: str) -> str:
-    if prompt == "-":
-        return sys.stdin.read()
-    if not prompt.startswith("@"):
-        return prompt
     try:
-        return Path(prompt[1:]).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompt={prompt}: {error}") from None
+        if prompt == "-":
+            return sys.stdin.buffer.read().decode()
+        if prompt.startswith("@"):
+            return Path(prompt[1:]).read_text(encoding="utf-8")
+        return prompt.encode().decode()
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"prompt={prompt!r}: {error}") from None

@@ -18,6 +18,7 @@ from mla_lm.errors import UserError
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 GENERATED = {"encodings", "pydoc_data"}  # character tables and a dump of the manual
 PIECE = 4096  # characters: a single file is cut into documents of about this size, at blank lines
+LONGEST = 4 * PIECE  # where no blank line comes
 
 
 class Document(NamedTuple):
@@ -87,12 +88,14 @@ def _user_text(path: str) -> Iterator[Document]:
         ]
         if not files:
             raise UserError(f"{path}: the folder holds no files")
-        return _whole_files(where, files)
+        return _whole_files(where, files) if len(files) > 1 else _pieces(files[0])
     if where.is_file():
         return _pieces(where)
     matches = [Path(p) for p in glob.glob(str(where), recursive=True) if Path(p).is_file()]
     if not matches:
         raise UserError(f"data.path={path}: no such file or folder, and no file matches")
+    if len(matches) == 1:
+        return _pieces(matches[0])
     fixed = takewhile(lambda part: not glob.has_magic(part), where.parts)
     return _whole_files(Path(*fixed), matches)
 
@@ -105,15 +108,16 @@ def _whole_files(root: Path, files: list[Path]) -> Iterator[Document]:
 
 
 def _pieces(path: Path) -> Iterator[Document]:
-    """One file as documents: lines gathered up to a blank line behind `PIECE` characters."""
+    """One file as documents of `PIECE` characters or more, cut at a blank line where one comes."""
     text = _read(path)
     if not text.strip():
         raise UserError(f"{path}: the file is empty")
     piece, size, index = [], 0, 0
-    for line in text.splitlines(keepends=True):
+    whole = text.splitlines(keepends=True)
+    for line in (part[i : i + LONGEST] for part in whole for i in range(0, len(part), LONGEST)):
         piece.append(line)
         size += len(line)
-        if size >= PIECE and (not line.strip() or size >= 4 * PIECE):
+        if size >= PIECE and (not line.strip() or size >= LONGEST):
             yield Document(f"{path.name}#{index}", "".join(piece))
             piece, size, index = [], 0, index + 1
     if piece:

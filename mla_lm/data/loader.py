@@ -23,23 +23,28 @@ def _windows(tokens: Stream, starts: NDArray[np.int64], seq_len: int) -> Tensor:
 
 
 class TrainLoader:
-    """Shuffled windows for ever, one epoch an iteration; a remainder below one batch is left out.
+    """Shuffled windows for ever, one epoch an iteration, in whole optimizer steps.
 
-    Raises UserError when the stream is too short for one batch.
+    A step takes `accumulate` batches; what is left of an epoch is left out. Raises UserError when
+    the stream is too short for one step.
     """
 
-    def __init__(self, tokens: Stream, *, seq_len: int, batch_size: int, seed: int) -> None:
-        self.tokens, self.seq_len, self.batch_size, self.seed = tokens, seq_len, batch_size, seed
+    def __init__(
+        self, tokens: Stream, *, seq_len: int, batch_size: int, accumulate: int, seed: int
+    ) -> None:
+        self.tokens, self.seq_len, self.batch_size = tokens, seq_len, batch_size
+        self.accumulate, self.seed = accumulate, seed
         self.n_windows = (len(tokens) - 1) // seq_len
         self.epoch = self.batch = 0
-        if self.n_windows < batch_size:
+        per_step = batch_size * accumulate
+        if self.n_windows < per_step:
             raise UserError(
-                f"data.seq_len={seq_len}: {batch_size} sequences of it need "
-                f"{batch_size * seq_len + 1} tokens, the training split has {len(tokens)}"
+                f"data.seq_len={seq_len}: {per_step} sequences of it need "
+                f"{per_step * seq_len + 1} tokens, the training split has {len(tokens)}"
             )
 
     def __len__(self) -> int:
-        return self.n_windows // self.batch_size
+        return self.n_windows // (self.batch_size * self.accumulate) * self.accumulate
 
     def __iter__(self) -> Iterator[Tensor]:
         if self.batch == len(self):

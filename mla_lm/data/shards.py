@@ -61,11 +61,14 @@ def open_prepared(folder: Path) -> PreparedData:
     """Map a prepared folder; raises UserError when a file is missing, damaged or of wrong size."""
     manifest = _load(folder / "manifest.json", json.loads)
     tokenizer = _load(folder / "tokenizer.json", Tokenizer)
-    dtype = np.dtype(manifest["dtype"])
+    try:
+        dtype = np.dtype(manifest["dtype"])
+        sizes = {split: manifest[split]["tokens"] * dtype.itemsize for split in ("train", "val")}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'manifest.json'}: {error!r}; delete {folder}") from None
     streams = {}
-    for split in ("train", "val"):
+    for split, expected in sizes.items():
         path = folder / f"{split}.bin"
-        expected = manifest[split]["tokens"] * dtype.itemsize
         found = path.stat().st_size if path.exists() else 0
         if found != expected:
             raise UserError(f"{path}: {found} bytes where {expected} belong; delete {folder}")

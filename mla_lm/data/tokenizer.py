@@ -1,5 +1,6 @@
 """Byte-level BPE through the `tokenizers` library; knows the exact bytes behind each token."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
@@ -18,7 +19,8 @@ class Tokenizer:
         self.json = json
         self._bpe = tokenizers.Tokenizer.from_str(json)
         end_of_text = self._bpe.token_to_id(END_OF_TEXT)
-        assert end_of_text is not None
+        if end_of_text is None:
+            raise ValueError(f"the tokenizer has no {END_OF_TEXT}")
         self.end_of_text: int = end_of_text
         self.vocab_size: int = self._bpe.get_vocab_size()
 
@@ -32,7 +34,7 @@ class Tokenizer:
             vocab_size=vocab_size,
             special_tokens=[END_OF_TEXT],
             initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
+            show_progress=sys.stderr.isatty(),
         )
         bpe.train_from_iterator(texts, trainer)
         return cls(bpe.to_str())

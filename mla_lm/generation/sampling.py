@@ -52,4 +52,5 @@ def _sample(
     if top_k is not None and top_k < logits.shape[-1]:
         smallest = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
+    logits = logits - logits.amax(dim=-1, keepdim=True)  # a tiny temperature then gives no inf
     return torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator)

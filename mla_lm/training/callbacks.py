@@ -66,6 +66,10 @@ class Samples(L.Callback):
     """Continues a few prompts at every validation: `samples.md`, the first on the console too."""
 
     def __init__(self, prompts: Sequence[str], max_new_tokens: int) -> None:
+        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError(f"prompts={prompts} must be a list of texts")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={max_new_tokens} must be a positive integer")
         self.prompts, self.max_new_tokens = list(prompts), max_new_tokens
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -113,4 +113,4 @@ class LanguageModel(L.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[RECORD] = self.record._asdict()
+        checkpoint[RECORD] = self.record.model_dump()

@@ -166,10 +166,6 @@ def one_short_file(place: Path) -> Path:
     return place / "short.txt"
 
 
-def folder_of_one(place: Path) -> Path:
-    return write_folder(place / "single", n_documents=1)
-
-
 def folder_of_empty_files(place: Path) -> Path:
     (place / "empties").mkdir()
     for name in "abc":
@@ -178,7 +174,7 @@ def folder_of_empty_files(place: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "make", [missing, no_match, no_files, one_short_file, folder_of_one, folder_of_empty_files]
+    "make", [missing, no_match, no_files, one_short_file, folder_of_empty_files]
 )
 def test_bad_path_is_named(
     data_config: MakeConfig, tmp_path: Path, make: Callable[[Path], Path]
@@ -217,3 +213,14 @@ def refusal(cfg: DataConfig) -> str:
         scan(cfg)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+@pytest.mark.parametrize("pattern", ["", "*.txt"])
+@pytest.mark.parametrize("line", ["x" * 90_000, "a line of text\n" * 6_000], ids=["one", "many"])
+def test_a_folder_or_glob_of_one_file_is_cut_like_the_file(
+    data_config: MakeConfig, tmp_path: Path, pattern: str, line: str
+) -> None:
+    (tmp_path / "only.txt").write_text(line)
+    found = list(documents(data_config(tmp_path / pattern)))
+    assert len(found) > 3
+    assert "".join(document.text for document in found) == line

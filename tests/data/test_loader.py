@@ -27,7 +27,9 @@ def stream(n_tokens: int) -> NDArray[np.uint16]:
 def loader(
     *, n_tokens: int = 301, seq_len: int = 10, batch_size: int = 4, seed: int = 1
 ) -> TrainLoader:
-    return TrainLoader(stream(n_tokens), seq_len=seq_len, batch_size=batch_size, seed=seed)
+    return TrainLoader(
+        stream(n_tokens), seq_len=seq_len, batch_size=batch_size, accumulate=1, seed=seed
+    )
 
 
 def for_ever(train: TrainLoader) -> Iterator[Tensor]:
@@ -138,3 +140,14 @@ def test_too_short_training_split_is_refused() -> None:
 def test_validation_split_without_a_target_is_refused(n_tokens: int) -> None:
     with pytest.raises(UserError, match="validation split"):
         EvalLoader(stream(n_tokens), seq_len=10, batch_size=4)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 5])
+def test_an_epoch_holds_whole_optimizer_steps(accumulate: int) -> None:
+    train = TrainLoader(stream(1 + 7 * 11), seq_len=7, batch_size=1, accumulate=accumulate, seed=0)
+    assert len(train) == len(list(train)) == 11 // accumulate * accumulate
+
+
+def test_a_stream_shorter_than_one_accumulated_step_is_refused() -> None:
+    with pytest.raises(UserError, match="6 sequences"):
+        TrainLoader(stream(1 + 7 * 5), seq_len=7, batch_size=2, accumulate=3, seed=0)

@@ -53,11 +53,12 @@ def check_by_gradient(model: Transformer, depth: int) -> None:
 
 def sees_everything(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+    context = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    return context.transpose(1, 2).flatten(-2)
 
 
 def sees_only_itself(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return v.flatten(-2)
+    return v.repeat_interleave(q.shape[2] // v.shape[2], dim=2).flatten(-2)
 
 
 def embedding_of_the_next_token_too(
@@ -87,12 +88,17 @@ def test_no_logit_depends_on_later_tokens(
 @each_checker
 @pytest.mark.parametrize("depth", [0, 1, 2])
 @pytest.mark.parametrize("fault", [sees_everything, sees_only_itself])
+@each_attention
 def test_a_wrong_mask_is_found(
-    monkeypatch: pytest.MonkeyPatch, fault: Callable[..., Tensor], depth: int, check: Checker
+    monkeypatch: pytest.MonkeyPatch,
+    attention: tuple[str, ...],
+    fault: Callable[..., Tensor],
+    depth: int,
+    check: Checker,
 ) -> None:
     monkeypatch.setattr(attention_module, "causal_attention", fault)
     with pytest.raises(AssertionError):
-        check(two_depths(), depth)
+        check(two_depths(*attention), depth)
 
 
 @each_checker

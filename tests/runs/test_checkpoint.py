@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from mla_lm import load_config
-from mla_lm.checkpoint import locate
+from mla_lm.checkpoint import load_checkpoint, locate, newest
 from mla_lm.errors import UserError
 from mla_lm.resume import resolve_resume
 from tests.runs.conftest import STEPS, Run, checkpoint, content, copied, refusal, resolve
@@ -78,19 +79,57 @@ def test_checkpoint_cannot_run_code(trained: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize("group", ["callbacks", "logger"])
-def test_checkpoint_names_no_class_to_import(trained: Run, tmp_path: Path, group: str) -> None:
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+callbacks.planted._target_=os.abort",
+        "+logger.planted._target_=os.abort",
+        "callbacks.samples._target_=os.abort",
+        "+data@callbacks.planted=stdlib",
+        "+balance@callbacks=none",
+        "hydra.searchpath=[pkg://planted]",
+        "experiment=../../planted",
+        "model.dim=${oc.env:HOME}",
+        "model.dim=48 ",
+    ],
+)
+def test_checkpoint_chooses_nothing_but_local_files_and_values(
+    trained: Run, tmp_path: Path, override: str
+) -> None:
     path = tmp_path / "run" / "checkpoints" / "step-000012.ckpt"
     path.parent.mkdir(parents=True)
     stored = content(checkpoint(trained.folder, STEPS))
-    stored["mla_lm"]["overrides"].append(f"+{group}.planted._target_=os.abort")
+    stored["mla_lm"]["overrides"].append(override)
     torch.save(stored, path)
-    try:
-        words = [f"resume={path}"]
-        cfg = resolve_resume(load_config(words), words)[0]
-    except UserError:
-        return
-    assert "planted" not in getattr(cfg, group)
+    words = [f"resume={path}"]
+    cfg, overrides = resolve_resume(load_config(words), words)
+    assert override.strip() in ("model.dim=48",) or override not in overrides
+    local = load_config([f"run_dir={cfg.run_dir}"])
+    assert (cfg.callbacks, cfg.logger) == (local.callbacks, local.logger)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("tokenizer", "{}"), ("tokenizer", 3), ("data", None), ("config", {}), ("overrides", "x")],
+)
+def test_a_record_made_by_hand_is_refused_in_one_line(
+    trained: Run, tmp_path: Path, key: str, value: Any
+) -> None:
+    path = tmp_path / "x.ckpt"
+    stored = content(checkpoint(trained.folder, STEPS))
+    stored["mla_lm"][key] = value
+    torch.save(stored, path)
+    with pytest.raises(UserError, match=str(path)) as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_highest_step_is_newest_whatever_its_digits(trained: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("step-999999.ckpt", "step-1000000.ckpt", "step-foo.ckpt"):
+        shutil.copy(checkpoint(trained.folder, STEPS), folder / name)
+    assert newest(tmp_path) == folder / "step-1000000.ckpt"
 
 
 def test_locate_takes_files_and_folders(trained: Run) -> None:
