@@ -18,7 +18,7 @@ FRACTIONS = st.floats(0, 1)
 
 
 def optim_config(**changes: object) -> OptimConfig:
-    return tiny_config().optim.model_copy(update=changes)
+    return tiny_config("optim=adamw").optim.model_copy(update=changes)
 
 
 @st.composite

@@ -45,8 +45,9 @@ def test_readme_commands_run(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(ROOT / name)
     assert len(commands()) >= 6
-    for command in commands():
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for words in [*map(shortened, commands()), ["-c", snippet]]:
         result = subprocess.run(
-            [sys.executable, *shortened(command)], cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True
         )
-        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+        assert result.returncode == 0, f"{words}\n{result.stdout}\n{result.stderr}"
