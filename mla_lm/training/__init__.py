@@ -5,3 +5,4 @@ import warnings
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # hardware lists, product tips
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec")  # Lightning 2.6 on torch 2.13
+warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
