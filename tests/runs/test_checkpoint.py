@@ -90,7 +90,6 @@ def test_checkpoint_cannot_run_code(trained: Run, tmp_path: Path) -> None:
         "hydra.searchpath=[pkg://planted]",
         "experiment=../../planted",
         "model.dim=${oc.env:HOME}",
-        "model.dim=48 ",
     ],
 )
 def test_checkpoint_chooses_nothing_but_local_files_and_values(
@@ -103,7 +102,7 @@ def test_checkpoint_chooses_nothing_but_local_files_and_values(
     torch.save(stored, path)
     words = [f"resume={path}"]
     cfg, overrides = resolve_resume(load_config(words), words)
-    assert override.strip() in ("model.dim=48",) or override not in overrides
+    assert override not in overrides
     local = load_config([f"run_dir={cfg.run_dir}"])
     assert (cfg.callbacks, cfg.logger) == (local.callbacks, local.logger)
 
