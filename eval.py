@@ -13,7 +13,7 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     from rich.progress import track
 
     from mla_lm.checkpoint import load_checkpoint, locate, require_corpus, run_folder
-    from mla_lm.data import EvalLoader, prepare
+    from mla_lm.data import Annotator, EvalLoader, prepare
     from mla_lm.evaluation import evaluate, metrics_table
     from mla_lm.machine import accelerator_type, autocast, keep_freed_memory, resolve_precision
 
@@ -31,6 +31,7 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
             model.to(device),
             track(islice(batches, n_batches), "evaluating", total=n_batches, transient=True),
             torch.from_numpy(tokenizer.byte_lengths).to(device),
+            Annotator(run.data, tokenizer),
         )
 
     print(f"{path}  {precision}  {n_batches} of {len(batches)} batches")

@@ -7,10 +7,18 @@ from mla_lm.data import prepare
 
 
 def main() -> None:
-    """Compose the `data` group as `train.py` would and print the manifest."""
-    manifest = prepare(cli.load_config(sys.argv[1:]).data).manifest
-    for key, value in manifest.items():
-        print(f"{key:14} {value}")
+    """Compose the `data` group as `train.py` would and print what was prepared."""
+    data = prepare(cli.load_config(sys.argv[1:]).data)
+    for split in ("train", "val"):
+        counts = data.manifest[split]
+        shards = len(counts["shards"])
+        print(
+            f"{split:5}  {counts['documents']:,} documents  {counts['bytes']:,} bytes  "
+            f"{counts['tokens']:,} tokens  {shards} shard{'s' * (shards > 1)}"
+        )
+    for key in ("vocab_size", "bytes_per_token", "empty_documents", "corpus", "seconds"):
+        print(f"{key.replace('_', ' ')}: {data.manifest[key]}")
+    print(f"in {data.train.shards[0].path.parent}")
 
 
 if __name__ == "__main__":

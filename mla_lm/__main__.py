@@ -6,7 +6,10 @@ from importlib import import_module
 from mla_lm import cli
 from mla_lm.errors import UserError
 
-VERBS = {"generate": "continue a prompt with a trained model"}
+VERBS = {
+    "bench": "measure this machine against peers",
+    "generate": "continue a prompt with a trained model",
+}
 
 
 def main() -> None:

@@ -84,9 +84,9 @@ def locate(path: str) -> Path:
 
 
 def require_corpus(path: Path, manifest: dict[str, Any]) -> None:
-    """Refuse a prepared corpus whose text or tokenizer is not the one `path` was trained with."""
+    """Refuse a prepared corpus whose text, split or tokenizer `path` was not trained with."""
     trained = read(path)[0].data
-    for key in ("corpus", "tokenizer", "val_fraction"):
+    for key in ("corpus", "threshold", "tokenizer_sha256"):
         if trained.get(key) != manifest[key]:
             raise UserError(
                 f"{path}: trained with data {key}={trained.get(key)}, here it is {manifest[key]}"
@@ -105,7 +105,7 @@ def load_checkpoint(path: str | Path) -> tuple[Transformer, RunConfig, Tokenizer
         model = Transformer(cfg.model)
         state = content["state_dict"]
         model.load_state_dict({k.removeprefix(PREFIX): v for k, v in state.items()})
-        tokenizer = Tokenizer(record.tokenizer)
+        tokenizer = Tokenizer(record.tokenizer, end_of_text=cfg.data.tokenizer.end_of_text)
     except Exception as error:  # a record made by hand fails in many ways
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{found}: does not fit this version of mla_lm ({reason})") from None

@@ -36,7 +36,7 @@ def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     import hydra
 
     with (
-        _explained(name),
+        _explained(name, overrides),
         hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)),
     ):
         try:
@@ -50,9 +50,17 @@ def resolve(cfg: Any) -> dict[str, Any]:
     """A composed DictConfig as plain containers; a missing `run_dir` gets a time stamp."""
     from omegaconf import OmegaConf
 
+    OmegaConf.register_new_resolver("vocabulary_of", _vocabulary_of, replace=True)
+    OmegaConf.register_new_resolver("padded", lambda size: -(-size // 64) * 64, replace=True)
     if "run_dir" in cfg and cfg.run_dir is None:
         cfg.run_dir = time.strftime("runs/%Y-%m-%d_%H-%M-%S")
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def _vocabulary_of(path: str) -> int:
+    from mla_lm.data.tokenizer import vocabulary_of
+
+    return vocabulary_of(path)
 
 
 def validate(kind: type[Options], values: Mapping[str, Any]) -> Options:
@@ -108,7 +116,7 @@ def main(task: Callable[[Config, list[str]], None], *, name: str, kind: type[Con
         run(lambda: resolve(cfg), list(HydraConfig.get().overrides.task))
 
     def run_hydra() -> None:
-        with _explained(name):
+        with _explained(name, arguments):
             hydra_task()
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and ending with status 1
@@ -128,7 +136,7 @@ def guard(action: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explained(name: str, overrides: Sequence[str]) -> Iterator[None]:
     """Turn Hydra's and OmegaConf's errors into a UserError."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -136,7 +144,7 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain_hydra(name, error)) from None
+        raise UserError(_explain_hydra(name, overrides, error)) from None
 
 
 def _explain_validation(
@@ -175,11 +183,13 @@ def _shown(value: object) -> str:
     return "null" if value is None else str(value)
 
 
-def _explain_hydra(name: str, error: Exception) -> str:
+def _explain_hydra(name: str, overrides: Sequence[str], error: Exception) -> str:
     text = str(error)
+    if match := re.search(r"UserError raised while resolving interpolation: (.*)", text):
+        return match[1]
     if match := re.search(r"Could not (?:override|delete)[^']*'([^']+)'", text):
         key = match[1].split("@")[0]
-        return _unknown_key(key, _known_keys(name))
+        return _unknown_key(key, _known_keys(name, overrides))
     if match := re.search(
         r"(?:find|load) '([^']+)'.*?Available options in '[^']+':(.*)", text, re.S
     ):
@@ -187,7 +197,8 @@ def _explain_hydra(name: str, error: Exception) -> str:
         choices = [c for c in re.findall(r"^\s+(\S+)$", match[2], re.M) if not c.startswith("_")]
         return f"{group}={choice}: unknown choice; choose from {', '.join(choices)}"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"{match[1]}: must be given"
+        key = match[1] if "." in match[1] else getattr(error, "full_key", match[1])
+        return f"{key}: must be given"
     where = getattr(error, "override", None) or getattr(error, "full_key", None)
     return (f"{where}: " if where else "") + " ".join(text.split("\n")[0].split())
 
@@ -197,8 +208,19 @@ def _unknown_key(key: str, known: Iterable[str]) -> str:
     return f"{key}: unknown key; the nearest known one is {nearest[0]}"
 
 
-def _known_keys(name: str) -> Iterator[str]:
-    return _dotted_keys(compose(name, ["ckpt=x"] if name == "eval" else []))
+def _known_keys(name: str, overrides: Sequence[str]) -> Iterator[str]:
+    """The keys of the chosen options, as far as the choices are not what is wrong."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    choices = [o for o in overrides if (CONFIGS / o.partition("=")[0]).is_dir()]
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        try:
+            composed = hydra.compose(name, choices)
+        except HydraException:
+            composed = hydra.compose(name)
+    return _dotted_keys(OmegaConf.to_container(composed))  # type: ignore[arg-type]
 
 
 def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -6,17 +6,30 @@ Pure functions of tensors; they know neither the model nor how the losses are we
 import torch.nn.functional as F
 from torch import Tensor
 
+from mla_lm.data.batch import IGNORED
 from mla_lm.model.moe import Routing
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats: logits (B, T, V), targets (B, T) int64 -> float32 scalar."""
-    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
+    """Mean cross-entropy in nats: logits (B, T, V), targets (B, T) int64 -> float32 scalar.
+
+    Targets that are `IGNORED` do not count; 0 where none does.
+    """
+    nats = F.cross_entropy(
+        logits.float().flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return nats / (targets != IGNORED).sum().clamp(min=1)
 
 
-def mtp_targets(tokens: Tensor, depth: int) -> Tensor:
-    """What depth k predicts: tokens (B, T + 1) -> (B, T - k), at position i token i + k + 1."""
-    return tokens[:, depth + 1 :]
+def mtp_targets(labels: Tensor, depth: int, documents: Tensor | None = None) -> Tensor:
+    """What depth k predicts: labels (B, T + 1) -> (B, T - k), at position i label i + k + 1.
+
+    With documents (B, T + 1) it is `IGNORED` unless i and i + k + 1 lie in the same one.
+    """
+    targets = labels[:, depth + 1 :]
+    if documents is None:
+        return targets
+    return targets.where(documents[:, : -depth - 1] == documents[:, depth + 1 :], IGNORED)
 
 
 def sequence_balance_loss(routing: Routing) -> Tensor:

@@ -14,9 +14,9 @@ from mla_lm.cli import load_config
 from mla_lm.config import RunConfig
 from mla_lm.errors import UserError
 
-NEVER = ("model.", "optim.", "data.kind", "data.path", "data.val_fraction", "data.tokenizer.")
+NEVER = ("model.", "optim.", "data.kind", "data.val_fraction", "data.tokenizer.")
 UNLESS_ALLOWED = ("balance.", "loss.", "data.", "seed", "trainer.accumulate_grad_batches")
-FREE = ("data.cache_dir",)
+FREE = ("data.cache_dir", "data.verify")
 GIVEN_ANEW = ("resume=", "resume_allow=", "run_dir=")
 SECTIONS = "model|balance|data|optim|trainer|loss|checkpoint"
 CHOICE = re.compile(rf"(({SECTIONS}|callbacks|logger|experiment)(/\w+)*|seed|precision)=[\w-]+")

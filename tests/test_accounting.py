@@ -77,11 +77,11 @@ def test_parameters_of_unusual_models_equal_counted_ones(overrides: tuple[str, .
     assert count_parameters(cfg) == counted_parameters(Transformer(cfg))
 
 
-def without_core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def without_core(q: Tensor, k: Tensor, v: Tensor, mask: None) -> Tensor:
     return v.repeat_interleave(q.shape[2] // v.shape[2], dim=2).flatten(-2)
 
 
-def explicit_core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def explicit_core(q: Tensor, k: Tensor, v: Tensor, mask: None) -> Tensor:
     """Attention as two full matrix products, which count twice the causal half."""
     groups = q.shape[2] // k.shape[2]
     q, k, v = q.transpose(1, 2), *(t.repeat_interleave(groups, 2).transpose(1, 2) for t in (k, v))

@@ -35,7 +35,9 @@ BAD_VALUES = [
     ("model.dim=null", "model.dim=null", "integer"),
     ("model.dim=[48]", "model.dim=[48]", "integer"),
     ("model.tie_embeddings=1", "model.tie_embeddings=1", "boolean"),
-    ("data.path=3", "data.path=3", "string"),
+    ("data=text data.path=3", "data.path=3", "string"),
+    ("data=text data.path=''", "data.path=", "at least 1 character"),
+    ("data=text", "data.path", "must be given"),
     ("optim.lr=fast", "optim.lr=fast", "number"),
     ("optim.lr=nan", "optim.lr=nan", "finite"),
     ("optim.lr=inf", "optim.lr=inf", "finite"),
@@ -103,8 +105,6 @@ RULES = [
     ("model.vocab_size=300 data.tokenizer.vocab_size=400", "model.vocab_size=300", "=400"),
     ("model.max_seq_len=16", "data.seq_len=32", "model.max_seq_len=16"),
     ("model.mtp_depth=32", "model.mtp_depth=32", "below"),
-    ("data=text", "data.path=null", "a file, a folder or a glob"),
-    ("data=text data.path=''", "data.path=", "a file, a folder or a glob"),
 ]
 
 CHOICES = [

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mla_lm.data.batch import IGNORED
 from mla_lm.losses import mtp_targets, next_token_loss, sequence_balance_loss
 from mla_lm.model import Routing
 
@@ -38,6 +39,32 @@ def test_mtp_targets_by_hand() -> None:
     tokens = torch.tensor([[10, 11, 12, 13, 14]])
     assert mtp_targets(tokens, 1).tolist() == [[12, 13, 14]]
     assert mtp_targets(tokens, 2).tolist() == [[13, 14]]
+
+
+def test_ignored_targets_do_not_count() -> None:
+    logits, targets = torch.randn(2, 3, 7), torch.randint(7, (2, 3))
+    ignored = targets.clone()
+    ignored[0, 1] = ignored[1, 2] = IGNORED
+    kept = ignored != IGNORED
+    expected = next_token_loss(logits[kept], targets[kept])
+    torch.testing.assert_close(next_token_loss(logits, ignored), expected)
+    assert not torch.isclose(next_token_loss(logits, targets), expected)
+
+
+def test_loss_without_a_target_is_zero_and_has_a_gradient() -> None:
+    logits = torch.randn(1, 3, 7, requires_grad=True)
+    loss = next_token_loss(logits, torch.full((1, 3), IGNORED))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_mtp_targets_stay_inside_the_document_by_hand() -> None:
+    tokens = torch.tensor([[10, 11, 12, 13, 14, 15]])
+    documents = torch.tensor([[1, 1, 1, 2, 2, 2]])
+    assert mtp_targets(tokens, 1, documents).tolist() == [[12, IGNORED, IGNORED, 15]]
+    assert mtp_targets(tokens, 2, documents).tolist() == [[IGNORED] * 3]
 
 
 @given(st.integers(2, 9), st.data())

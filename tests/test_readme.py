@@ -28,12 +28,16 @@ def shortened(command: str) -> list[str]:
     words = shlex.split(command)[1:]
     if words[0] == "train.py":
         given = {word.split("=")[0] for word in words}
+        if {"data=synthetic", "data/tokenizer=bytes"} & set(words):
+            given.add("data.tokenizer.vocab_size")
         words += [o for o in SHORT if o.split("=")[0] not in given | {"model"}]
         words = ["model=nano" if word.startswith("model=") else word for word in words]
         if not any(word.startswith(("resume=", "model=")) for word in words):
             words.append("model=nano")
         if not any(word.startswith(("resume=", "data=")) for word in words):
             words += ["data=text", "data.path=my.txt"]
+        if "data=synthetic" in words:
+            words.append("data.n_documents=300")
     elif words[0] == "data/prepare.py":
         words += [] if "data=text" in words else ["data=text", "data.path=my.txt"]
     return words

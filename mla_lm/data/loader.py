@@ -1,42 +1,62 @@
 """Batches (B, T + 1) int64 from a token stream: window j holds tokens j T .. (j + 1) T.
 
-Neighbouring windows share one token, so that every token is predicted exactly once. The order is a
-pure function of (seed, epoch, position); the loaders are sized, and the training one has a state.
+Neighbouring windows share one token, so that every token is predicted exactly once. Which window
+comes when is a pure function of (seed, epoch, sample number): the same for any number of ranks,
+any batch size, and after any resume.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mla_lm.data.order import permuted
 from mla_lm.errors import UserError
 
-Stream = NDArray[np.unsignedinteger]
+
+class Stream(Protocol):
+    """Token ids: a `TokenStream`, or an array."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> NDArray[Any]: ...
 
 
 def _windows(tokens: Stream, starts: NDArray[np.int64], seq_len: int) -> Tensor:
-    rows = np.stack([tokens[start : start + seq_len + 1] for start in starts])
+    rows = np.stack([tokens[start : start + seq_len + 1] for start in starts.tolist()])
     return torch.from_numpy(rows.astype(np.int64))
 
 
 class TrainLoader:
-    """Shuffled windows for ever, one epoch an iteration, in whole optimizer steps.
+    """Shuffled windows for ever: sample i is window i mod n of the shuffle of epoch i div n.
 
-    A step takes `accumulate` batches; what is left of an epoch is left out. Raises UserError when
-    the stream is too short for one step.
+    `sample` counts the samples all ranks have taken, and is all that must be stored. An iteration
+    ends when it has reached a multiple of `len`, the micro-batches of as many whole optimizer steps
+    as an epoch fills. Raises UserError when the stream is too short for one step.
     """
 
     def __init__(
-        self, tokens: Stream, *, seq_len: int, batch_size: int, accumulate: int, seed: int
+        self,
+        tokens: Stream,
+        *,
+        seq_len: int,
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        rank: int = 0,
+        n_ranks: int = 1,
     ) -> None:
         self.tokens, self.seq_len, self.batch_size = tokens, seq_len, batch_size
         self.accumulate, self.seed = accumulate, seed
+        self.rank = rank
         self.n_windows = (len(tokens) - 1) // seq_len
-        self.epoch = self.batch = 0
-        per_step = batch_size * accumulate
+        self.n_dropped = len(tokens) - 1 - self.n_windows * seq_len  # tokens never predicted
+        self.sample = 0
+        self.global_batch = batch_size * n_ranks
+        per_step = self.global_batch * accumulate
         if self.n_windows < per_step:
             raise UserError(
                 f"data.seq_len={seq_len}: {per_step} sequences of it need "
@@ -44,25 +64,33 @@ class TrainLoader:
             )
 
     def __len__(self) -> int:
-        return self.n_windows // (self.batch_size * self.accumulate) * self.accumulate
+        return self.n_windows // (self.global_batch * self.accumulate) * self.accumulate
 
     def __iter__(self) -> Iterator[Tensor]:
-        if self.batch == len(self):
-            self.epoch, self.batch = self.epoch + 1, 0
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
-        order = rng.permutation(self.n_windows)
-        while self.batch < len(self):
-            chosen = order[self.batch * self.batch_size :][: self.batch_size]
-            self.batch += 1
+        for _ in range(self.sample // self.global_batch % len(self), len(self)):
+            first = self.sample + self.rank * self.batch_size
+            self.sample += self.global_batch
+            chosen = self.order(np.arange(first, first + self.batch_size))
             yield _windows(self.tokens, chosen * self.seq_len, self.seq_len)
+
+    def order(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The window behind each sample number."""
+        epochs, places = np.divmod(samples, self.n_windows)
+        windows = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            of_epoch = epochs == epoch
+            windows[of_epoch] = permuted(
+                places[of_epoch], self.n_windows, seed=self.seed, epoch=int(epoch)
+            )
+        return windows
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch comes from."""
-        return {"epoch": self.epoch, "batch": self.batch}
+        return {"sample": self.sample}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a stored position."""
-        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.sample = state["sample"]
 
 
 class EvalLoader:
@@ -86,5 +114,5 @@ class EvalLoader:
         for first in range(0, self.n_windows, self.batch_size):
             yield _windows(self.tokens, starts[first : first + self.batch_size], self.seq_len)
         if self.has_rest:
-            rest = self.tokens[self.n_windows * self.seq_len :]
+            rest = self.tokens[self.n_windows * self.seq_len : len(self.tokens)]
             yield torch.from_numpy(rest.astype(np.int64)).unsqueeze(0)

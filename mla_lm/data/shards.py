@@ -1,128 +1,139 @@
-"""A corpus prepared once: tokenizer, memory-mapped token files and a manifest.
-
-1. scan the corpus: digest and split   2. look for a folder of that digest and these settings
-3. train the tokenizer on the training split   4. encode both splits, `END_OF_TEXT` before each
-document   5. write the manifest and rename the folder into place.
-"""
+"""Token files: one split is a long sequence of ids, cut into shards of at most `SHARD_BYTES`."""
 
 import hashlib
-import json
 import os
-import platform
-import shutil
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
-from mla_lm.config import DataConfig
-from mla_lm.data.corpora import Document, Scan, documents, scan
-from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
 
-VERSION = 1
-ENCODE_BATCH = 64  # documents
-Loaded = TypeVar("Loaded")
+SHARD_BYTES = 256_000_000
 
 
-class PreparedData(NamedTuple):
-    """Token streams (n,) of both splits, the tokenizer, and where they came from."""
+class Shard(NamedTuple):
+    """One file of a split."""
 
-    train: NDArray[np.unsignedinteger]
-    val: NDArray[np.unsignedinteger]
-    tokenizer: Tokenizer
-    manifest: dict[str, Any]
+    path: Path
+    tokens: int
+    sha256: str
 
 
-def prepare(cfg: DataConfig) -> PreparedData:
-    """Open the prepared corpus of `cfg`, preparing it first where it is missing.
+def shard_path(folder: Path, split: str, index: int) -> Path:
+    """Where a shard lies."""
+    return folder / f"{split}-{index:05}.bin"
 
-    Raises UserError naming the file when text cannot be read or a prepared file is damaged.
+
+class ShardWriter:
+    """Appends ids to the shards of a split, from `n_tokens` on; what lies behind is cut off.
+
+    Raises UserError naming a shard that cannot be written, or holds less than that.
     """
-    corpus = scan(cfg)
-    settings = {
-        "version": VERSION,
-        "corpus": corpus.digest,
-        "val_fraction": cfg.val_fraction,
-        "tokenizer": cfg.tokenizer.model_dump(),
-    }
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(cfg.cache_dir) / f"{cfg.kind}-{key}"
-    if not (folder / "manifest.json").exists():
-        _prepare(cfg, corpus, settings, folder)
-    return open_prepared(folder)
+
+    def __init__(self, folder: Path, split: str, dtype: np.dtype[Any], *, n_tokens: int) -> None:
+        self.folder, self.split, self.dtype, self.n_tokens = folder, split, dtype, n_tokens
+        self.capacity = SHARD_BYTES // dtype.itemsize
+        self.unsynced: set[Path] = set()
+        counts = self._counts()
+        for index, count in enumerate(counts):
+            path, size = shard_path(folder, split, index), count * dtype.itemsize
+            if size > (path.stat().st_size if path.exists() else 0):
+                raise UserError(f"{path}: shorter than it was; delete {folder}")
+            with path.open("ab") as file:
+                file.truncate(size)
+        for path in folder.glob(f"{split}-*.bin"):
+            if path > shard_path(folder, split, len(counts) - 1):
+                path.unlink()
+
+    def append(self, ids: Sequence[int]) -> None:
+        """Write `ids` behind the others."""
+        rest = np.array(ids, dtype=self.dtype)
+        while len(rest):
+            index, used = divmod(self.n_tokens, self.capacity)
+            block = rest[: self.capacity - used]
+            path = shard_path(self.folder, self.split, index)
+            write(path, block.tobytes(), append=True)
+            self.unsynced.add(path)
+            self.n_tokens += len(block)
+            rest = rest[len(block) :]
+
+    def sync(self) -> None:
+        """Bring everything written so far to the disk."""
+        for path in self.unsynced:
+            with _named(path), path.open("rb") as file:
+                os.fsync(file.fileno())
+        self.unsynced.clear()
+
+    def close(self) -> list[Shard]:
+        """The finished shards with their digests."""
+        self.sync()
+        paths = [shard_path(self.folder, self.split, i) for i in range(len(self._counts()))]
+        return [Shard(p, n, digest(p)) for p, n in zip(paths, self._counts(), strict=True)]
+
+    def _counts(self) -> list[int]:
+        """Tokens in each shard; a split without tokens has an empty one."""
+        full, rest = divmod(self.n_tokens, self.capacity)
+        return [self.capacity] * full + [rest] * (rest > 0 or full == 0)
 
 
-def open_prepared(folder: Path) -> PreparedData:
-    """Map a prepared folder; raises UserError when a file is missing, damaged or of wrong size."""
-    manifest = _load(folder / "manifest.json", json.loads)
-    tokenizer = _load(folder / "tokenizer.json", Tokenizer)
+def write(path: Path, content: bytes | str, *, append: bool = False) -> None:
+    """Write to a file; raises UserError naming it."""
+    block = memoryview(content.encode() if isinstance(content, str) else content)
+    with _named(path), path.open("ab" if append else "wb", buffering=0) as file:
+        while block:
+            block = block[file.write(block) :]  # a nearly full disk takes a part
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
     try:
-        dtype = np.dtype(manifest["dtype"])
-        sizes = {split: manifest[split]["tokens"] * dtype.itemsize for split in ("train", "val")}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'manifest.json'}: {error!r}; delete {folder}") from None
-    streams = {}
-    for split, expected in sizes.items():
-        path = folder / f"{split}.bin"
-        found = path.stat().st_size if path.exists() else 0
-        if found != expected:
-            raise UserError(f"{path}: {found} bytes where {expected} belong; delete {folder}")
-        streams[split] = np.memmap(path, dtype=dtype, mode="r")
-    return PreparedData(streams["train"], streams["val"], tokenizer, manifest)
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
 
 
-def _load(path: Path, parse: Callable[[str], Loaded]) -> Loaded:
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the parsers of JSON and of `tokenizers` fail in many ways
-        raise UserError(f"{path}: {type(error).__name__}; delete {path.parent}") from None
+class TokenStream:
+    """The ids of a split, memory-mapped; a slice copies, across shards where it must.
+
+    Raises UserError naming the shard and the position of an id beyond the vocabulary.
+    """
+
+    def __init__(self, shards: Sequence[Shard], dtype: np.dtype[Any], *, vocab_size: int) -> None:
+        self.shards, self.vocab_size = shards, vocab_size
+        self.starts = np.cumsum([0, *(shard.tokens for shard in shards)])
+        self.maps = [
+            np.memmap(shard.path, dtype=dtype, mode="r") if shard.tokens else np.empty(0, dtype)
+            for shard in shards
+        ]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, part: slice) -> NDArray[Any]:
+        start, stop, step = part.indices(len(self))
+        assert step == 1
+        first = max(0, int(np.searchsorted(self.starts, start, side="right")) - 1)
+        found = []
+        for index in range(first, len(self.shards)):
+            offset = int(self.starts[index])
+            if offset >= stop:
+                break
+            ids = self.maps[index][max(0, start - offset) : stop - offset]
+            if len(ids) and int(ids.max()) >= self.vocab_size:
+                place = max(0, start - offset) + int((ids >= self.vocab_size).argmax())
+                raise UserError(
+                    f"{self.shards[index].path}: id {ids.max()} near token {place}, the vocabulary "
+                    f"has {self.vocab_size}; delete {self.shards[index].path.parent}"
+                )
+            found.append(ids)
+        return np.concatenate(found) if found else np.empty(0, self.maps[0].dtype)
 
 
-def _prepare(cfg: DataConfig, corpus: Scan, settings: dict[str, Any], folder: Path) -> None:
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    print(f"preparing {corpus.n_documents} documents, {corpus.n_bytes / 1e6:.1f} MB")
-
-    training_texts = (d.text for d in documents(cfg) if d.name not in corpus.validation)
-    tokenizer = Tokenizer.train(training_texts, vocab_size=cfg.tokenizer.vocab_size)
-    (unfinished / "tokenizer.json").write_text(tokenizer.json)
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    manifest: dict[str, Any] = {
-        **settings,
-        "kind": cfg.kind,
-        "path": cfg.path,
-        "python": platform.python_version(),
-        "dtype": dtype.name,
-        "vocab_size": tokenizer.vocab_size,
-    }
-    counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in ("train", "val")}
-    with (unfinished / "train.bin").open("wb") as train, (unfinished / "val.bin").open("wb") as val:
-        for document, ids in _encoded(cfg, tokenizer, corpus.n_documents):
-            split, file = ("val", val) if document.name in corpus.validation else ("train", train)
-            file.write(np.array([tokenizer.end_of_text, *ids], dtype=dtype).tobytes())
-            counts[split]["documents"] += 1
-            counts[split]["tokens"] += 1 + len(ids)
-            counts[split]["bytes"] += len(document.text.encode())
-    manifest |= counts
-    (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    try:
-        unfinished.rename(folder)
-    except OSError:
-        if not folder.exists():
-            raise
-        shutil.rmtree(unfinished)  # another process has prepared the same corpus
-
-
-def _encoded(
-    cfg: DataConfig, tokenizer: Tokenizer, total: int
-) -> Iterator[tuple[Document, list[int]]]:
-    """Every document with its ids, under a progress bar."""
-    corpus = iter(track(documents(cfg), "tokenizing", total=total, transient=True))
-    while batch := list(islice(corpus, ENCODE_BATCH)):
-        yield from zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True)
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,43 +1,70 @@
-"""Byte-level BPE through the `tokenizers` library; knows the exact bytes behind each token."""
+"""Byte-level tokenizers through the `tokenizers` library; exact bytes behind each token."""
 
+import json
+import re
+import string
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-END_OF_TEXT = "<|endoftext|>"
+from mla_lm.config import TokenizerConfig
+from mla_lm.data.cutting import cut
+from mla_lm.errors import UserError
+
 SPACE = "Ġ"  # how the byte-level alphabet writes a space
+PIECE = 2048  # characters: the library encodes long texts slowly, and pieces in parallel
+PROBES = ("two words", "  A\n\n\tb - c_d's 1234,5 ", "Cafe\u0301 naïve 終 🙂", string.printable)
+BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])")  # where every pre-tokenizer in use splits
+BEFORE_SPACE = re.compile(r"(?<=\S)(?=\s)")
 
 
 class Tokenizer:
-    """Text to ids and back without loss; `END_OF_TEXT` stands before each document."""
+    """Text to ids and back without loss; the id `end_of_text` stands before each document.
 
-    def __init__(self, json: str) -> None:
-        self.json = json
-        self._bpe = tokenizers.Tokenizer.from_str(json)
-        end_of_text = self._bpe.token_to_id(END_OF_TEXT)
-        if end_of_text is None:
-            raise ValueError(f"the tokenizer has no {END_OF_TEXT}")
-        self.end_of_text: int = end_of_text
-        self.vocab_size: int = self._bpe.get_vocab_size()
+    `content` is the JSON of the library. Raises ValueError for a tokenizer that cannot do this:
+    one that is not byte-level or changes its text.
+    """
+
+    def __init__(self, content: str, *, end_of_text: str) -> None:
+        self._bpe = tokenizers.Tokenizer.from_str(_lossless(content))
+        self._bpe.encode_special_tokens = True  # what looks like a special token in text is text
+        self.json: str = self._bpe.to_str()
+        found = self._bpe.token_to_id(end_of_text)
+        special = [t.content for t in self._bpe.get_added_tokens_decoder().values() if t.special]
+        if found is None or end_of_text not in special:
+            raise ValueError(f"no special token {end_of_text}, it has {', '.join(special[:8])}")
+        self.end_of_text: int = found
+        self.vocab_size = 1 + max(self._bpe.get_vocab().values())
+        self._require_lossless()
 
     @classmethod
-    def train(cls, texts: Iterable[str], *, vocab_size: int) -> "Tokenizer":
-        """Learn merges until the vocabulary, bytes and `END_OF_TEXT` included, has `vocab_size`."""
+    def train(cls, texts: Iterable[str], *, vocab_size: int, end_of_text: str) -> "Tokenizer":
+        """Learn merges until the vocabulary, bytes and `end_of_text` included, has `vocab_size`.
+
+        Without texts, or with a size of 257, every byte stays a token of its own.
+        """
         bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
         bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         bpe.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=vocab_size,
-            special_tokens=[END_OF_TEXT],
+            special_tokens=[end_of_text],
             initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
             show_progress=sys.stderr.isatty(),
         )
         bpe.train_from_iterator(texts, trainer)
-        return cls(bpe.to_str())
+        return cls(bpe.to_str(), end_of_text=end_of_text)
+
+    @classmethod
+    def pretrained(cls, cfg: TokenizerConfig) -> "Tokenizer":
+        """The tokenizer that `cfg.path` names; raises UserError where it cannot be used."""
+        return _load(str(cfg.path), end_of_text=cfg.end_of_text)
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`; what looks like a special token in it is plain text."""
@@ -45,8 +72,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of several texts, in parallel."""
-        self._bpe.encode_special_tokens = True
-        return [encoding.ids for encoding in self._bpe.encode_batch_fast(list(texts))]
+        encoded = self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
 
     def encode_prompt(self, prompt: str) -> tuple[list[int], NDArray[np.bool_] | None]:
         """Ids to continue, and which ids (vocab_size,) may come first; None: any.
@@ -67,9 +94,82 @@ class Tokenizer:
 
     @cached_property
     def byte_lengths(self) -> NDArray[np.int64]:
-        """Bytes of text behind each id (vocab_size,); 0 for `END_OF_TEXT`."""
+        """Bytes of text behind each id (vocab_size,); 0 for special tokens and unused ids."""
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
         for token, index in self._bpe.get_vocab().items():
             lengths[index] = len(token)  # a byte-level alphabet: one character, one byte
-        lengths[self.end_of_text] = 0
+        for index, added in self._bpe.get_added_tokens_decoder().items():
+            lengths[index] = 0 if added.special else len(added.content.encode())
         return lengths
+
+    def _require_lossless(self) -> None:
+        """Try texts that tokenizers are known to change, and every added token."""
+        added = [t.content for t in self._bpe.get_added_tokens_decoder().values() if not t.special]
+        for text in (*PROBES, *(f"a {content} b" for content in added)):
+            ids = self.encode(text)
+            back, n_bytes = self.decode(ids), int(self.byte_lengths[ids].sum())
+            if back != text or n_bytes != len(text.encode()):
+                raise ValueError(f"changes its text: {text!r} comes back as {back!r}")
+
+
+def pieces(parts: Iterable[str]) -> Iterator[str]:
+    """A text in pieces whose ids, joined, are those of the whole.
+
+    They end between words; a text without a word's end in `8 * PIECE` characters is cut there,
+    and may then have a token more.
+    """
+    return cut(parts, (BETWEEN_WORDS, BEFORE_SPACE), at_least=PIECE, at_most=8 * PIECE)
+
+
+def vocabulary_of(path: str) -> int:
+    """Size of the vocabulary of an existing tokenizer."""
+    return 1 + max(tokenizers.Tokenizer.from_str(_read(path)).get_vocab().values())
+
+
+def _load(path: str, *, end_of_text: str) -> Tokenizer:
+    content = _read(path)
+    try:
+        return Tokenizer(content, end_of_text=end_of_text)
+    except Exception as error:  # the library raises plain `Exception`
+        reason = str(error).splitlines()[0]
+        raise UserError(f"data.tokenizer.path={path}: {reason}") from None
+
+
+def _read(path: str) -> str:
+    """The JSON of a tokenizer: a file, a folder with a `tokenizer.json`, or a name on the hub."""
+    where = Path(path).expanduser()
+    where = where / "tokenizer.json" if where.is_dir() else where
+    try:
+        if where.is_file():
+            content = where.read_text(encoding="utf-8")
+            tokenizers.Tokenizer.from_str(content)
+            return content
+        return str(tokenizers.Tokenizer.from_pretrained(path).to_str())
+    except Exception as error:  # the library raises plain `Exception`
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"data.tokenizer.path={path}: no tokenizer ({reason})") from None
+
+
+def _lossless(content: str) -> str:
+    """The JSON of a byte-level tokenizer without what changes text: NFC, padding, dropout."""
+    stages = json.loads(content)
+    levels = [s["type"] for key in ("pre_tokenizer", "decoder") for s in _stages(stages[key])]
+    if levels.count("ByteLevel") < 2:
+        raise ValueError("not a byte-level tokenizer; bits per byte could not be exact")
+    alphabet = set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    if missing := alphabet - stages["model"]["vocab"].keys():
+        raise ValueError(f"has no token for {len(missing)} of the 256 bytes")
+    if [s["type"] for s in _stages(stages["normalizer"])] == ["NFC"]:
+        stages["normalizer"] = None
+    stages["model"]["dropout"] = None
+    return json.dumps(stages | {"padding": None, "truncation": None})
+
+
+def _stages(stage: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a stage of the pipeline, sequences opened."""
+    if stage is None:
+        return []
+    for key in ("pretokenizers", "normalizers", "decoders"):
+        if key in stage:
+            return [inner for part in stage[key] for inner in _stages(part)]
+    return [stage]

@@ -5,61 +5,99 @@ B batch, T tokens, V vocabulary, L MoE layers, E experts.
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mla_lm import balance
+from mla_lm import balance, losses
+from mla_lm.data.batch import IGNORED, Annotator
 from mla_lm.model import Transformer
 
 
-def loss_sums(logits: Tensor, targets: Tensor, byte_lengths: Tensor) -> Tensor:
-    """Nats, tokens and bytes of text over a batch: (3,) float64.
+class Sums(NamedTuple):
+    """What batches add up to; `loss_sums` gives it as a tensor."""
 
-    logits (B, T, V), targets (B, T), byte_lengths (V,) the bytes of text behind each id.
+    nats: float
+    tokens: float
+    bytes: float  # of text
+    right: float  # answers whose every token is the greedy choice
+    answers: float  # runs of labels that count
+
+
+N_SUMS = len(Sums._fields)
+
+
+def loss_sums(logits: Tensor, labels: Tensor, byte_lengths: Tensor) -> Tensor:
+    """`Sums` over a batch, (5,) float64; labels that are `IGNORED` do not count.
+
+    logits (B, T, V), labels (B, T), byte_lengths (V,) the bytes of text behind each id.
     """
-    nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
-    n_bytes = byte_lengths[targets].sum()
-    return torch.stack([nats.double(), nats.new_tensor(targets.numel()), n_bytes]).double()
+    flat = logits.float().flatten(0, 1)
+    nats = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    counted = labels[labels != IGNORED]
+    sums = (nats, nats.new_tensor(counted.numel()), byte_lengths[counted].sum())
+    return torch.stack([part.double() for part in (*sums, *exact_matches(logits, labels))])
 
 
-def summarize(sums: Tensor) -> dict[str, float]:
-    """Mean loss in nats a token, perplexity, and bits per byte, from summed `loss_sums`."""
-    nats, n_tokens, n_bytes = sums.tolist()
-    return {
-        "val/loss": nats / n_tokens,
-        "val/perplexity": math.exp(min(nats / n_tokens, 700.0)),
-        "val/bpb": nats / math.log(2) / n_bytes,
+def exact_matches(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Answers whose every token is the greedy choice, and all answers: int64 scalars.
+
+    logits (B, T, V), labels (B, T); an answer is a run of labels that are not `IGNORED`.
+    """
+    counted = labels != IGNORED
+    starts = counted & ~F.pad(counted, (1, 0))[:, :-1]
+    answer = starts.flatten().cumsum(dim=0)  # which answer a token belongs to, from 1
+    wrong = counted & (logits.argmax(dim=-1) != labels)
+    missed = torch.zeros_like(answer).index_fill(0, answer[wrong.flatten()] - 1, 1)
+    return answer[-1] - missed.sum(), answer[-1]
+
+
+def summarize(sums: Tensor, *, graded: bool) -> dict[str, float]:
+    """Mean loss in nats a token, perplexity and bits per byte, from summed `loss_sums`.
+
+    `val/exact_match`, the share of right answers, only where answers are graded.
+    """
+    total = Sums(*sums.tolist())
+    metrics = {
+        "val/loss": total.nats / total.tokens,
+        "val/perplexity": math.exp(min(total.nats / total.tokens, 700.0)),
+        "val/bpb": total.nats / math.log(2) / total.bytes,
     }
+    if graded:
+        metrics["val/exact_match"] = total.right / total.answers
+    return metrics
 
 
 @torch.no_grad()
 def evaluate(
-    model: Transformer, batches: Iterable[Tensor], byte_lengths: Tensor
+    model: Transformer, batches: Iterable[Tensor], byte_lengths: Tensor, annotate: Annotator
 ) -> tuple[dict[str, float], Tensor | None]:
     """Metrics by name, and the expert load (L, E) of a model with experts.
 
     batches (B, T + 1). `mtp/acceptance_k` is teacher-forced: the share of positions where the
-    draft of depth k for a token equals the main model's own greedy choice for it.
+    draft of depth k for a token equals the main model's own greedy choice for it; positions
+    whose target of that depth does not count are left out.
     """
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(N_SUMS, dtype=torch.float64)
     agreed = torch.zeros(model.cfg.mtp_depth, 2, dtype=torch.int64)  # accepted drafts, drafts
     load: Tensor | None = None
-    for batch in batches:
-        batch = batch.to(model.embed.weight.device)
-        out = model(batch[:, :-1])
-        sums += loss_sums(out.logits, batch[:, 1:], byte_lengths).cpu()
+    for tokens in batches:
+        batch = annotate(tokens.to(model.embed.weight.device))
+        out = model(batch.inputs, documents=batch.input_documents)
+        sums += loss_sums(out.logits, batch.labels[:, 1:], byte_lengths).cpu()
         greedy = out.logits.argmax(dim=-1)  # position i: the choice for token i + 1
         for depth, hidden in enumerate(out.mtp, start=1):
             drafts = model.lm_head(hidden).argmax(dim=-1)  # position i: for token i + 1 + depth
-            accepted = (drafts == greedy[:, depth:]).sum()
-            agreed[depth - 1] += torch.tensor([int(accepted), drafts.numel()])
+            counted = losses.mtp_targets(batch.labels, depth, batch.documents) != IGNORED
+            accepted = counted & (drafts == greedy[:, depth:])
+            agreed[depth - 1] += torch.stack([accepted.sum(), counted.sum()]).cpu()
         if out.routing:
             batch_load = balance.expert_load(out.routing).cpu()
             load = batch_load if load is None else load + batch_load
 
-    metrics = summarize(sums)
+    metrics = summarize(sums, graded=annotate.graded)
     for depth, (accepted, drafts) in enumerate(agreed.tolist(), start=1):
         metrics[f"mtp/acceptance_{depth}"] = accepted / max(1, drafts)
     if load is not None:

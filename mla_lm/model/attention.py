@@ -1,7 +1,8 @@
 """Causal self-attention: MLA (arXiv 2405.04434, eq. 9-19) and its baselines MHA, GQA and MQA.
 
 B batch, T tokens, H query heads, G key/value heads. Every kind is called alike:
-`attention(x, cos, sin)` with x (B, T, dim) and rotary tables (T, rope_dim / 2).
+`attention(x, cos, sin, mask)` with x (B, T, dim), rotary tables (T, rope_dim / 2), and a mask
+(B, 1, T, T) of what may be attended to, or None for all that came before.
 """
 
 import torch
@@ -42,7 +43,7 @@ class MultiHeadLatentAttention(nn.Module):
         )
         self.o_proj = nn.Linear(cfg.n_heads * self.v_dim, cfg.dim, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
         q = self.q_b_proj(self.q_a_norm(self.q_a_proj(x))) if self.compress_q else self.q_proj(x)
         q = q.unflatten(-1, (self.n_heads, self.qk_dim))  # (B, T, H, qk_dim)
         q_nope, q_rope = q.split((self.nope_dim, self.rope_dim), dim=-1)
@@ -55,7 +56,7 @@ class MultiHeadLatentAttention(nn.Module):
         k_rope = rotate(k_rope.unsqueeze(-2), cos, sin).expand(-1, -1, self.n_heads, -1)
         q = torch.cat((q_nope, rotate(q_rope, cos, sin)), dim=-1)
         k = torch.cat((k_nope, k_rope), dim=-1)
-        return self.o_proj(causal_attention(q, k, v))
+        return self.o_proj(causal_attention(q, k, v, mask))
 
 
 class GroupedQueryAttention(nn.Module):
@@ -74,22 +75,22 @@ class GroupedQueryAttention(nn.Module):
 
         self.q_norm, self.k_norm = norm(), norm()
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H | G, head_dim)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q = self._rotate_part(self.q_norm(q), cos, sin)
         k = self._rotate_part(self.k_norm(k), cos, sin)
-        return self.o_proj(causal_attention(q, k, v))
+        return self.o_proj(causal_attention(q, k, v, mask))
 
     def _rotate_part(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rope, nope = x.split((self.rope_dim, self.head_dim - self.rope_dim), dim=-1)
         return torch.cat((rotate(rope, cos, sin), nope), dim=-1)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(qk_dim)) v under the causal mask -> (B, T, H * v_dim).
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(qk_dim)) v under the causal or a given mask -> (B, T, H * v_dim).
 
     q (B, T, H, qk_dim), k (B, T, G, qk_dim), v (B, T, G, v_dim); G divides H.
     """
@@ -98,7 +99,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         v = F.pad(v, (0, q.shape[-1] - v_dim))
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     context = F.scaled_dot_product_attention(
-        q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
     )
     return context[..., :v_dim].transpose(1, 2).flatten(-2)
 

@@ -22,8 +22,10 @@ class Block(nn.Module):
         else:
             self.ffn = SwiGLU(cfg.dim, cfg.inter_dim)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Routing | None]:
-        x = x + self.attention(self.attention_norm(x), cos, sin)
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Routing | None]:
+        x = x + self.attention(self.attention_norm(x), cos, sin, mask)
         y = self.ffn(self.ffn_norm(x))
         y, routing = y if isinstance(y, tuple) else (y, None)
         return x + y, routing

@@ -26,9 +26,14 @@ class MTPModule(nn.Module):
         self.norm = RMSNorm(cfg.dim, eps=cfg.norm_eps)
 
     def forward(
-        self, hidden: Tensor, embedding: Tensor, cos: Tensor, sin: Tensor
+        self,
+        hidden: Tensor,
+        embedding: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """hidden at i, embedding of token i + k: both (B, T - k, dim) -> normed state, same."""
         x = self.proj(torch.cat((self.embed_norm(embedding), self.hidden_norm(hidden)), dim=-1))
-        x, routing = self.block(x, cos, sin)
+        x, routing = self.block(x, cos, sin, mask)
         return self.norm(x), routing

@@ -49,19 +49,28 @@ class Transformer(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
         self.apply(self._init_weights)
 
-    def forward(self, tokens: Tensor, *, logits: bool = True, mtp: bool = True) -> ModelOutput:
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        documents: Tensor | None = None,
+        logits: bool = True,
+        mtp: bool = True,
+    ) -> ModelOutput:
         """Run the model; `logits=False` leaves out the head, `mtp=False` the MTP modules.
 
-        Raises UserError when T exceeds `max_seq_len`.
+        With documents (B, T), the number of the document a token belongs to, attention stays
+        inside a document. Raises UserError when T exceeds `max_seq_len`.
         """
         n_tokens = tokens.shape[1]
         if n_tokens > self.cfg.max_seq_len:
             raise UserError(f"{n_tokens} tokens exceed model.max_seq_len={self.cfg.max_seq_len}")
         cos, sin = self.cos[:n_tokens], self.sin[:n_tokens]
+        mask = None if documents is None else _within(documents)
         x = embeddings = self.embed(tokens)  # (B, T, dim)
         routing = []
         for block in self.blocks:
-            x, block_routing = block(x, cos, sin)
+            x, block_routing = block(x, cos, sin, mask)
             routing.append(block_routing)
         hidden = self.norm(x)
 
@@ -70,7 +79,11 @@ class Transformer(nn.Module):
         for depth, module in enumerate(self.mtp if mtp else (), start=1):
             length = max(0, n_tokens - depth)  # later positions know no token that far ahead
             state, block_routing = module(
-                state[:, :length], embeddings[:, depth:], cos[:length], sin[:length]
+                state[:, :length],
+                embeddings[:, depth:],
+                cos[:length],
+                sin[:length],
+                None if mask is None else mask[..., :length, :length],
             )
             mtp_states.append(state)
             routing.append(block_routing)
@@ -99,3 +112,8 @@ class Transformer(nn.Module):
         for name in ("o_proj", "down_proj"):
             if isinstance(child := getattr(module, name, None), nn.Linear):
                 child.weight.normal_(std=residual_std)
+
+
+def _within(documents: Tensor) -> Tensor:
+    """Earlier tokens of the same document: (B, T) -> (B, 1, T, T) bool."""
+    return (documents[:, :, None] == documents[:, None, :]).tril().unsqueeze(1)

@@ -50,8 +50,10 @@ class Progress(L.Callback):
         self._restart_clock(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loss, bpb = (float(trainer.callback_metrics[f"val/{name}"]) for name in ("loss", "bpb"))
-        print(f"step {trainer.global_step}  val/loss {loss:.4f}  val/bpb {bpb:.4f}", flush=True)
+        names = ("val/loss", "val/bpb", "val/exact_match")
+        values = {n: trainer.callback_metrics[n] for n in names if n in trainer.callback_metrics}
+        text = "  ".join(f"{name} {float(value):.4f}" for name, value in values.items())
+        print(f"step {trainer.global_step}  {text}", flush=True)
         self._restart_clock(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor
 from mla_lm import balance, losses
 from mla_lm.checkpoint import RECORD, Record
 from mla_lm.config import RunConfig
+from mla_lm.data.batch import Annotator, Batch
 from mla_lm.data.tokenizer import Tokenizer
-from mla_lm.evaluation import loss_sums, summarize
+from mla_lm.evaluation.language_model import N_SUMS, loss_sums, summarize
 from mla_lm.model import ModelOutput, Transformer
 from mla_lm.optim import build_optimizer, build_schedule, mtp_weight
 
@@ -33,10 +34,12 @@ class LanguageModel(L.LightningModule):
         self.register_buffer(
             "byte_lengths", torch.from_numpy(tokenizer.byte_lengths), persistent=False
         )
-        self.val_sums = torch.zeros(3, dtype=torch.float64)
+        self.annotate = Annotator(cfg.data, tokenizer)
+        self.val_sums = torch.zeros(N_SUMS, dtype=torch.float64)
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        out = self.model(batch[:, :-1])
+    def training_step(self, tokens: Tensor, batch_idx: int) -> Tensor:
+        batch = self.annotate(tokens)
+        out = self.model(batch.inputs, documents=batch.input_documents)
         terms = self.losses(out, batch)
         weights = {
             "ce": 1.0,
@@ -54,14 +57,18 @@ class LanguageModel(L.LightningModule):
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         return loss
 
-    def losses(self, out: ModelOutput, batch: Tensor) -> dict[str, Tensor]:
+    def losses(self, out: ModelOutput, batch: Batch) -> dict[str, Tensor]:
         """Unweighted terms: `ce`, and `mtp` (mean over depths) and `balance` where they exist."""
         assert out.logits is not None
-        terms = {"ce": losses.next_token_loss(out.logits, batch[:, 1:])}
+        terms = {"ce": losses.next_token_loss(out.logits, batch.labels[:, 1:])}
         if out.mtp:
+            targets = [
+                losses.mtp_targets(batch.labels, depth, batch.documents)
+                for depth in range(1, len(out.mtp) + 1)
+            ]
             by_depth = [
-                losses.next_token_loss(self.model.lm_head(hidden), losses.mtp_targets(batch, depth))
-                for depth, hidden in enumerate(out.mtp, start=1)
+                losses.next_token_loss(self.model.lm_head(hidden), depth_targets)
+                for hidden, depth_targets in zip(out.mtp, targets, strict=True)
             ]
             terms["mtp"] = torch.stack(by_depth).mean()
         if out.routing:
@@ -95,14 +102,15 @@ class LanguageModel(L.LightningModule):
         self.log("moe/dead_experts", balance.dead_experts(load).float())
 
     def on_validation_epoch_start(self) -> None:
-        self.val_sums = torch.zeros(3, dtype=torch.float64)
+        self.val_sums = torch.zeros(N_SUMS, dtype=torch.float64)
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        logits = self.model(batch[:, :-1], mtp=False).logits
-        self.val_sums += loss_sums(logits, batch[:, 1:], self.byte_lengths).cpu()
+    def validation_step(self, tokens: Tensor, batch_idx: int) -> None:
+        batch = self.annotate(tokens)
+        out = self.model(batch.inputs, documents=batch.input_documents, mtp=False)
+        self.val_sums += loss_sums(out.logits, batch.labels[:, 1:], self.byte_lengths).cpu()
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(summarize(self.val_sums))
+        self.log_dict(summarize(self.val_sums, graded=self.annotate.graded))
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.model, self.cfg.optim)

@@ -37,26 +37,79 @@ def for_ever(train: TrainLoader) -> Iterator[Tensor]:
         yield from train
 
 
+def samples(train: TrainLoader, count: int) -> list[Tensor]:
+    """The first rows a loader gives, epoch after epoch."""
+    batches = islice(for_ever(train), -(-count // train.batch_size))
+    return list(torch.cat(list(batches)))[:count]
+
+
 def targets(batches: list[Tensor]) -> list[int]:
     return torch.cat([batch[:, 1:].flatten() for batch in batches]).tolist()
 
 
 @given(n_tokens=lengths, seq_len=seq_lens, batch_size=batch_sizes, seed=st.integers(0, 3))
-def test_train_epoch_predicts_no_token_twice_and_leaves_less_than_a_batch(
+def test_an_epoch_of_samples_predicts_every_token_of_its_windows_once(
     n_tokens: int, seq_len: int, batch_size: int, seed: int
 ) -> None:
-    if n_tokens < batch_size * seq_len + 1:
+    n_windows = (n_tokens - 1) // seq_len
+    if n_windows < batch_size:
         with pytest.raises(UserError, match=f"{batch_size * seq_len + 1} tokens"):
             loader(n_tokens=n_tokens, seq_len=seq_len, batch_size=batch_size)
         return
     train = loader(n_tokens=n_tokens, seq_len=seq_len, batch_size=batch_size, seed=seed)
-    batches = list(train)
-    seen = targets(batches)
-    assert len(batches) == len(train)
-    assert len(set(seen)) == len(seen) == len(train) * batch_size * seq_len
-    assert set(seen) <= set(range(1, n_tokens))
-    windows_left_out = (n_tokens - 1) // seq_len - len(train) * batch_size
-    assert 0 <= windows_left_out < batch_size
+    rows = samples(train, 3 * n_windows)
+    for epoch in range(3):
+        of_epoch = torch.stack(rows[epoch * n_windows : (epoch + 1) * n_windows])
+        assert sorted(targets([of_epoch])) == list(range(1, n_windows * seq_len + 1))
+    assert 1 + n_windows * seq_len + train.n_dropped == n_tokens
+    assert train.n_dropped < seq_len
+
+
+@given(
+    n_windows=st.integers(min_value=12, max_value=40),
+    accumulate=st.integers(min_value=1, max_value=2),
+    seed=st.integers(0, 3),
+    stop=st.integers(min_value=0, max_value=30),
+)
+def test_order_does_not_depend_on_ranks_or_interruption(
+    n_windows: int, accumulate: int, seed: int, stop: int
+) -> None:
+    """A global batch of 12 on 1, 2, 3 and 4 ranks, resumed on another number of them."""
+    tokens = stream(n_windows * 5 + 1)
+    if n_windows < 12 * accumulate:
+        return
+
+    def of_rank(rank: int, n_ranks: int) -> TrainLoader:
+        return TrainLoader(
+            tokens,
+            seq_len=5,
+            batch_size=12 // n_ranks,
+            accumulate=accumulate,
+            seed=seed,
+            rank=rank,
+            n_ranks=n_ranks,
+        )
+
+    expected = list(islice(for_ever(of_rank(0, 1)), stop + 4))
+    for before, after in ((1, 3), (2, 1), (3, 4), (4, 2)):
+        found, state = [], of_rank(0, 1).state_dict()
+        for n_ranks, n_batches in ((before, stop), (after, 4)):
+            ranks = [of_rank(rank, n_ranks) for rank in range(n_ranks)]
+            for one in ranks:
+                one.load_state_dict(dict(state))
+            parts = [list(islice(for_ever(one), n_batches)) for one in ranks]
+            found += [torch.cat(step) for step in zip(*parts, strict=True)]
+            states = [one.state_dict() for one in ranks]
+            assert states == [states[0]] * n_ranks
+            state = states[0]
+        assert len(found) == len(expected)
+        assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+def test_samples_come_in_the_same_order_for_any_batch_size(batch_size: int) -> None:
+    whole = torch.stack(samples(loader(batch_size=4), 60))
+    assert torch.equal(torch.stack(samples(loader(batch_size=batch_size), 60)), whole)
 
 
 @given(n_tokens=lengths, seq_len=seq_lens, batch_size=batch_sizes)
@@ -117,7 +170,16 @@ def test_position_not_restored_is_noticed() -> None:
     assert not torch.equal(fresh[0], expected[5])
 
 
-def test_epoch_read_by_count_is_followed_by_a_whole_one() -> None:
+def test_an_iteration_after_a_resume_ends_where_it_would_have_ended() -> None:
+    train = loader(n_tokens=101, batch_size=3)
+    assert len(train) == 3
+    for taken in range(7):
+        resumed = loader(n_tokens=101, batch_size=3)
+        resumed.load_state_dict({"sample": 3 * taken})
+        assert len(list(resumed)) == 3 - taken % 3
+
+
+def test_an_iteration_cut_off_by_its_length_is_followed_by_a_whole_one() -> None:
     """Lightning takes `len(loader)` batches and never asks for the one behind them."""
     train, whole = loader(), loader()
     for _ in range(3):

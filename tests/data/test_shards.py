@@ -1,223 +1,225 @@
-"""Preparing a corpus once, finding it again, and noticing when a prepared file is damaged."""
+"""Token files: whatever is appended, interrupted and gone on with is read back as one sequence."""
 
-import shutil
-from collections.abc import Callable
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import FileIO
+from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mla_lm.config import DataConfig
-from mla_lm.data import PreparedData, Tokenizer, prepare
-from mla_lm.data.corpora import Document, documents, scan
+from mla_lm.data import shards
+from mla_lm.data.shards import Shard, ShardWriter, TokenStream, digest, shard_path
 from mla_lm.errors import UserError
-from tests.data.conftest import some_text
 
-MakeConfig = Callable[..., DataConfig]
-
-
-def prepared_folder(cfg: DataConfig) -> Path:
-    (only,) = (p for p in Path(cfg.cache_dir).iterdir() if p.suffix != ".tmp")
-    return only
+U16, U32 = np.dtype(np.uint16), np.dtype(np.uint32)
+VOCAB = 1000
+ids_lists = st.lists(st.lists(st.integers(0, VOCAB - 1), max_size=9), max_size=9)
+capacities = st.integers(min_value=1, max_value=8)  # ids in a shard
+dtypes = st.sampled_from([U16, U32])
 
 
-def split_documents(cfg: DataConfig) -> dict[str, list[Document]]:
-    held_out = scan(cfg).validation
-    found = list(documents(cfg))
-    return {
-        "train": [d for d in found if d.name not in held_out],
-        "val": [d for d in found if d.name in held_out],
-    }
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 8)
 
 
-def assert_same(one: PreparedData, other: PreparedData) -> None:
-    np.testing.assert_array_equal(one.train, other.train)
-    np.testing.assert_array_equal(one.val, other.val)
-    assert one.tokenizer.json == other.tokenizer.json
-    assert one.manifest == other.manifest
+def write(
+    folder: Path, *appended: Sequence[int], dtype: np.dtype[Any] = U16, n_tokens: int = 0
+) -> list[Shard]:
+    writer = ShardWriter(folder, "train", dtype, n_tokens=n_tokens)
+    for ids in appended:
+        writer.append(ids)
+    return writer.close()
 
 
-def test_second_preparation_is_the_first(data_config: MakeConfig, folder: Path) -> None:
-    cfg = data_config(folder)
-    first = prepare(cfg)
-    times = {p.name: p.stat().st_mtime_ns for p in prepared_folder(cfg).iterdir()}
-    second = prepare(cfg)
-    assert {p.name: p.stat().st_mtime_ns for p in prepared_folder(cfg).iterdir()} == times
-    assert set(times) == {"train.bin", "val.bin", "tokenizer.json", "manifest.json"}
-    assert_same(first, second)
+def leave(folder: Path, *appended: Sequence[int], dtype: np.dtype[Any] = U16) -> None:
+    """Write as a process that is killed does: nothing is closed properly."""
+    writer = ShardWriter(folder, "train", dtype, n_tokens=0)
+    for ids in appended:
+        writer.append(ids)
 
 
-def test_streams_hold_every_document_behind_end_of_text(
-    data_config: MakeConfig, folder: Path
+def read(found: list[Shard], dtype: np.dtype[Any] = U16) -> list[int]:
+    return TokenStream(found, dtype, vocab_size=VOCAB)[:].tolist()
+
+
+def sizes(folder: Path) -> list[int]:
+    return [p.stat().st_size for p in sorted(folder.glob("train-*.bin"))]
+
+
+@contextmanager
+def small_shards(capacity: int, dtype: np.dtype[Any]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "SHARD_BYTES", capacity * dtype.itemsize)
+        yield
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> tuple[TokenStream, list[int]]:
+    ids = np.random.default_rng(0).integers(VOCAB, size=50).tolist()
+    with small_shards(7, U16):
+        found = write(tmp_path_factory.mktemp("stream"), ids)
+    return TokenStream(found, U16, vocab_size=VOCAB), ids
+
+
+@settings(max_examples=30)
+@given(appended=ids_lists, capacity=capacities, dtype=dtypes)
+def test_shards_hold_what_was_appended(
+    appended: list[list[int]], capacity: int, dtype: np.dtype[Any]
 ) -> None:
-    cfg = data_config(folder)
-    data = prepare(cfg)
-    for split, expected in split_documents(cfg).items():
-        stream = np.asarray(getattr(data, split))
-        starts = np.flatnonzero(stream == data.tokenizer.end_of_text)
-        assert starts[0] == 0
-        pieces = np.split(stream, starts[1:])
-        assert [data.tokenizer.decode(piece[1:].tolist()) for piece in pieces] == [
-            d.text for d in expected
-        ]
-        assert data.tokenizer.decode(stream.tolist()) == "".join(d.text for d in expected)
+    with small_shards(capacity, dtype), TemporaryDirectory() as name:
+        found = write(Path(name), *appended, dtype=dtype)
+        expected = list(chain.from_iterable(appended))
+        assert read(found, dtype) == expected
+        counts = [shard.tokens for shard in found]
+        full, rest = divmod(len(expected), capacity)
+        assert counts == ([capacity] * full + [rest] * (rest > 0) or [0])
+        assert sizes(Path(name)) == [count * dtype.itemsize for count in counts]
+        assert [digest(shard.path) for shard in found] == [shard.sha256 for shard in found]
 
 
-def test_manifest_counts_what_is_there(data_config: MakeConfig, folder: Path) -> None:
-    cfg = data_config(folder)
-    data = prepare(cfg)
-    for split, expected in split_documents(cfg).items():
-        assert data.manifest[split] == {
-            "documents": len(expected),
-            "tokens": len(getattr(data, split)),
-            "bytes": sum(len(d.text.encode()) for d in expected),
-        }
-    assert data.manifest["corpus"] == scan(cfg).digest
-    assert data.manifest["vocab_size"] == data.tokenizer.vocab_size == 300
-    assert data.manifest["python"].count(".") == 2
-
-
-def test_bytes_of_the_tokens_are_the_bytes_of_the_text(
-    data_config: MakeConfig, folder: Path
+@settings(max_examples=30)
+@given(appended=ids_lists, capacity=capacities, dtype=dtypes, data=st.data())
+def test_writing_goes_on_from_any_token(
+    appended: list[list[int]], capacity: int, dtype: np.dtype[Any], data: st.DataObject
 ) -> None:
-    data = prepare(data_config(folder))
-    for split in ("train", "val"):
-        stream = np.asarray(getattr(data, split)).astype(np.int64)
-        assert data.tokenizer.byte_lengths[stream].sum() == data.manifest[split]["bytes"]
+    expected = list(chain.from_iterable(appended))
+    noted = data.draw(st.integers(0, len(expected)))
+    with (
+        small_shards(capacity, dtype),
+        TemporaryDirectory() as one,
+        TemporaryDirectory() as other,
+    ):
+        leave(Path(one), *appended, dtype=dtype)
+        found = write(Path(one), expected[noted:], dtype=dtype, n_tokens=noted)
+        undisturbed = write(Path(other), expected, dtype=dtype)
+        assert read(found, dtype) == expected
+        assert [s.sha256 for s in found] == [s.sha256 for s in undisturbed]
+        assert sizes(Path(one)) == sizes(Path(other))
 
 
-def test_tokenizer_has_not_seen_the_validation_split(data_config: MakeConfig, folder: Path) -> None:
-    cfg = data_config(folder)
-    training = [d.text for d in split_documents(cfg)["train"]]
-    assert prepare(cfg).tokenizer.json == Tokenizer.train(training, vocab_size=300).json
+@pytest.mark.parametrize("n_tokens", range(9))
+@pytest.mark.usefixtures("small")
+def test_what_lies_behind_the_noted_token_is_cut_off(tmp_path: Path, n_tokens: int) -> None:
+    leave(tmp_path, range(20))
+    with shard_path(tmp_path, "train", 5).open("ab") as file:
+        file.write(b"garbage")
+    assert read(write(tmp_path, n_tokens=n_tokens)) == list(range(n_tokens))
+    assert sum(sizes(tmp_path)) == 2 * n_tokens
 
 
-def change_text(folder: Path, cfg: DataConfig) -> DataConfig:
-    (folder / "00.txt").write_text(some_text(90, seed=99))
-    return cfg
-
-
-def add_document(folder: Path, cfg: DataConfig) -> DataConfig:
-    (folder / "more.txt").write_text(some_text(90, seed=98))
-    return cfg
-
-
-def other_vocabulary(folder: Path, cfg: DataConfig) -> DataConfig:
-    return cfg.model_copy(
-        update={"tokenizer": cfg.tokenizer.model_copy(update={"vocab_size": 280})}
-    )
-
-
-def other_fraction(folder: Path, cfg: DataConfig) -> DataConfig:
-    return cfg.model_copy(update={"val_fraction": 0.6})
-
-
-@pytest.mark.parametrize("change", [change_text, add_document, other_vocabulary, other_fraction])
-def test_another_corpus_or_tokenizer_is_prepared_apart(
-    data_config: MakeConfig, folder: Path, change: Callable[[Path, DataConfig], DataConfig]
-) -> None:
-    cfg = data_config(folder)
-    before = prepare(cfg)
-    after = prepare(change(folder, cfg))
-    assert len(list(Path(cfg.cache_dir).iterdir())) == 2
-    assert after.manifest != before.manifest
-
-
-def test_window_and_batch_do_not_prepare_again(data_config: MakeConfig, folder: Path) -> None:
-    cfg = data_config(folder)
-    prepare(cfg)
-    prepare(cfg.model_copy(update={"seq_len": 16, "batch_size": 2}))
-    assert len(list(Path(cfg.cache_dir).iterdir())) == 1
-
-
-@pytest.mark.parametrize("name", ["train.bin", "val.bin"])
-@pytest.mark.parametrize("damage", ["truncated", "longer", "missing"])
-def test_damaged_stream_is_named(
-    data_config: MakeConfig, folder: Path, name: str, damage: str
-) -> None:
-    cfg = data_config(folder)
-    prepare(cfg)
-    path = prepared_folder(cfg) / name
-    content = path.read_bytes()
-    if damage == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(content[:-2] if damage == "truncated" else content + b"\0\0")
-    with pytest.raises(UserError) as caught:
-        prepare(cfg)
+@pytest.mark.parametrize(
+    ("index", "size"), [(0, 6), (0, 0), (1, 7), (2, 3), (2, 0)], ids=lambda value: str(value)
+)
+@pytest.mark.usefixtures("small")
+def test_a_shard_shorter_than_noted_is_refused(tmp_path: Path, index: int, size: int) -> None:
+    leave(tmp_path, range(10))
+    path = shard_path(tmp_path, "train", index)
+    os.truncate(path, size)
+    with pytest.raises(UserError, match="shorter") as caught:
+        ShardWriter(tmp_path, "train", U16, n_tokens=10)
     assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "manifest.json"])
-def test_truncated_json_is_named(data_config: MakeConfig, folder: Path, name: str) -> None:
-    cfg = data_config(folder)
-    prepare(cfg)
-    path = prepared_folder(cfg) / name
-    path.write_text(path.read_text()[:50])
-    with pytest.raises(UserError) as caught:
-        prepare(cfg)
+@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.usefixtures("small")
+def test_a_missing_shard_is_refused(tmp_path: Path, index: int) -> None:
+    leave(tmp_path, range(10))
+    path = shard_path(tmp_path, "train", index)
+    path.unlink()
+    with pytest.raises(UserError, match="shorter") as caught:
+        ShardWriter(tmp_path, "train", U16, n_tokens=10)
     assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
-def test_missing_tokenizer_is_named(data_config: MakeConfig, folder: Path) -> None:
-    cfg = data_config(folder)
-    prepare(cfg)
-    (prepared_folder(cfg) / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"tokenizer\.json"):
-        prepare(cfg)
+@pytest.mark.parametrize(("n_tokens", "files"), [(0, 1), (3, 1), (4, 1), (5, 2), (8, 2)])
+@pytest.mark.usefixtures("small")
+def test_exactly_full_shards_leave_no_empty_one(tmp_path: Path, n_tokens: int, files: int) -> None:
+    assert len(write(tmp_path, range(n_tokens))) == len(sizes(tmp_path)) == files
 
 
-def test_leftover_of_an_interrupted_preparation_does_no_harm(
-    data_config: MakeConfig, folder: Path
+@pytest.mark.usefixtures("small")
+def test_closed_shards_can_be_gone_on_with(tmp_path: Path) -> None:
+    write(tmp_path, range(8))
+    assert read(write(tmp_path, [8, 9], n_tokens=8)) == list(range(10))
+
+
+def test_a_file_that_takes_a_part_of_a_block_gets_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = data_config(folder)
-    first = prepare(cfg)
-    finished = prepared_folder(cfg)
-    leftover = finished.with_name(f"{finished.name}.1.tmp")
-    expected = PreparedData(np.array(first.train), np.array(first.val), *first[2:])
-    finished.rename(leftover)
-    (leftover / "train.bin").write_bytes(b"half")
-    assert_same(prepare(cfg), expected)
-
-
-def test_interrupted_preparation_is_not_taken_for_a_finished_one(
-    data_config: MakeConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cfg = data_config(folder)
-    encode_batch = Tokenizer.encode_batch
-
-    def interrupted(self: Tokenizer, texts: list[str]) -> list[list[int]]:
-        encode_batch(self, texts)
-        raise KeyboardInterrupt
+    class Reluctant(FileIO):
+        def write(self, block: memoryview) -> int:
+            return super().write(block[:3])
 
     with monkeypatch.context() as patch:
-        patch.setattr(Tokenizer, "encode_batch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(cfg)
-    assert [p for p in Path(cfg.cache_dir).iterdir() if p.suffix != ".tmp"] == []
-    data = prepare(cfg)
-    assert len(data.train) == data.manifest["train"]["tokens"]
+        patch.setattr(Path, "open", lambda path, mode, buffering: Reluctant(path, mode))
+        shards.write(tmp_path / "file", b"0123456789")
+        shards.write(tmp_path / "file", "終", append=True)
+    assert (tmp_path / "file").read_text() == "0123456789終"
 
 
-def test_another_process_may_finish_first(
-    data_config: MakeConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("small")
+def test_splits_do_not_touch_each_other(tmp_path: Path) -> None:
+    write(tmp_path, range(20))
+    ShardWriter(tmp_path, "val", U16, n_tokens=0).close()
+    assert sizes(tmp_path) == [8] * 5
+
+
+@pytest.mark.parametrize("too_large", [2**16, -1])
+def test_an_id_that_does_not_fit_is_not_stored(tmp_path: Path, too_large: int) -> None:
+    writer = ShardWriter(tmp_path, "train", U16, n_tokens=0)
+    with pytest.raises(OverflowError):
+        writer.append([1, too_large])
+    assert [shard.tokens for shard in writer.close()] == [0]
+
+
+ends = st.none() | st.integers(-60, 60)
+
+
+@given(start=ends, stop=ends)
+def test_slices_are_those_of_an_array(
+    stream: tuple[TokenStream, list[int]], start: int | None, stop: int | None
 ) -> None:
-    cfg = data_config(folder)
-    expected = prepare(cfg)
-    finished, aside = prepared_folder(cfg), Path(cfg.cache_dir).parent / "aside"
-    finished.rename(aside)
-    train = Tokenizer.train.__func__
-
-    def slow(cls: type[Tokenizer], texts: object, *, vocab_size: int) -> Tokenizer:
-        shutil.copytree(aside, finished)
-        return train(cls, texts, vocab_size=vocab_size)
-
-    monkeypatch.setattr(Tokenizer, "train", classmethod(slow))
-    assert_same(prepare(cfg), expected)
+    tokens, ids = stream
+    found = tokens[start:stop]
+    assert found.dtype == U16
+    np.testing.assert_array_equal(found, np.array(ids, U16)[start:stop])
 
 
-def test_everything_held_out_is_refused(data_config: MakeConfig, folder: Path) -> None:
-    with pytest.raises(UserError, match="val_fraction"):
-        prepare(data_config(folder, val_fraction=1 - 1e-9))
+def test_a_slice_is_a_copy(stream: tuple[TokenStream, list[int]]) -> None:
+    tokens, ids = stream
+    for window in (slice(1, 3), slice(3, 30)):
+        tokens[window][:] = 0
+    assert tokens[:].tolist() == ids
+
+
+def test_an_empty_split_is_an_empty_stream(tmp_path: Path) -> None:
+    tokens = TokenStream(write(tmp_path), U32, vocab_size=VOCAB)
+    assert len(tokens) == 0
+    assert tokens[:].shape == tokens[3:9].shape == (0,)
+    assert tokens[:].dtype == U32
+
+
+@pytest.mark.parametrize("bad", [VOCAB, 2**16 - 1])
+@pytest.mark.parametrize("position", [0, 3, 4, 9])
+@pytest.mark.usefixtures("small")
+def test_an_id_beyond_the_vocabulary_is_named(tmp_path: Path, bad: int, position: int) -> None:
+    ids = list(range(10))
+    ids[position] = bad
+    tokens = TokenStream(write(tmp_path, ids), U16, vocab_size=VOCAB)
+    for window in (slice(None), slice(position, position + 1), slice(max(0, position - 2), 10)):
+        with pytest.raises(UserError) as caught:
+            tokens[window]
+        message = str(caught.value)
+        assert f"{shard_path(tmp_path, 'train', position // 4)}: id {bad} " in message
+        assert f"token {position % 4}," in message
+        assert "\n" not in message
+    assert tokens[:position].tolist() == ids[:position]
+    assert tokens[position + 1 :].tolist() == ids[position + 1 :]

@@ -129,7 +129,7 @@ def test_empty_prompt_is_refused(model: Transformer) -> None:
 def test_command_line_prints_the_prompt_first(tmp_path: Path) -> None:
     prompt = "def f(x={1: 2}, **k): # naïve 終\n    return x ="
     cfg = load_config(["model=nano", "data.seq_len=32", f"run_dir={tmp_path}"])
-    tokenizer = Tokenizer.train([prompt * 3], vocab_size=300)
+    tokenizer = Tokenizer.train([prompt * 3], vocab_size=300, end_of_text="<|endoftext|>")
     state = randomized(Transformer(cfg.model)).state_dict()
     (tmp_path / "checkpoints").mkdir()
     record = {

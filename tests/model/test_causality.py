@@ -51,20 +51,20 @@ def check_by_gradient(model: Transformer, depth: int) -> None:
         assert (reach[:, : i + depth + 1] > 0).all(), f"logits at {i} miss earlier tokens"
 
 
-def sees_everything(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def sees_everything(q: Tensor, k: Tensor, v: Tensor, mask: None) -> Tensor:
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     context = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
     return context.transpose(1, 2).flatten(-2)
 
 
-def sees_only_itself(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def sees_only_itself(q: Tensor, k: Tensor, v: Tensor, mask: None) -> Tensor:
     return v.repeat_interleave(q.shape[2] // v.shape[2], dim=2).flatten(-2)
 
 
 def embedding_of_the_next_token_too(
-    self: MTPModule, hidden: Tensor, embedding: Tensor, cos: Tensor, sin: Tensor
+    self: MTPModule, hidden: Tensor, embedding: Tensor, *positions: Tensor | None
 ) -> tuple[Tensor, Routing | None]:
-    return honest_mtp_forward(self, hidden, embedding + embedding.roll(-1, dims=1), cos, sin)
+    return honest_mtp_forward(self, hidden, embedding + embedding.roll(-1, dims=1), *positions)
 
 
 honest_mtp_forward = MTPModule.forward

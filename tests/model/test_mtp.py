@@ -15,7 +15,7 @@ DEPTH = 2
 class PassThrough(nn.Module):
     """A block that changes nothing."""
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Routing | None]:
+    def forward(self, x: Tensor, *positions: Tensor | None) -> tuple[Tensor, Routing | None]:
         return x, None
 
 
@@ -56,7 +56,7 @@ def test_a_shift_too_far_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         keep_only(module, "embedding")
     honest = MTPModule.forward
     monkeypatch.setattr(
-        MTPModule, "forward", lambda self, h, e, cos, sin: honest(self, h, e.roll(-1, 1), cos, sin)
+        MTPModule, "forward", lambda self, h, e, *rest: honest(self, h, e.roll(-1, 1), *rest)
     )
     with pytest.raises(AssertionError):
         check_embedding_of_token_k_later(model, batch)
@@ -94,7 +94,7 @@ def test_rotary_positions_start_at_zero_at_every_depth() -> None:
     model, batch = build()
     seen: list[tuple[Tensor, Tensor]] = []
     for module in model.mtp:
-        module.block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1:]))
+        module.block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1:3]))
     states = model(batch[:, :-1]).mtp
     for (cos, sin), state in zip(seen, states, strict=True):
         assert torch.equal(cos, model.cos[: state.shape[1]])

@@ -3,19 +3,25 @@
 import json
 import math
 from collections.abc import Callable
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mla_lm import Transformer, cli, load_checkpoint
-from mla_lm.config import EvalConfig
-from mla_lm.data import EvalLoader, prepare
-from mla_lm.data.corpora import scan
+from mla_lm.config import EvalConfig, RunConfig
+from mla_lm.data import Annotator, EvalLoader, Tokenizer, prepare
+from mla_lm.data.batch import IGNORED
+from mla_lm.data.corpora import open_corpus
+from mla_lm.data.head import place
 from mla_lm.errors import UserError
-from mla_lm.evaluation import evaluate
+from mla_lm.evaluation import evaluate, loss_sums
+from mla_lm.evaluation.language_model import exact_matches
 from mla_lm.model import ModelOutput
 from tests.conftest import random_tokens, randomized, tiny_config
 from tests.processes import run
@@ -38,6 +44,11 @@ def evaluated(trained: Run) -> tuple[dict[str, Any], str]:
     result = run("eval.py", *words, cwd=trained.folder)
     assert result.returncode == 0, result.stderr
     return json.loads((trained.folder / "metrics.json").read_text()), result.stdout
+
+
+def counting(cfg: RunConfig, tokenizer: Tokenizer) -> tuple[Tensor, Annotator]:
+    """What `evaluate` needs besides model and batches."""
+    return torch.from_numpy(tokenizer.byte_lengths), Annotator(cfg.data, tokenizer)
 
 
 def evaluate_here(*overrides: str) -> None:
@@ -81,7 +92,7 @@ def test_batch_size_does_not_change_the_metrics(
 ) -> None:
     model, cfg, tokenizer = load_checkpoint(trained.folder)
     batches = EvalLoader(prepare(cfg.data).val, seq_len=32, batch_size=batch_size)
-    metrics, _ = evaluate(model, batches, torch.from_numpy(tokenizer.byte_lengths))
+    metrics, _ = evaluate(model, batches, *counting(cfg, tokenizer))
     for name in ("val/loss", "val/bpb"):
         assert metrics[name] == pytest.approx(evaluated[0][name], rel=1e-6)
 
@@ -94,29 +105,38 @@ def test_limit_takes_that_many_batches(
     batches = list(EvalLoader(prepare(cfg.data).val, seq_len=32, batch_size=2))
     evaluate_here(f"ckpt={folder}", "limit=1", "batch_size=2")
     assert f"1 of {len(batches)} batches" in capsys.readouterr().out
-    first, _ = evaluate(model, batches[:1], torch.from_numpy(tokenizer.byte_lengths))
+    first, _ = evaluate(model, batches[:1], *counting(cfg, tokenizer))
     written = json.loads((folder / "metrics.json").read_text())
     assert written["val/bpb"] == pytest.approx(first["val/bpb"], rel=1e-5)
 
 
 @pytest.mark.parametrize("held_out", [False, True], ids=["training text", "held-out text"])
 def test_changed_corpus_is_refused(trained: Run, tmp_path: Path, held_out: bool) -> None:
-    place = copied(trained.folder.parent, tmp_path / "moved")
-    path = checkpoint(place / "run", STEPS)
+    moved = copied(trained.folder.parent, tmp_path / "moved")
+    path = checkpoint(moved / "run", STEPS)
     stored = content(path)
-    stored["mla_lm"]["config"]["data"]["path"] = str(place / "text")
+    stored["mla_lm"]["config"]["data"]["path"] = str(moved / "text")
     torch.save(stored, path)
     evaluate_here(f"ckpt={path}")
 
     _, cfg, _ = load_checkpoint(path)
-    validation = scan(cfg.data).validation
-    changed = next(p for p in (place / "text").iterdir() if (p.name in validation) == held_out)
+    threshold = prepare(cfg.data).manifest["threshold"]
+    keys = [document.key for document in open_corpus(cfg.data).train()]
+    name = next(key.decode() for key in keys if (place(key) < threshold) == held_out)
+    changed = moved / "text" / name
     changed.write_text(changed.read_text() + "def changed(): pass\n" * 9)
-    (place / "run" / "metrics.json").unlink()
+    (moved / "run" / "metrics.json").unlink()
     with pytest.raises(UserError, match="corpus") as caught:
         evaluate_here(f"ckpt={path}")
     assert len(str(caught.value).splitlines()) == 1
-    assert not (place / "run" / "metrics.json").exists()
+    assert not (moved / "run" / "metrics.json").exists()
+
+
+@cache
+def plain() -> Annotator:
+    """Every token counts, documents are not masked."""
+    tokenizer = Tokenizer.train((), vocab_size=257, end_of_text="<|endoftext|>")
+    return Annotator(tiny_config().data, tokenizer)
 
 
 def model_and_batches(*overrides: str) -> tuple[Transformer, list[Tensor], Tensor]:
@@ -131,8 +151,8 @@ def drafts_shifted_by(
 ) -> Callable[..., ModelOutput]:
     """MTP states of every depth k that are the main model's own, k + extra positions later."""
 
-    def shifted(tokens: Tensor) -> ModelOutput:
-        out = forward(tokens)
+    def shifted(tokens: Tensor, documents: Tensor | None) -> ModelOutput:
+        out = forward(tokens, documents=documents)
         depths = range(1, len(out.mtp) + 1)
         mtp = tuple(out.hidden.roll(-extra, dims=1)[:, depth:] for depth in depths)
         return out._replace(mtp=mtp)
@@ -146,7 +166,7 @@ def test_acceptance_is_one_exactly_for_drafts_of_the_right_token(
 ) -> None:
     model, batches, byte_lengths = model_and_batches("model.mtp_depth=2")
     monkeypatch.setattr(model, "forward", drafts_shifted_by(extra, model.forward))
-    metrics, _ = evaluate(model, batches, byte_lengths)
+    metrics, _ = evaluate(model, batches, byte_lengths, plain())
     for depth in (1, 2):
         assert (metrics[f"mtp/acceptance_{depth}"] == 1.0) == accepted
 
@@ -163,7 +183,7 @@ def test_acceptance_by_hand() -> None:
                     choice = out.logits[row, i + depth].argmax()
                     agreed[depth - 1] += int(draft == choice)
                     drafted[depth - 1] += 1
-    metrics, _ = evaluate(model, batches, byte_lengths)
+    metrics, _ = evaluate(model, batches, byte_lengths, plain())
     for depth in (1, 2):
         expected = agreed[depth - 1] / drafted[depth - 1]
         assert metrics[f"mtp/acceptance_{depth}"] == pytest.approx(expected)
@@ -172,7 +192,7 @@ def test_acceptance_by_hand() -> None:
 def test_uniform_model_scores_the_logarithm_of_the_vocabulary() -> None:
     model, batches, byte_lengths = model_and_batches()
     torch.nn.init.zeros_(model.lm_head.weight)
-    metrics, _ = evaluate(model, batches, byte_lengths)
+    metrics, _ = evaluate(model, batches, byte_lengths, plain())
     targets = torch.cat([batch[:, 1:].flatten() for batch in batches])
     vocab_size = model.cfg.vocab_size
     bits = math.log2(vocab_size) * targets.numel() / int(byte_lengths[targets].sum())
@@ -184,13 +204,59 @@ def test_uniform_model_scores_the_logarithm_of_the_vocabulary() -> None:
 def test_evaluation_leaves_the_model_alone() -> None:
     model, batches, byte_lengths = model_and_batches()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    evaluate(model, batches, byte_lengths)
+    evaluate(model, batches, byte_lengths, plain())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
 def test_dense_model_without_mtp_has_only_its_own_metrics() -> None:
     model, batches, byte_lengths = model_and_batches("model/ffn=dense", "model.mtp_depth=0")
-    metrics, load = evaluate(model, batches, byte_lengths)
+    metrics, load = evaluate(model, batches, byte_lengths, plain())
     assert set(metrics) == {"val/loss", "val/perplexity", "val/bpb"}
     assert load is None
+
+
+def test_exact_match_by_hand() -> None:
+    """Answers of two and one tokens in the first row, of one at each end of the second."""
+    i = IGNORED
+    labels = torch.tensor([[i, 3, 4, i, 2], [1, i, i, i, 5]])
+    guesses = torch.tensor([[9, 3, 4, 9, 2], [1, 9, 9, 9, 6]])
+    for wrong in ([], [(0, 1)], [(0, 1), (0, 2)], [(0, 4)], [(1, 0), (0, 4)]):
+        guessed = guesses.clone()
+        for row, column in wrong:
+            guessed[row, column] = 7
+        answers = {(0, 1) if at == (0, 2) else at for at in wrong}
+        right, n_answers = exact_matches(F.one_hot(guessed, 11).float(), labels)
+        assert (int(right), int(n_answers)) == (3 - len(answers), 4)
+
+
+def test_ignored_labels_do_not_count() -> None:
+    logits, labels = torch.randn(2, 5, 11), torch.randint(11, (2, 5))
+    labels[0, :3] = labels[1, 4] = IGNORED
+    nats, tokens, n_bytes, *_ = loss_sums(logits, labels, torch.arange(11)).tolist()
+    kept = labels != IGNORED
+    expected = F.cross_entropy(logits[kept], labels[kept], reduction="sum")
+    assert nats == pytest.approx(float(expected), rel=1e-6)
+    assert (tokens, n_bytes) == (6, int(labels[kept].sum()))
+
+
+def test_acceptance_counts_drafts_inside_a_document_only() -> None:
+    model, batches, byte_lengths = model_and_batches("model.mtp_depth=2")
+    cfg = tiny_config("data.mask_documents=true").data
+    annotate = Annotator(cfg, Tokenizer.train((), vocab_size=257, end_of_text="<|endoftext|>"))
+    for batch in batches:
+        batch[:, 4::5] = annotate.end_of_text
+    masked, _ = evaluate(model, batches, byte_lengths, annotate)
+    agreed, drafted = [0, 0], [0, 0]
+    for tokens in batches:
+        batch = annotate(tokens)
+        out = model(batch.inputs, documents=batch.input_documents)
+        assert batch.documents is not None
+        for depth in (1, 2):
+            drafts = model.lm_head(out.mtp[depth - 1]).argmax(dim=-1)
+            for row, i in product(range(len(tokens)), range(drafts.shape[1])):
+                if batch.documents[row, i] == batch.documents[row, i + depth + 1]:
+                    agreed[depth - 1] += int(drafts[row, i] == out.logits[row, i + depth].argmax())
+                    drafted[depth - 1] += 1
+    for depth in (1, 2):
+        assert masked[f"mtp/acceptance_{depth}"] == agreed[depth - 1] / drafted[depth - 1]

@@ -1,0 +1,38 @@
+"""How a measurement is taken and shown: interleaved rounds, medians with their spread."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+
+class Row(NamedTuple):
+    """One figure; `goal` in words, empty where there is none."""
+
+    name: str
+    value: float
+    unit: str
+    spread: str = ""
+    goal: str = ""
+
+
+def interleaved(tasks: Sequence[Callable[[], float]], *, rounds: int) -> list[list[float]]:
+    """What each task returns in every round; round by round, so that all share the same weather."""
+    results = [[task() for task in tasks] for _ in range(rounds)]
+    return [list(column) for column in zip(*results, strict=True)]
+
+
+def median_row(name: str, values: Sequence[float], unit: str, *, goal: str = "") -> Row:
+    """The median of several values, and how far they lie apart."""
+    spread = f"{min(values):.3g} .. {max(values):.3g}"
+    return Row(name, statistics.median(values), unit, spread, goal)
+
+
+def show(title: str, rows: Sequence[Row]) -> None:
+    """Print figures as a table."""
+    table = Table("figure", "value", "unit", "spread", "goal", title=title)
+    for row in rows:
+        table.add_row(row.name, f"{row.value:.4g}", row.unit, row.spread, row.goal)
+    Console().print(table)

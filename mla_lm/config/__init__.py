@@ -1,0 +1,48 @@
+"""The typed configuration of a run: the table of contents of everything that can be set.
+
+Hydra composes YAML into a plain dict, `RunConfig` validates it once, and everything downstream
+takes the typed, frozen object. Defaults live in `configs/` only. Knows neither torch nor Hydra.
+"""
+
+from mla_lm.config.data import (
+    CorpusConfig,
+    DataConfig,
+    HubConfig,
+    JsonlConfig,
+    ParquetConfig,
+    StdlibConfig,
+    SyntheticConfig,
+    TextConfig,
+    TokenizerConfig,
+)
+from mla_lm.config.model import GroupedAttentionConfig, MLAConfig, ModelConfig, MoEConfig
+from mla_lm.config.run import (
+    CheckpointConfig,
+    EvalConfig,
+    LossConfig,
+    OptimConfig,
+    Precision,
+    RunConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "CorpusConfig",
+    "DataConfig",
+    "EvalConfig",
+    "GroupedAttentionConfig",
+    "HubConfig",
+    "JsonlConfig",
+    "LossConfig",
+    "MLAConfig",
+    "MoEConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ParquetConfig",
+    "Precision",
+    "RunConfig",
+    "StdlibConfig",
+    "SyntheticConfig",
+    "TextConfig",
+    "TokenizerConfig",
+]

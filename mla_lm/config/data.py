@@ -1,0 +1,104 @@
+"""Text to batches: where documents come from, how they become tokens, how tokens are packed."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mla_lm.config.section import Count, Rules, Section, Size
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+class TokenizerConfig(Section):
+    """Byte-level: one token a byte, a BPE trained on the training split, or an existing one.
+
+    `path` is a `tokenizer.json`, a folder with one, or a name on the Hugging Face hub.
+    """
+
+    kind: Literal["bytes", "bpe", "pretrained"]
+    vocab_size: Annotated[int, Field(ge=257)]
+    end_of_text: Name
+    path: Name | None
+
+    def rules(self) -> Rules:
+        yield "vocab_size", self.kind != "bytes" or self.vocab_size == 257, "must be 257 for bytes"
+        existing = self.kind == "pretrained"
+        yield "path", existing or self.path is None, f"must be null for {self.kind}"
+        yield "path", not existing or self.path is not None, "must name a tokenizer"
+
+
+class CorpusConfig(Section):
+    """What all corpora share. `batch_size` counts sequences per device and forward pass."""
+
+    tokenizer: TokenizerConfig
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    cache_dir: str
+    verify: Literal["sizes", "full"]
+    seq_len: Annotated[int, Field(gt=1)]
+    batch_size: Size
+    mask_documents: bool
+
+
+class StdlibConfig(CorpusConfig):
+    """The sources of this Python's standard library; a document is a file."""
+
+    kind: Literal["stdlib"]
+
+
+class TextConfig(CorpusConfig):
+    """UTF-8 text: a file, a folder or a glob."""
+
+    kind: Literal["text"]
+    path: Name
+    val_path: Name | None
+
+
+class JsonlConfig(CorpusConfig):
+    """JSON objects, one a line, plain or .gz; a document is the string in `field`."""
+
+    kind: Literal["jsonl"]
+    path: Name
+    val_path: Name | None
+    field: Name
+
+
+class ParquetConfig(CorpusConfig):
+    """Parquet files; a document is the string in `column`."""
+
+    kind: Literal["parquet"]
+    path: Name
+    val_path: Name | None
+    column: Name
+
+
+class HubConfig(CorpusConfig):
+    """A Hugging Face data set, streamed: a name on the hub, or a folder in the hub's layout."""
+
+    kind: Literal["hub"]
+    name: Name
+    subset: Name | None
+    revision: Name | None
+    split: Name
+    val_split: Name | None
+    column: Name
+    max_bytes: Size | None
+
+
+class SyntheticConfig(CorpusConfig):
+    """Generated tasks whose answers can be checked; every document fills one window."""
+
+    kind: Literal["synthetic"]
+    task: Literal["recall", "copying", "induction"]
+    n_documents: Annotated[int, Field(ge=2)]
+    data_seed: Count
+
+    def rules(self) -> Rules:
+        one_byte = self.tokenizer.kind == "bytes"
+        yield "tokenizer.kind", one_byte, "must be bytes for synthetic data"
+        yield "seq_len", self.seq_len >= 16, "must be at least 16 for synthetic data"
+
+
+DataConfig = Annotated[
+    StdlibConfig | TextConfig | JsonlConfig | ParquetConfig | HubConfig | SyntheticConfig,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,138 @@
+"""The network: attention, feed-forward layer, positions and sizes."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mla_lm.config.section import Count, Positive, Rules, Section, Size, at_most
+
+
+class Sizes(Section):
+    """Widths a size preset hands to whichever attention and FFN options are chosen (YAML only)."""
+
+    head_dim: Size
+    nope_head_dim: Size
+    rope_head_dim: Size
+    n_kv_heads: Size
+    q_lora_rank: Size | None
+    kv_lora_rank: Size
+    moe_inter_dim: Size
+    n_routed_experts: Size
+    n_activated_experts: Size
+
+
+class MLAConfig(Section):
+    """Multi-head Latent Attention (arXiv 2405.04434, section 2.1)."""
+
+    kind: Literal["mla"]
+    q_lora_rank: Size | None
+    kv_lora_rank: Size
+    qk_nope_head_dim: Size
+    qk_rope_head_dim: Size
+    v_head_dim: Size
+
+    def rules(self) -> Rules:
+        yield "qk_rope_head_dim", self.qk_rope_head_dim % 2 == 0, "must be even"
+
+    @property
+    def rope_dim(self) -> int:
+        """Width of the part of a head that is rotated."""
+        return self.qk_rope_head_dim
+
+
+class GroupedAttentionConfig(Section):
+    """MHA, GQA or MQA: each of `n_kv_heads` heads serves `n_heads / n_kv_heads` query heads."""
+
+    kind: Literal["mha", "gqa", "mqa"]
+    n_kv_heads: Size
+    head_dim: Size
+    rope_head_dim: Size
+    qk_norm: bool
+
+    def rules(self) -> Rules:
+        yield "rope_head_dim", self.rope_head_dim % 2 == 0, "must be even"
+        yield at_most(self, "rope_head_dim", "head_dim")
+
+    @property
+    def rope_dim(self) -> int:
+        """Width of the part of a head that is rotated."""
+        return self.rope_head_dim
+
+
+class DenseConfig(Section):
+    """A plain SwiGLU of width `model.inter_dim` in every layer."""
+
+    kind: Literal["dense"]
+
+
+class MoEConfig(Section):
+    """Shared and routed SwiGLU experts (DeepSeekMoE, arXiv 2401.06066) behind a sigmoid gate."""
+
+    kind: Literal["moe"]
+    moe_inter_dim: Size
+    n_routed_experts: Size
+    n_shared_experts: Count
+    n_activated_experts: Size
+    n_groups: Size
+    topk_groups: Size
+    route_scale: Positive
+    norm_topk: bool
+
+    def rules(self) -> Rules:
+        experts, groups, kept = self.n_routed_experts, self.n_groups, self.topk_groups
+        in_kept_groups = kept * (experts // groups)
+        yield at_most(self, "n_activated_experts", "n_routed_experts")
+        yield "n_groups", experts % groups == 0, f"must divide n_routed_experts={experts}"
+        yield at_most(self, "topk_groups", "n_groups")
+        scored = groups == 1 or experts // groups >= 2
+        yield "n_groups", scored, "leaves one expert a group, which is scored by its best two"
+        yield (
+            "n_activated_experts",
+            self.n_activated_experts <= in_kept_groups,
+            f"must be at most {in_kept_groups}, what topk_groups={kept} groups hold",
+        )
+
+
+class RopeConfig(Section):
+    """Rotary embedding of adjacent pairs (arXiv 2104.09864)."""
+
+    theta: Positive
+
+
+Attention = Annotated[MLAConfig | GroupedAttentionConfig, Field(discriminator="kind")]
+FFN = Annotated[DenseConfig | MoEConfig, Field(discriminator="kind")]
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    vocab_size: Size
+    max_seq_len: Size
+    dim: Size
+    n_layers: Size
+    n_heads: Size
+    n_dense_layers: Count
+    inter_dim: Size
+    norm_eps: Positive
+    init_std: Positive
+    tie_embeddings: bool
+    mtp_depth: Count
+    mtp_input: Literal["post_norm", "pre_norm"]
+    attention: Attention
+    ffn: FFN
+    rope: RopeConfig
+    sizes: Annotated[Sizes | None, Field(exclude=True, repr=False)] = None
+
+    def rules(self) -> Rules:
+        attention = self.attention
+        if isinstance(attention, GroupedAttentionConfig):
+            kind, kv_heads = attention.kind, attention.n_kv_heads
+            expected = {"mha": self.n_heads, "mqa": 1}.get(kind, kv_heads)
+            yield "attention.n_kv_heads", kv_heads == expected, f"must be {expected} for {kind}"
+            divides = self.n_heads % kv_heads == 0
+            yield "n_heads", divides, f"must be divisible by attention.n_kv_heads={kv_heads}"
+        yield at_most(self, "n_dense_layers", "n_layers")
+
+    def is_moe(self, layer: int) -> bool:
+        """Whether block `layer` holds experts; MTP blocks are the layers from `n_layers` on."""
+        return self.ffn.kind == "moe" and layer >= self.n_dense_layers

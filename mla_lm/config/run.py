@@ -1,0 +1,107 @@
+"""Training and evaluation: everything `train.py` and `eval.py` can be told."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Strict
+
+from mla_lm.config.data import DataConfig
+from mla_lm.config.model import ModelConfig
+from mla_lm.config.section import (
+    Fraction,
+    NonNegative,
+    Positive,
+    Rules,
+    Section,
+    Size,
+    Strings,
+    at_most,
+)
+
+Precision = Literal["auto", "32-true", "bf16-mixed"]
+
+
+class BalanceConfig(Section):
+    """Load balancing: bias updates (arXiv 2408.15664) and the sequence loss of DeepSeek-V3."""
+
+    bias_update_speed: NonNegative
+    sequence_loss_weight: NonNegative
+
+
+class OptimConfig(Section):
+    """AdamW (arXiv 1711.05101), or Muon for the hidden matrices, and the learning-rate schedule.
+
+    Fractions are of the run's steps.
+    """
+
+    kind: Literal["adamw", "muon"]
+    lr: Positive
+    betas: Annotated[tuple[Fraction, Fraction], Strict(False)]
+    eps: Positive
+    weight_decay: NonNegative
+    schedule: Literal["cosine", "wsd"]
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
+    decay_fraction: Annotated[float, Field(ge=0, le=1)]
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)]
+
+
+class LossConfig(Section):
+    """Weight of the MTP loss: `mtp_weight` up to the share `mtp_switch` of the run, then final."""
+
+    mtp_weight: NonNegative
+    mtp_final_weight: NonNegative
+    mtp_switch: Annotated[float, Field(ge=0, le=1)]
+
+
+class TrainerConfig(Section):
+    """Lightning's trainer, and when to look at the run; steps are optimizer steps."""
+
+    accelerator: Literal["auto", "cpu", "gpu"]
+    max_steps: Size
+    accumulate_grad_batches: Size
+    gradient_clip_val: Positive | None
+    val_every_n_steps: Size
+    limit_val_batches: Size | None
+    log_every_n_steps: Size
+
+
+class CheckpointConfig(Section):
+    """When to save, and how many of the newest checkpoints to keep."""
+
+    every_n_steps: Size
+    keep: Annotated[int, Field(ge=2)]
+
+
+class RunConfig(Section):
+    """Everything `train.py` does. `logger` and `callbacks` are the user's own `_target_` files."""
+
+    run_dir: str
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    precision: Precision
+    resume: str | None
+    resume_allow: Strings
+    model: ModelConfig
+    balance: BalanceConfig
+    data: DataConfig
+    optim: OptimConfig
+    loss: LossConfig
+    trainer: TrainerConfig
+    checkpoint: CheckpointConfig
+    logger: dict[str, Any]
+    callbacks: dict[str, Any]
+
+    def rules(self) -> Rules:
+        yield at_most(self, "data.seq_len", "model.max_seq_len")
+        size = self.data.tokenizer.vocab_size
+        holds = self.model.vocab_size >= size
+        yield "model.vocab_size", holds, f"must be at least data.tokenizer.vocab_size={size}"
+        fits = self.model.mtp_depth < self.data.seq_len
+        yield "model.mtp_depth", fits, f"must be below data.seq_len={self.data.seq_len}"
+
+
+class EvalConfig(Section):
+    """What `eval.py` does."""
+
+    ckpt: Annotated[str, Field(min_length=1)]
+    precision: Precision
+    batch_size: Size
+    limit: Size | None

@@ -1,0 +1,47 @@
+"""The base of every section of the configuration: frozen, strict, checked once."""
+
+from collections.abc import Iterable
+from functools import reduce
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic_core import PydanticCustomError
+
+Size = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Strings = Annotated[tuple[str, ...], Strict(False)]
+Rules = Iterable[tuple[str, bool, str]]
+
+
+class Section(BaseModel):
+    """A group of keys: unknown keys, NaN, infinities and silent conversions are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    def rules(self) -> Rules:
+        """What must hold between keys: (key, whether it holds, the rule in words)."""
+        return ()
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        for key, holds, rule in self.rules():
+            if not holds:
+                context = {"rule": rule, "key": key, "value": value_at(self, key)}
+                raise PydanticCustomError("rule", "{rule}", context)
+        return self
+
+
+def at_most(section: BaseModel, key: str, limit: str) -> tuple[str, bool, str]:
+    """The rule that one key of a section may not exceed another."""
+    value, bound = value_at(section, key), value_at(section, limit)
+    return key, value <= bound, f"must be at most {limit}={bound}"
+
+
+def value_at(section: BaseModel, key: str) -> Any:
+    """The value of a dotted key."""
+    return reduce(getattr, key.split("."), section)

@@ -1,0 +1,55 @@
+"""What a batch of tokens means: what is to be predicted, and where documents begin.
+
+Both follow from the ids alone, so loaders and checkpoints carry nothing else. B batch, N = T + 1.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mla_lm.config import DataConfig
+from mla_lm.data.corpora.synthetic import CLOSING, OPENING
+from mla_lm.data.tokenizer import Tokenizer
+
+IGNORED = -100  # a label no loss or metric counts, as in torch's cross-entropy
+
+
+class Batch(NamedTuple):
+    """Ids, and which of them count when they are predicted."""
+
+    tokens: Tensor  # (B, N) int64
+    labels: Tensor  # (B, N): the ids, or `IGNORED`
+    documents: Tensor | None  # (B, N): number of the document within the row; None: do not mask
+
+    @property
+    def inputs(self) -> Tensor:
+        """What the model reads: tokens (B, T)."""
+        return self.tokens[:, :-1]
+
+    @property
+    def input_documents(self) -> Tensor | None:
+        """Documents (B, T) of the inputs."""
+        return None if self.documents is None else self.documents[:, :-1]
+
+
+class Annotator:
+    """Tokens (B, N) to a `Batch`: masks documents where `cfg` says so, grades synthetic answers."""
+
+    def __init__(self, cfg: DataConfig, tokenizer: Tokenizer) -> None:
+        self.end_of_text, self.masked = tokenizer.end_of_text, cfg.mask_documents
+        self.graded = cfg.kind == "synthetic"
+        if self.graded:
+            (self.opening,), (self.closing,) = map(tokenizer.encode, (OPENING, CLOSING))
+
+    def __call__(self, tokens: Tensor) -> Batch:
+        labels = tokens
+        if self.graded:
+            labels = tokens.where(self._answers(tokens), IGNORED)
+        documents = (tokens == self.end_of_text).cumsum(dim=1) if self.masked else None
+        return Batch(tokens, labels, documents)
+
+    def _answers(self, tokens: Tensor) -> Tensor:
+        """Whether a token stands between `OPENING` and `CLOSING`."""
+        opening = tokens == self.opening
+        opened = opening.cumsum(dim=1) - (tokens == self.closing).cumsum(dim=1)
+        return (opened == 1) & ~opening

@@ -1,0 +1,95 @@
+"""Where text comes from: a corpus for every `data.kind`."""
+
+import struct
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from mla_lm.config import (
+    DataConfig,
+    HubConfig,
+    JsonlConfig,
+    ParquetConfig,
+    StdlibConfig,
+    SyntheticConfig,
+    TextConfig,
+)
+from mla_lm.data.corpora import files, synthetic, tables
+from mla_lm.data.corpora.document import Corpus, Document
+from mla_lm.data.corpora.files import Files
+from mla_lm.errors import UserError
+
+__all__ = ["Corpus", "Document", "open_corpus"]
+
+
+def open_corpus(cfg: DataConfig) -> Corpus:
+    """Find the files or the data set; nothing is read yet. Raises UserError where there is none."""
+    try:
+        return _open(cfg)
+    except OSError as error:
+        raise UserError(f"{error.filename or cfg.kind}: {error.strerror}") from None
+
+
+def _open(cfg: DataConfig) -> Corpus:
+    match cfg:
+        case StdlibConfig():
+            found = files.library_files()
+            documents = partial(files.text_documents, found)
+            return Corpus("stdlib", found.source(), _file_bytes(found), documents, None)
+        case TextConfig():
+            return _from_files(cfg, ("",), files.text_documents, _file_bytes)
+        case JsonlConfig():
+            read_lines = partial(files.jsonl_documents, field=cfg.field)
+            return _from_files(cfg, (".jsonl", ".jsonl.gz"), read_lines, _file_bytes)
+        case ParquetConfig():
+            read_rows = partial(tables.parquet_documents, column=cfg.column)
+            return _from_files(cfg, (".parquet",), read_rows, tables.parquet_bytes)
+        case HubConfig():
+            return _from_hub(cfg)
+        case SyntheticConfig():
+            generate = partial(synthetic.synthetic_documents, cfg)
+            size = cfg.n_documents * cfg.seq_len
+            return Corpus(f"synthetic {cfg.task}", {"length": cfg.seq_len}, size, generate, None)
+
+
+def _from_files(
+    cfg: TextConfig | JsonlConfig | ParquetConfig,
+    suffixes: tuple[str, ...],
+    read: Callable[[Files], Iterator[Document]],
+    size: Callable[[Files], int],
+) -> Corpus:
+    """Files of `path` to train on, without those of `val_path`, which are to validate on."""
+    train = files.find_files(cfg.path, key="data.path", suffixes=suffixes)
+    if cfg.val_path is None:
+        return Corpus(cfg.path, train.source(), size(train), partial(read, train), None)
+    val = files.find_files(cfg.val_path, key="data.val_path", suffixes=suffixes)
+    held_out = {path.resolve() for path in val.paths}
+    train = train._replace(paths=[p for p in train.paths if p.resolve() not in held_out])
+    if not train.paths:
+        raise UserError(f"data.val_path={cfg.val_path}: holds every file of data.path={cfg.path}")
+    source = {"train": train.source(), "val": val.source()}
+    n_bytes = size(train) + size(val)
+    return Corpus(cfg.path, source, n_bytes, partial(read, train), partial(read, val))
+
+
+def _from_hub(cfg: HubConfig) -> Corpus:
+    """A data set by name; a local folder is also told apart by its files."""
+    local = Path(cfg.name).expanduser()
+    found = files.below(local, left_out=lambda name: False) if local.is_dir() else []
+    source = Files(local, sorted(found)).source()
+    splits = [cfg.split, *([cfg.val_split] if cfg.val_split else [])]
+    train, *val = (partial(tables.hub_documents, cfg, split) for split in splits)
+    return Corpus(cfg.name, source, cfg.max_bytes, train, val[0] if val else None)
+
+
+def _file_bytes(found: Files) -> int:
+    """Bytes of the files; of a .gz file the size it states, its last four bytes."""
+    total = 0
+    for path in found.paths:
+        size = path.stat().st_size
+        if path.suffix == ".gz" and size > struct.calcsize("<I"):
+            with path.open("rb") as file:
+                file.seek(-struct.calcsize("<I"), 2)
+                (size,) = struct.unpack("<I", file.read())
+        total += size
+    return total
