@@ -38,6 +38,7 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
     accelerator = accelerator_type(cfg.trainer.accelerator)
     precision = resolve_precision(cfg.precision, accelerator)
     print(describe(cfg, precision))
+    print(data.describe(n_dropped=train_batches.n_dropped))
 
     loggers = cli.instantiate("logger", cfg.logger)
     callbacks = cli.instantiate("callbacks", cfg.callbacks)

@@ -1,4 +1,7 @@
-"""Prepare a corpus without training: `python data/prepare.py [data=text data.path=...]`."""
+"""Prepare a corpus without training: `python data/prepare.py [data=text data.path=...]`.
+
+An interrupted preparation is gone on with by the same command.
+"""
 
 import sys
 
@@ -8,6 +11,9 @@ from mla_lm.data import prepare
 
 def main() -> None:
     """Compose the `data` group as `train.py` would and print what was prepared."""
+    if {"-h", "--help"} & set(sys.argv):
+        print(__doc__)
+        return
     data = prepare(cli.load_config(sys.argv[1:]).data)
     for split in ("train", "val"):
         counts = data.manifest[split]

@@ -4,6 +4,7 @@ A file is read with `weights_only=True`: plain containers and tensors, nothing i
 Knows the record the project adds to Lightning's checkpoint, not Lightning.
 """
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -74,7 +75,7 @@ def newest(run_dir: Path) -> Path | None:
 
 def locate(path: str) -> Path:
     """A checkpoint from a file or a run folder; raises UserError where there is none."""
-    where = Path(path).expanduser()
+    where = Path(os.path.expanduser(path))
     if not where.is_dir():
         return where
     found = newest(where)

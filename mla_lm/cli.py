@@ -133,6 +133,9 @@ def guard(action: Callable[[], None]) -> None:
         line = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
         print(f"error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 @contextmanager

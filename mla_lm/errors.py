@@ -3,3 +3,8 @@
 
 class UserError(ValueError):
     """Names the key or file, the value, the rule and what to do; ends a command with status 2."""
+
+
+def one_line(error: Exception) -> str:
+    """What a library raised, short enough for the line of a `UserError`."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

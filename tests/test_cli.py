@@ -1,6 +1,8 @@
 """A mistake on the command line is one line that names the key, and nothing is touched."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -268,3 +270,22 @@ def test_process_ends_with_status_2_and_one_line(
     assert "Traceback" not in result.stderr + result.stdout
     assert len(result.stdout.splitlines()) <= 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_is_one_word(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        cli.guard(interrupted)
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_preparing_explains_itself(tmp_path: Path) -> None:
+    script = Path(cli.CONFIGS).parent / "data" / "prepare.py"
+    result = subprocess.run(
+        [sys.executable, script, "--help"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 0
+    assert "data.path=" in result.stdout

@@ -32,6 +32,8 @@ class BenchOptions(BaseModel):
 def run(arguments: Sequence[str]) -> None:
     """Print a table; write the figures to `out`."""
     options = parse_options(BenchOptions, arguments)
+    if options.out:
+        Path(options.out).touch()
 
     import json
 

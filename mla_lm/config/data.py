@@ -83,6 +83,9 @@ class HubConfig(CorpusConfig):
     column: Name
     max_bytes: Size | None
 
+    def rules(self) -> Rules:
+        yield "val_split", self.val_split != self.split, "must not be the split to train on"
+
 
 class SyntheticConfig(CorpusConfig):
     """Generated tasks whose answers can be checked; every document fills one window."""

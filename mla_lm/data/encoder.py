@@ -12,6 +12,7 @@ import numpy as np
 from mla_lm.data.corpora import Document
 from mla_lm.data.shards import Shard, ShardWriter, write
 from mla_lm.data.tokenizer import Tokenizer, pieces
+from mla_lm.errors import UserError
 
 ENCODED_AT_ONCE = 2**20  # characters
 SAVED_EVERY = 32 * 2**20  # characters
@@ -68,7 +69,7 @@ class Encoder:
             for split in ("train", "val")
         }
         self.batch: list[tuple[str, bool, str]] = []  # split, whether a document starts, piece
-        self.waiting = self.unsaved = 0
+        self.waiting = self.waiting_bytes = self.unsaved = 0
 
     def add(self, document: Document, split: str) -> None:
         """Count and encode a document; an empty one is counted and left out."""
@@ -81,12 +82,13 @@ class Encoder:
             self.batch.append((split, starts, piece))
             starts = False
             self.waiting += len(piece)
+            self.waiting_bytes += len(encoded)
             if self.waiting >= ENCODED_AT_ONCE:
                 self._encode()
         self.state.documents += 1
         self.state.empty += starts
         counts.documents += not starts
-        self.state.digest = chained(self.state.digest, text_digest.digest())
+        self.state.digest = chained(self.state.digest, split, text_digest.digest())
         if self.unsaved >= SAVED_EVERY:
             self.save()
 
@@ -110,11 +112,14 @@ class Encoder:
             if starts:
                 ids[split].append(self.tokenizer.end_of_text)
             ids[split] += piece_ids
+        if self.tokenizer.n_bytes([*ids["train"], *ids["val"]]) != self.waiting_bytes:
+            changed = filter(None, (self.tokenizer.difference(piece) for *_, piece in self.batch))
+            raise UserError(f"the tokenizer changes text: {next(changed, '')}")
         for split, split_ids in ids.items():
             self.writers[split].append(split_ids)
             getattr(self.state, split).tokens += len(split_ids)
         self.unsaved += self.waiting
-        self.waiting = 0
+        self.waiting = self.waiting_bytes = 0
         self.batch.clear()
 
 
@@ -130,6 +135,6 @@ def _of_key(document: Document) -> "hashlib._Hash":
     return hashlib.sha256(hashlib.sha256(document.key).digest())
 
 
-def chained(before: str, text_digest: bytes) -> str:
+def chained(before: str, split: str, text_digest: bytes) -> str:
     """The digest of a corpus one document longer."""
-    return hashlib.sha256(before.encode() + text_digest).hexdigest()
+    return hashlib.sha256(f"{before} {split} ".encode() + text_digest).hexdigest()

@@ -6,6 +6,7 @@ validation split too. The tokenizer learns from the training documents of the he
 """
 
 import hashlib
+import re
 from collections.abc import Iterable
 from itertools import chain
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from mla_lm.data.tokenizer import Tokenizer, pieces
 from mla_lm.errors import UserError
 
 HEAD = 50_000_000  # characters of training text
+NOVEL = 3_000_000  # characters of different words: a trainer holds about 300 bytes for each
+WORD = re.compile(r"\w+")
 
 
 class Head(NamedTuple):
@@ -36,7 +39,8 @@ def read_head(cfg: DataConfig, corpus: Corpus) -> Head:
     learns = cfg.tokenizer.kind == "bpe"
     threshold = 0 if given else int(cfg.val_fraction * 2**64)
     kept: list[tuple[int, list[str]]] = []
-    n_documents = n_held_out = size = 0
+    n_documents = n_held_out = size = novel = 0
+    words: set[str] = set()
     lowest = 2**64
     for document in corpus.train():
         at = place(document.key)
@@ -48,8 +52,9 @@ def read_head(cfg: DataConfig, corpus: Corpus) -> Head:
         if at >= threshold:
             kept.append((at, text))
             size += sum(map(len, text))
-        settled = given or n_held_out > 0
-        if n_documents >= 2 and kept and (size >= HEAD or (settled and not learns)):
+            novel += _learn_words(words, text) if learns else 0
+        settled, full = given or n_held_out > 0, size >= HEAD or novel >= NOVEL
+        if n_documents >= 2 and kept and (full or (settled and not learns)):
             break
     if n_documents < 2 - given:
         raise UserError(
@@ -76,9 +81,21 @@ def _start(parts: Iterable[str], n_characters: int) -> list[str]:
     return start
 
 
+def _learn_words(words: set[str], text: list[str]) -> int:
+    """Add the words of a text; the characters of those that are new."""
+    new = set().union(*map(WORD.findall, text)) - words
+    words |= new
+    return sum(map(len, new))
+
+
 def _tokenizer(cfg: DataConfig, texts: list[list[str]]) -> Tokenizer:
     options = cfg.tokenizer
     if options.kind == "pretrained":
-        return Tokenizer.pretrained(options)
+        tokenizer, limit = Tokenizer.pretrained(options), options.vocab_size
+        if tokenizer.vocab_size > limit:
+            raise UserError(
+                f"data.tokenizer.vocab_size={limit}: {options.path} has {tokenizer.vocab_size}"
+            )
+        return tokenizer
     learned = chain.from_iterable(map(pieces, texts)) if options.kind == "bpe" else ()
     return Tokenizer.train(learned, vocab_size=options.vocab_size, end_of_text=options.end_of_text)

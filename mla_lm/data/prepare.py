@@ -7,6 +7,7 @@
 5. write the manifest and rename the folder into place
 """
 
+import os
 import platform
 import shutil
 import sys
@@ -44,14 +45,17 @@ def prepare(cfg: DataConfig) -> PreparedData:
     settings |= {"version": VERSION, "source": corpus.source}
     if cfg.tokenizer.kind == "pretrained":
         settings["tokenizer_json"] = sha256(Tokenizer.pretrained(cfg.tokenizer).json)
-    folder = Path(cfg.cache_dir) / f"{cfg.kind}-{sha256(settings)[:16]}"
+    folder = Path(os.path.expanduser(cfg.cache_dir)) / f"{cfg.kind}-{sha256(settings)[:16]}"
     try:
         if not (folder / MANIFEST).exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with _alone(folder):
                 if not (folder / MANIFEST).exists():
                     _prepare(cfg, corpus, settings, folder)
-        return open_prepared(folder, verify=cfg.verify)
+        data = open_prepared(folder, verify=cfg.verify)
+        if cfg.verify == "full":
+            _verify_text(corpus, data.manifest, folder)
+        return data
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror}") from None
 
@@ -143,11 +147,20 @@ def _remaining(corpus: Corpus, state: State, unfinished: Path) -> Iterator[tuple
     Those already encoded are read again, and must be the same.
     """
     labelled, digest = _labelled(corpus, state.threshold), ""
-    for document, _ in islice(labelled, state.documents):
-        digest = chained(digest, digest_of(document))
+    for document, split in islice(labelled, state.documents):
+        digest = chained(digest, split, digest_of(document))
     if digest != state.digest:
         raise UserError(f"{corpus.name}: changed since {unfinished} was begun; delete that")
     yield from labelled
+
+
+def _verify_text(corpus: Corpus, manifest: dict[str, Any], folder: Path) -> None:
+    """Read the whole corpus again: names, sizes and times do not show every change."""
+    digest = ""
+    for document, split in _labelled(corpus, manifest["threshold"]):
+        digest = chained(digest, split, digest_of(document))
+    if digest != manifest["corpus"]:
+        raise UserError(f"{corpus.name}: its text is not what {folder} holds; delete {folder}")
 
 
 def _labelled(corpus: Corpus, threshold: int) -> Iterator[tuple[Document, str]]:

@@ -27,6 +27,11 @@ class PreparedData(NamedTuple):
     tokenizer: Tokenizer
     manifest: dict[str, Any]
 
+    def describe(self, *, n_dropped: int) -> str:
+        """A line for the console; `n_dropped` tokens fill no row of a batch."""
+        tokens = f"{len(self.train):,} tokens to train on ({n_dropped} fill no row)"
+        return f"{'corpus':15} {self.manifest['name']}, {tokens}, {len(self.val):,} to validate on"
+
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     """Write the manifest with its own digest."""

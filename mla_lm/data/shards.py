@@ -124,10 +124,11 @@ class TokenStream:
                 break
             ids = self.maps[index][max(0, start - offset) : stop - offset]
             if len(ids) and int(ids.max()) >= self.vocab_size:
-                place = max(0, start - offset) + int((ids >= self.vocab_size).argmax())
+                at = int((ids >= self.vocab_size).argmax())
+                path, place = self.shards[index].path, max(0, start - offset) + at
                 raise UserError(
-                    f"{self.shards[index].path}: id {ids.max()} near token {place}, the vocabulary "
-                    f"has {self.vocab_size}; delete {self.shards[index].path.parent}"
+                    f"{path}: id {ids[at]} at token {place}, the vocabulary has "
+                    f"{self.vocab_size}; delete {path.parent}"
                 )
             found.append(ids)
         return np.concatenate(found) if found else np.empty(0, self.maps[0].dtype)

@@ -1,6 +1,8 @@
 """Byte-level tokenizers through the `tokenizers` library; exact bytes behind each token."""
 
 import json
+import logging
+import os
 import re
 import string
 import sys
@@ -15,12 +17,13 @@ from numpy.typing import NDArray
 
 from mla_lm.config import TokenizerConfig
 from mla_lm.data.cutting import cut
-from mla_lm.errors import UserError
+from mla_lm.errors import UserError, one_line
 
 SPACE = "Ġ"  # how the byte-level alphabet writes a space
 PIECE = 2048  # characters: the library encodes long texts slowly, and pieces in parallel
 PROBES = ("two words", "  A\n\n\tb - c_d's 1234,5 ", "Cafe\u0301 naïve 終 🙂", string.printable)
 BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])")  # where every pre-tokenizer in use splits
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 BEFORE_SPACE = re.compile(r"(?<=\S)(?=\s)")
 
 
@@ -102,14 +105,23 @@ class Tokenizer:
             lengths[index] = 0 if added.special else len(added.content.encode())
         return lengths
 
+    def n_bytes(self, ids: Sequence[int]) -> int:
+        """Bytes of text behind several ids."""
+        return int(self.byte_lengths[np.array(ids, dtype=np.int64)].sum())
+
+    def difference(self, text: str) -> str | None:
+        """How a text comes back when it is not what went in."""
+        ids = self.encode(text)
+        if (back := self.decode(ids)) == text and self.n_bytes(ids) == len(text.encode()):
+            return None
+        return f"{text[:40]!r} comes back as {back[:40]!r}"
+
     def _require_lossless(self) -> None:
         """Try texts that tokenizers are known to change, and every added token."""
         added = [t.content for t in self._bpe.get_added_tokens_decoder().values() if not t.special]
         for text in (*PROBES, *(f"a {content} b" for content in added)):
-            ids = self.encode(text)
-            back, n_bytes = self.decode(ids), int(self.byte_lengths[ids].sum())
-            if back != text or n_bytes != len(text.encode()):
-                raise ValueError(f"changes its text: {text!r} comes back as {back!r}")
+            if difference := self.difference(text):
+                raise ValueError(f"changes its text: {difference}")
 
 
 def pieces(parts: Iterable[str]) -> Iterator[str]:
@@ -123,7 +135,7 @@ def pieces(parts: Iterable[str]) -> Iterator[str]:
 
 def vocabulary_of(path: str) -> int:
     """Size of the vocabulary of an existing tokenizer."""
-    return 1 + max(tokenizers.Tokenizer.from_str(_read(path)).get_vocab().values())
+    return 1 + max(tokenizers.Tokenizer.from_str(_read(path)).get_vocab().values(), default=-1)
 
 
 def _load(path: str, *, end_of_text: str) -> Tokenizer:
@@ -131,38 +143,42 @@ def _load(path: str, *, end_of_text: str) -> Tokenizer:
     try:
         return Tokenizer(content, end_of_text=end_of_text)
     except Exception as error:  # the library raises plain `Exception`
-        reason = str(error).splitlines()[0]
+        reason = error if type(error) is ValueError else one_line(error)
         raise UserError(f"data.tokenizer.path={path}: {reason}") from None
 
 
 def _read(path: str) -> str:
     """The JSON of a tokenizer: a file, a folder with a `tokenizer.json`, or a name on the hub."""
-    where = Path(path).expanduser()
+    where = Path(os.path.expanduser(path))
     where = where / "tokenizer.json" if where.is_dir() else where
+    if not where.is_file() and not HUB_NAME.fullmatch(path):
+        raise UserError(f"data.tokenizer.path={path}: no such file, and no name on the hub")
     try:
         if where.is_file():
             content = where.read_text(encoding="utf-8")
             tokenizers.Tokenizer.from_str(content)
             return content
+        import huggingface_hub
+
+        huggingface_hub.utils.logging.set_verbosity(logging.CRITICAL)  # it prints what it raises
         return str(tokenizers.Tokenizer.from_pretrained(path).to_str())
     except Exception as error:  # the library raises plain `Exception`
-        reason = str(error).splitlines()[0][:120]
-        raise UserError(f"data.tokenizer.path={path}: no tokenizer ({reason})") from None
+        raise UserError(f"data.tokenizer.path={path}: no tokenizer ({one_line(error)})") from None
 
 
 def _lossless(content: str) -> str:
-    """The JSON of a byte-level tokenizer without what changes text: NFC, padding, dropout."""
+    """The JSON of a byte-level BPE without what changes text: NFC, padding, dropout."""
     stages = json.loads(content)
-    levels = [s["type"] for key in ("pre_tokenizer", "decoder") for s in _stages(stages[key])]
-    if levels.count("ByteLevel") < 2:
+    levels = [s["type"] for key in ("pre_tokenizer", "decoder") for s in _stages(stages.get(key))]
+    if levels.count("ByteLevel") < 2 or stages["model"].get("type") != "BPE":
         raise ValueError("not a byte-level tokenizer; bits per byte could not be exact")
     alphabet = set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     if missing := alphabet - stages["model"]["vocab"].keys():
         raise ValueError(f"has no token for {len(missing)} of the 256 bytes")
-    if [s["type"] for s in _stages(stages["normalizer"])] == ["NFC"]:
-        stages["normalizer"] = None
+    if changes := {s["type"] for s in _stages(stages.get("normalizer"))} - {"NFC"}:
+        raise ValueError(f"changes its text ({', '.join(sorted(changes))})")
     stages["model"]["dropout"] = None
-    return json.dumps(stages | {"padding": None, "truncation": None})
+    return json.dumps(stages | {"normalizer": None, "padding": None, "truncation": None})
 
 
 def _stages(stage: dict[str, Any] | None) -> list[dict[str, Any]]:

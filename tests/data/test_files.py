@@ -65,7 +65,7 @@ def test_stdlib_is_read_as_it_stands() -> None:
     assert corpus.n_bytes == corpus.source["bytes"]
 
 
-def test_stdlib_skips_links_that_lead_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdlib_skips_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = tmp_path / "library"
     library.mkdir()
     for path in (library / "inside.py", library / "other.py", tmp_path / "outside.py"):
@@ -73,7 +73,7 @@ def test_stdlib_skips_links_that_lead_out(tmp_path: Path, monkeypatch: pytest.Mo
     (library / "out.py").symlink_to(tmp_path / "outside.py")
     (library / "within.py").symlink_to("inside.py")
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(library))
-    assert names(corpus_config("stdlib")) == ["inside.py", "other.py", "within.py"]
+    assert names(corpus_config("stdlib")) == ["inside.py", "other.py"]
 
 
 def test_stdlib_without_sources_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,12 +154,48 @@ def test_link_out_of_the_folder_is_refused(
     assert refusal(text(folder)).startswith(f"{folder / name}: ")
 
 
-def test_link_inside_the_folder_is_read(folder: Path) -> None:
-    (folder / "link.txt").symlink_to(folder / "03.txt")
+@pytest.mark.parametrize("pattern", ["", "**/*.txt", "*.txt"])
+def test_a_file_is_read_once_whatever_links_to_it(folder: Path, pattern: str) -> None:
+    expected = names(text(folder))
+    (folder / "00_link.txt").symlink_to(folder / "03.txt")
     (folder / "here").symlink_to(folder)
-    found = texts_of(text(folder))
-    assert len(found) == 13
-    assert found[12] == found[3]
+    assert names(text(folder / pattern)) == expected
+
+
+@pytest.mark.parametrize("pattern", ["*.txt", "**/*.txt", "i*/*.txt"])
+def test_a_glob_does_not_follow_links_out_of_its_folder(folder: Path, pattern: str) -> None:
+    (folder.parent / "outside").mkdir()
+    (folder.parent / "outside" / "secret.txt").write_text("secret")
+    (folder / "zz.txt").symlink_to(folder.parent / "outside" / "secret.txt")
+    (folder / "inner").symlink_to(folder.parent / "outside")
+    assert "links out of" in refusal(text(folder / pattern))
+
+
+def test_a_link_whose_target_is_not_read_itself_is_read(folder: Path) -> None:
+    (folder / ".hidden").write_text("hidden text")
+    (folder / "link.txt").symlink_to(folder / ".hidden")
+    assert texts_of(text(folder))[-1] == "hidden text"
+
+
+def test_files_to_validate_on_are_documents_as_those_to_train_on(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.write_text("a line\n\n" * 3000)
+    corpus = open_corpus(text(folder, val_path=folder / "03.txt"))
+    assert corpus.val is not None
+    assert (len(list(corpus.train())), len(list(corpus.val()))) == (11, 1)
+    alone = open_corpus(text(folder / "00.txt", val_path=folder / "03.txt"))
+    assert alone.val is not None
+    assert (len(list(alone.train())), len(list(alone.val()))) == (6, 6)
+
+
+def test_a_gzip_without_a_byte_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl.gz").touch()
+    assert "truncated or damaged gzip" in refusal(corpus_config("jsonl", path=tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
+def test_the_home_of_nobody_is_a_path_like_any_other(kind: str) -> None:
+    assert "~nobody_of_this_name/x" in refusal(corpus_config(kind, path="~nobody_of_this_name/x"))
 
 
 def test_unreadable_folder_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

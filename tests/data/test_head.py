@@ -1,6 +1,7 @@
 """What the head of a corpus decides: who is held out, and what the tokenizer learns from."""
 
 import hashlib
+import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -227,3 +228,18 @@ def test_an_existing_tokenizer_learns_nothing(tokenizer: Tokenizer, tmp_path: Pa
     words = ["model=nano", "data=text", "data.path=x", "data/tokenizer=pretrained"]
     cfg = load_config([*words, f"data.tokenizer.path='{path}'"]).data
     assert read_head(cfg, corpus_of(some_texts(9))).tokenizer.json == tokenizer.json
+
+
+def test_text_without_spaces_does_not_fill_the_memory_of_the_trainer(
+    cfg: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every run of characters is a new word there, and a trainer holds them all."""
+    monkeypatch.setattr(head, "NOVEL", 400)
+    rng = random.Random(0)
+    texts = ["".join(chr(rng.randrange(0x4E00, 0x9FA5)) for _ in range(90)) for _ in range(40)]
+    read: list[str] = []
+    read_head(holding_out(cfg, 0.1), corpus_of(texts, read=read))
+    assert 4 <= len(read) <= 9
+    again: list[str] = []
+    read_head(holding_out(cfg, 0.1), corpus_of(texts[:1] * 2 + texts[1:2] * 38, read=again))
+    assert len(again) == 40

@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from mla_lm.config import DataConfig, TokenizerConfig
 from mla_lm.data import PreparedData, Tokenizer, encoder, head, prepare, shards
 from mla_lm.data import tokenizer as tokenizer_module
+from mla_lm.data.head import place
 from mla_lm.data.shards import digest
 from mla_lm.errors import UserError
 from tests.data.conftest import (
@@ -148,7 +151,8 @@ def test_manifest_knows_corpus_and_tokenizer_by_digest(
     for name, text in texts_of(folder).items():
         key = hashlib.sha256(name.encode()).digest()
         one = hashlib.sha256(key + text.encode()).digest()
-        chain = hashlib.sha256(chain.encode() + one).hexdigest()
+        split = "val" if place(name.encode()) < manifest["threshold"] else "train"
+        chain = hashlib.sha256(f"{chain} {split} ".encode() + one).hexdigest()
     assert manifest["corpus"] == chain
     assert manifest["tokenizer_sha256"] == digest(prepared_folder(cfg) / "tokenizer.json")
 
@@ -305,7 +309,86 @@ def test_another_corpus_or_tokenizer_is_prepared_apart(
     before = prepare(cfg)
     after = prepare(change(folder, cfg))
     assert caches(cfg) == 2
-    assert lasting(after.manifest) != lasting(before.manifest)
+    texts = [data.tokenizer.decode(data.train[:].tolist()) for data in (before, after)]
+    keys = ("vocab_size", "tokenizer_sha256", "corpus")
+    assert texts[0] != texts[1] or any(before.manifest[k] != after.manifest[k] for k in keys)
+
+
+def test_a_document_on_the_other_side_is_another_corpus(
+    quick_config: MakeConfig, tmp_path: Path
+) -> None:
+    rows = [some_text(30, seed=seed) for seed in range(9)]
+    digests = set()
+    for n_val in (2, 4):
+        folder = tmp_path / str(n_val)
+        folder.mkdir()
+        train = write_rows(folder / "a.jsonl", rows[:-n_val])
+        val = write_rows(folder / "v.jsonl", rows[-n_val:])
+        cfg = quick_config(train, "jsonl", val_path=val, tokenizer="bytes")
+        digests.add(prepare(cfg).manifest["corpus"])
+    assert len(digests) == 2
+
+
+def test_full_verification_sees_text_that_changed_behind_its_size_and_time(
+    quick_config: MakeConfig, folder: Path
+) -> None:
+    cfg, path = quick_config(folder), folder / "03.txt"
+    prepare(cfg)
+    before, text = path.stat(), path.read_text()
+    path.write_text(text.replace("x", "y"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    prepare(cfg)
+    with pytest.raises(UserError, match="its text is not what"):
+        prepare(updated(cfg, verify="full"))
+    path.write_text(text)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    prepare(updated(cfg, verify="full"))
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(
+    data_config: MakeConfig, folder: Path, tokenizer: Tokenizer
+) -> None:
+    path = folder.parent / "tokenizer.json"
+    path.write_text(tokenizer.json)
+    with pytest.raises(UserError, match=r"data\.tokenizer\.vocab_size=280: .* has 300"):
+        prepare(
+            data_config(
+                folder,
+                tokenizer="pretrained",
+                tokenizer__path=path,
+                tokenizer__vocab_size=280,
+            )
+        )
+
+
+def test_a_tokenizer_that_drops_a_rare_character_is_noticed(
+    data_config: MakeConfig, folder: Path
+) -> None:
+    """The probes do not hold a zero-width space; the count of bytes does."""
+    bpe = tokenizers.Tokenizer.from_str(
+        Tokenizer.train((), vocab_size=257, end_of_text=END_OF_TEXT).json
+    )
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\u200b", "removed"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    (folder.parent / "tokenizer.json").write_text(bpe.to_str())
+    cfg = data_config(
+        folder, tokenizer="pretrained", tokenizer__path=folder.parent / "tokenizer.json"
+    )
+    (folder / "03.txt").write_text("some\u200bwords")
+    with pytest.raises(UserError, match="changes text: 'some"):
+        prepare(cfg)
+
+
+def test_a_cache_below_home_is_found(
+    data_config: MakeConfig, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    prepare(data_config(folder, cache_dir="~/below"))
+    assert list((tmp_path / "below").glob("text-*/manifest.json"))
 
 
 def test_another_pretrained_tokenizer_at_the_same_path_is_prepared_apart(

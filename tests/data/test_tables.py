@@ -1,5 +1,6 @@
 """Documents in tables: Parquet files, and data sets in the layout of the Hugging Face hub."""
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mla_lm import load_config
 from mla_lm.config import DataConfig
 from mla_lm.data.corpora import open_corpus
+from mla_lm.errors import UserError
 from tests.data.conftest import corpus_config, keys_of, refusal, texts_of
 from tests.processes import run
 
@@ -314,6 +317,20 @@ def test_bad_line_in_a_hub_folder_is_named(lines: Path, line: str) -> None:
     with (lines / "rows" / "a.jsonl").open("a") as file:
         file.write(f"\n{line}\n")
     assert str(lines) in refusal(hub(lines, column="body"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_column_that_csv_files_lack_is_named(tmp_path: Path) -> None:
+    """Their columns are known only when a row is read; `datasets` leaves the file open."""
+    (tmp_path / "train.csv").write_text("body,n\nsome text,1\nmore text,2\n")
+    assert texts_of(hub(tmp_path, column="body")) == ["some text", "more text"]
+    assert "no column 'text' in ['body', 'n']" in refusal(hub(tmp_path))
+    gc.collect()
+
+
+def test_the_split_to_train_on_is_not_validated_on() -> None:
+    with pytest.raises(UserError, match=r"data\.val_split=train: must not be"):
+        load_config(["data=hub", "data.name=owner/set", "data.val_split=train"])
 
 
 def test_hub_folder_without_data_is_named(tmp_path: Path) -> None:

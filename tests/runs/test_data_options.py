@@ -29,7 +29,7 @@ def test_synthetic_answers_are_graded_in_training_and_evaluation(tmp_path: Path)
 
 
 def test_masked_documents_train_and_evaluate_alike(trained: Run, tmp_path: Path) -> None:
-    """Masking changes the loss, in training and in evaluation by the same amount."""
+    """Evaluation masks as training did: it gives the value that was logged."""
     train_here(*trained.overrides, "data.mask_documents=true", f"run_dir={tmp_path / 'run'}")
     evaluate_here(f"ckpt={tmp_path / 'run'}")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

@@ -1,5 +1,6 @@
 """Where text comes from: a corpus for every `data.kind`."""
 
+import os
 import struct
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -34,10 +35,12 @@ def _open(cfg: DataConfig) -> Corpus:
     match cfg:
         case StdlibConfig():
             found = files.library_files()
-            documents = partial(files.text_documents, found)
+            documents = partial(files.text_documents, found, in_pieces=False)
             return Corpus("stdlib", found.source(), _file_bytes(found), documents, None)
         case TextConfig():
-            return _from_files(cfg, ("",), files.text_documents, _file_bytes)
+            alone = len(files.find_files(cfg.path, key="data.path").paths) == 1
+            read_text = partial(files.text_documents, in_pieces=alone)
+            return _from_files(cfg, ("",), read_text, _file_bytes)
         case JsonlConfig():
             read_lines = partial(files.jsonl_documents, field=cfg.field)
             return _from_files(cfg, (".jsonl", ".jsonl.gz"), read_lines, _file_bytes)
@@ -74,7 +77,7 @@ def _from_files(
 
 def _from_hub(cfg: HubConfig) -> Corpus:
     """A data set by name; a local folder is also told apart by its files."""
-    local = Path(cfg.name).expanduser()
+    local = Path(os.path.expanduser(cfg.name))
     found = files.below(local, left_out=lambda name: False) if local.is_dir() else []
     source = Files(local, sorted(found)).source()
     splits = [cfg.split, *([cfg.val_split] if cfg.val_split else [])]

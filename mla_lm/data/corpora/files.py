@@ -14,7 +14,7 @@ import os
 import re
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,26 +57,27 @@ def find_files(path: str, *, key: str, suffixes: Sequence[str] = ("",)) -> Files
     A folder gives those of one of the `suffixes`, hidden ones left out. Raises UserError where
     there is none, or where a link in the folder leads out of it.
     """
-    where = Path(path).expanduser()
+    where = Path(os.path.expanduser(path))
     if where.is_file():
         return Files(where.parent, [where])
     if where.is_dir():
         found = below(where, left_out=lambda name: name.startswith("."))
-        if astray := next((p for p in found if not _stays_inside(p, where)), None):
-            raise UserError(f"{astray}: links out of the folder or to nothing; not in {key}={path}")
+        if any(p.is_symlink() for p in found):
+            found = _each_once(where, found)
         files = [p for p in found if p.name.endswith(tuple(suffixes)) and p.is_file()]
         kinds = " or ".join(filter(None, suffixes))
         return _sorted(where, files, f"{key}={path}: the folder holds no files {kinds}".rstrip())
-    matches = [p for p in {*map(Path, glob.glob(str(where), recursive=True))} if p.is_file()]
     fixed = Path(*takewhile(lambda part: not glob.has_magic(part), where.parts))
-    return _sorted(fixed, matches, f"{key}={path}: no such file or folder, and no file matches")
+    matches = _each_once(fixed, map(Path, glob.glob(str(where), recursive=True)))
+    files = [p for p in matches if p.is_file()]
+    return _sorted(fixed, files, f"{key}={path}: no such file or folder, and no file matches")
 
 
 def library_files() -> Files:
     """The sources of this Python's standard library without tests and generated tables."""
     root = Path(sysconfig.get_path("stdlib"))
     found = below(root, left_out=(NOT_LIBRARY | GENERATED).__contains__)
-    sources = [p for p in found if p.suffix == ".py" and _stays_inside(p, root)]
+    sources = [p for p in found if p.suffix == ".py" and not p.is_symlink()]
     return _sorted(root, sources, f"{root}: no library sources here; use data=text data.path=...")
 
 
@@ -94,28 +95,33 @@ def below(root: Path, *, left_out: Callable[[str], bool]) -> list[Path]:
     return found
 
 
+def _each_once(root: Path, found: Iterable[Path]) -> list[Path]:
+    """Every file under one name, its own rather than that of a link; none outside of `root`."""
+    inside, once = root.resolve(), {}
+    for path in sorted(found):
+        target = path.resolve()
+        if not (target.exists() and target.is_relative_to(inside)):
+            raise UserError(f"{path}: links out of {root} or to nothing")
+        if target not in once or target == inside / path.relative_to(root):
+            once[target] = path
+    return list(once.values())
+
+
 def _sorted(root: Path, found: list[Path], otherwise: str) -> Files:
     if not found:
         raise UserError(otherwise)
     return Files(root, sorted(found, key=lambda p: p.relative_to(root).as_posix()))
 
 
-def _stays_inside(path: Path, root: Path) -> bool:
-    if not path.is_symlink():
-        return True
-    return path.exists() and path.resolve().is_relative_to(root.resolve())
-
-
-def text_documents(files: Files) -> Iterator[Document]:
-    """One document a file; a single file in pieces of `PIECE` characters or more."""
-    if len(files.paths) > 1:
-        for path in files.paths:
-            yield Document(files.name(path).encode(errors="surrogateescape"), read_text(path))
-        return
-    (path,) = files.paths
+def text_documents(files: Files, *, in_pieces: bool) -> Iterator[Document]:
+    """One document a file, or each in pieces of `PIECE` characters or more."""
     boundaries = (BLANK_LINE, LINE_END)
-    for piece in cut(read_text(path), boundaries, at_least=PIECE, at_most=4 * PIECE):
-        yield row(piece, str(path))
+    for path in files.paths:
+        if in_pieces:
+            for piece in cut(read_text(path), boundaries, at_least=PIECE, at_most=4 * PIECE):
+                yield row(piece, str(path))
+        else:
+            yield Document(files.name(path).encode(errors="surrogateescape"), read_text(path))
 
 
 def read_text(path: Path) -> Iterator[str]:
@@ -171,6 +177,8 @@ def jsonl_documents(files: Files, field: str) -> Iterator[Document]:
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines of a plain or .gz file that are not blank, numbered from 1."""
     number = 0
+    if path.suffix == ".gz" and path.stat().st_size == 0:
+        raise UserError(f"{path}: line 1: truncated or damaged gzip (an empty file)")
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, start=1):

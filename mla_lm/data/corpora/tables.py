@@ -4,6 +4,7 @@ A row is a document; null or empty text is an empty document. Rows are streamed.
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from mla_lm.config import HubConfig
 from mla_lm.data.corpora.document import Document, row
 from mla_lm.data.corpora.files import Files
-from mla_lm.errors import UserError
+from mla_lm.errors import UserError, one_line
 
 ROWS = 256  # read at once from a Parquet file
 OFFLINE = (
@@ -40,7 +41,7 @@ def parquet_bytes(files: Files) -> int:
         try:
             metadata = pyarrow.parquet.read_metadata(path)
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{path}: not a Parquet file ({_reason(error)})") from None
+            raise UserError(f"{path}: not a Parquet file ({one_line(error)})") from None
         total += sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     return total
 
@@ -50,7 +51,7 @@ def hub_documents(cfg: HubConfig, split: str) -> Iterator[Document]:
 
     Raises UserError with what else to do where the hub cannot be reached.
     """
-    local = Path(cfg.name).expanduser()
+    local = Path(os.path.expanduser(cfg.name))
     name = str(local.resolve()) if local.is_dir() else cfg.name
     where = f"{cfg.name} {split}"
     rows = _open(where, cfg.column, path=name, name=cfg.subset, split=split, revision=cfg.revision)
@@ -74,7 +75,7 @@ def _open(where: str, column: str, **options: Any) -> Any:
     except ConnectionError:
         raise UserError(f"{where}: the Hugging Face hub cannot be reached; {OFFLINE}") from None
     except Exception as error:  # whatever a format's reader raises
-        raise UserError(f"{where}: {_reason(error)}") from None
+        raise UserError(f"{where}: {one_line(error)}") from None
     if rows.features is not None and column not in rows.features:
         raise UserError(f"{where}: no column {column!r} among {', '.join(rows.features)}")
     return rows.select_columns([column]) if rows.features is not None else rows
@@ -85,15 +86,13 @@ def _documents(rows: Any, column: str, where: str) -> Iterator[Document]:
     try:
         for number, record in enumerate(rows, start=1):
             place = f"{where}: row {number}"
-            text = record.get(column)
+            if column not in record:
+                raise UserError(f"{place}: no column {column!r} in {str([*record])[:80]}")
+            text = record[column]
             if not isinstance(text, str | None):
                 raise UserError(f"{place}: column {column!r} is no string")
             yield row(text, place)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{where}: behind row {number}: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise UserError(f"{where}: behind row {number}: {one_line(error)}") from None
