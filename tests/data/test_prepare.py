@@ -329,6 +329,21 @@ def test_a_document_on_the_other_side_is_another_corpus(
     assert len(digests) == 2
 
 
+def test_a_file_in_pieces_is_not_taken_for_the_same_file_whole(
+    quick_config: MakeConfig, folder: Path
+) -> None:
+    """One of two files to train on, named alone or as what validation leaves of the folder."""
+    for path in sorted(folder.iterdir())[2:]:
+        path.unlink()
+    for path in folder.iterdir():
+        path.write_text("a line\n\n" * 3000)
+    held_out = folder / "01.txt"
+    whole = prepare(quick_config(folder, val_path=held_out)).manifest["train"]
+    pieces = prepare(quick_config(folder / "00.txt", val_path=held_out)).manifest["train"]
+    assert whole["documents"] == 1 < pieces["documents"]
+    assert whole["bytes"] == pieces["bytes"]
+
+
 def test_full_verification_sees_text_that_changed_behind_its_size_and_time(
     quick_config: MakeConfig, folder: Path
 ) -> None:

@@ -40,7 +40,8 @@ def _open(cfg: DataConfig) -> Corpus:
         case TextConfig():
             alone = len(files.find_files(cfg.path, key="data.path").paths) == 1
             read_text = partial(files.text_documents, in_pieces=alone)
-            return _from_files(cfg, ("",), read_text, _file_bytes)
+            corpus = _from_files(cfg, ("",), read_text, _file_bytes)
+            return corpus._replace(source=corpus.source | {"in_pieces": alone})
         case JsonlConfig():
             read_lines = partial(files.jsonl_documents, field=cfg.field)
             return _from_files(cfg, (".jsonl", ".jsonl.gz"), read_lines, _file_bytes)
