@@ -19,10 +19,11 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
 
     keep_freed_memory()
     path = locate(cfg.ckpt)
-    model, run, tokenizer = load_checkpoint(path)
+    model, run, tokenizer = load_checkpoint(path, context=cfg.context)
+    seq_len = cfg.context or run.data.seq_len
     data = prepare(run.data)
     require_corpus(path, data.manifest)
-    batches = EvalLoader(data.val, seq_len=run.data.seq_len, batch_size=cfg.batch_size)
+    batches = EvalLoader(data.val, seq_len=seq_len, batch_size=cfg.batch_size)
     device = accelerator_type()
     precision = resolve_precision(cfg.precision, device)
     n_batches = min(len(batches), cfg.limit or len(batches))
@@ -34,10 +35,15 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
             Annotator(run.data, tokenizer),
         )
 
-    print(f"{path}  {precision}  {n_batches} of {len(batches)} batches")
+    print(f"{path}  {precision}  {n_batches} of {len(batches)} batches of {seq_len}")
     metrics_table(metrics, load)
     target = run_folder(path) / "metrics.json"
-    conditions = {"ckpt": path.name, "precision": precision, "limit": cfg.limit}
+    conditions = {
+        "ckpt": path.name,
+        "precision": precision,
+        "limit": cfg.limit,
+        "seq_len": seq_len,
+    }
     loads = {} if load is None else {"moe/load": load.tolist()}
     target.write_text(json.dumps({**conditions, **metrics, **loads}, indent=2) + "\n")
     print(f"written to {target}")

@@ -94,15 +94,21 @@ def require_corpus(path: Path, manifest: dict[str, Any]) -> None:
             )
 
 
-def load_checkpoint(path: str | Path) -> tuple[Transformer, RunConfig, Tokenizer]:
+def load_checkpoint(
+    path: str | Path, *, context: int | None = None
+) -> tuple[Transformer, RunConfig, Tokenizer]:
     """The model in evaluation mode, its run's configuration and its tokenizer.
 
-    `path` is a checkpoint or a run folder. Raises UserError when it is damaged or does not fit.
+    `path` is a checkpoint or a run folder; `context` the tokens the model is to read at once, by
+    YaRN where they are more than it was trained on. Raises UserError when the checkpoint is
+    damaged or does not fit.
     """
     found = locate(str(path))
     record, content = read(found)
     try:
         cfg = RunConfig.model_validate(record.config)
+        if context is not None:
+            cfg = cfg.model_copy(update={"model": cfg.model.extended(context)})
         model = Transformer(cfg.model)
         state = content["state_dict"]
         model.load_state_dict({k.removeprefix(PREFIX): v for k, v in state.items()})

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -72,13 +72,20 @@ def validate(kind: type[Options], values: Mapping[str, Any]) -> Options:
 
 
 def parse_options(kind: type[Options], arguments: Sequence[str]) -> Options:
-    """The options of a verb from KEY=VALUE words, each split at its first `=` only."""
-    values = {}
+    """The options of a verb from KEY=VALUE words, each split at its first `=` only.
+
+    An option that takes several values may be given several times.
+    """
+    values: dict[str, Any] = {}
     for word in arguments:
         key, equals, value = word.partition("=")
         if not equals:
             raise UserError(f"{word!r}: an option is written KEY=VALUE")
-        values[key] = value
+        field = kind.model_fields.get(key)
+        if field is not None and get_origin(field.annotation) is tuple:
+            values[key] = (*values.get(key, ()), value)
+        else:
+            values[key] = value
     return validate(kind, values)
 
 

@@ -77,15 +77,14 @@ def test_parameters_of_unusual_models_equal_counted_ones(overrides: tuple[str, .
     assert count_parameters(cfg) == counted_parameters(Transformer(cfg))
 
 
-def without_core(q: Tensor, k: Tensor, v: Tensor, mask: None) -> Tensor:
-    return v.repeat_interleave(q.shape[2] // v.shape[2], dim=2).flatten(-2)
+def without_core(q: Tensor, k: Tensor, v: Tensor, mask: None, *, scale: float) -> Tensor:
+    return v.repeat_interleave(q.shape[1] // v.shape[1], dim=1).transpose(1, 2)
 
 
-def explicit_core(q: Tensor, k: Tensor, v: Tensor, mask: None) -> Tensor:
+def explicit_core(q: Tensor, k: Tensor, v: Tensor, mask: None, *, scale: float) -> Tensor:
     """Attention as two full matrix products, which count twice the causal half."""
-    groups = q.shape[2] // k.shape[2]
-    q, k, v = q.transpose(1, 2), *(t.repeat_interleave(groups, 2).transpose(1, 2) for t in (k, v))
-    return (((q @ k.mT).softmax(-1)) @ v).transpose(1, 2).flatten(-2)
+    k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+    return ((scale * q @ k.mT).softmax(-1) @ v).transpose(1, 2)
 
 
 def forward_flops(cfg: ModelConfig, tokens: Tensor) -> int:
@@ -108,7 +107,7 @@ def test_flops_equal_counted_ones(
     tokens = random_tokens(cfg, batch, length)
     counts = {}
     for core in (without_core, explicit_core):
-        monkeypatch.setattr(attention_module, "causal_attention", core)
+        monkeypatch.setattr(attention_module, "attend", core)
         counts[core] = forward_flops(cfg, tokens)
     causal = (counts[without_core] + counts[explicit_core]) / 2
     assert 3 * causal == batch * length * train_flops_per_token(cfg, length)
@@ -117,7 +116,7 @@ def test_flops_equal_counted_ones(
     with_mtp = cfg.model_copy(update={"mtp_depth": 1})
     per_token = train_flops_per_token(with_mtp, length - 1) - train_flops_per_token(cfg, length - 1)
     matmul = per_token / 3 - core_flops(cfg, length - 1)
-    monkeypatch.setattr(attention_module, "causal_attention", without_core)
+    monkeypatch.setattr(attention_module, "attend", without_core)
     counted = forward_flops(with_mtp, tokens) - counts[without_core]
     assert counted == pytest.approx(batch * (length - 1) * matmul)
 

@@ -208,7 +208,7 @@ def test_bad_eval_option_is_one_line(overrides: list[str], key: str) -> None:
 )
 def test_a_prompt_is_taken_as_it_is(prompt: str) -> None:
     options = cli.parse_options(GenerateOptions, ["ckpt=a folder/x=1", f"prompt={prompt}"])
-    assert (options.ckpt, options.prompt) == ("a folder/x=1", prompt)
+    assert (options.ckpt, options.prompt) == ("a folder/x=1", (prompt,))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,6 @@ def test_a_prompt_is_taken_as_it_is(prompt: str) -> None:
     [
         (["prompt=x"], "ckpt", "must be given"),
         (["ckpt=", "prompt=x"], "ckpt=", "1 character"),
-        (["ckpt=x"], "prompt", "must be given"),
         (["ckpt=x", "prompt"], "'prompt'", "KEY=VALUE"),
         (["ckpt=x", "prompt=x", "temprature=1"], "temprature", "temperature"),
         (["ckpt=x", "prompt=x", "temperature=nan"], "temperature=nan", "finite"),
@@ -224,6 +223,12 @@ def test_a_prompt_is_taken_as_it_is(prompt: str) -> None:
         (["ckpt=x", "prompt=x", "max_new_tokens=0"], "max_new_tokens=0", "greater than 0"),
         (["ckpt=x", "prompt=x", "max_new_tokens=many"], "max_new_tokens=many", "integer"),
         (["ckpt=x", "prompt=x", "top_k=-1"], "top_k=-1", "greater than or equal"),
+        (["ckpt=x", "prompt=x", "top_p=0"], "top_p=0", "greater than 0"),
+        (["ckpt=x", "prompt=x", "top_p=1.1"], "top_p=1.1", "less than or equal"),
+        (["ckpt=x", "prompt=x", "min_p=2"], "min_p=2", "less than or equal"),
+        (["ckpt=x", "prompt=x", "n_drafts=-1"], "n_drafts=-1", "greater than or equal"),
+        (["ckpt=x", "prompt=x", "context=0"], "context=0", "greater than 0"),
+        (["ckpt=x", "prompt=x", "stop=a", "stop="], "stop.1=", "1 character"),
     ],
 )
 def test_bad_verb_option_is_one_line(words: list[str], shown: str, rule: str) -> None:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.processes import environment
+
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = "".join(f"def function_{i}(x):\n    return x + {i}\n\n" for i in range(2000))
 SHORT = [
@@ -52,6 +54,10 @@ def test_readme_commands_run(tmp_path: Path) -> None:
     (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     for words in [*map(shortened, commands()), ["-c", snippet]]:
         result = subprocess.run(
-            [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
         )
         assert result.returncode == 0, f"{words}\n{result.stdout}\n{result.stderr}"

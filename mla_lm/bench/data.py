@@ -8,14 +8,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mla_lm.bench.report import Row, interleaved, median_row
+from mla_lm.bench.report import Row, interleaved, median_row, timed
 from mla_lm.cli import load_config
 from mla_lm.data import TrainLoader, prepare
 from mla_lm.data.corpora import Document, open_corpus
@@ -177,10 +177,3 @@ def opening(folder: Path) -> Iterator[Row]:
 
     seconds = [timed(first_batch) for _ in range(ROUNDS)]
     yield median_row("open 10 GB, first batch", seconds, "s", goal="< 1")
-
-
-def timed(action: Callable[[], object]) -> float:
-    """Seconds an action takes."""
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started

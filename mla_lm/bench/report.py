@@ -1,6 +1,7 @@
 """How a measurement is taken and shown: interleaved rounds, medians with their spread."""
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -22,6 +23,13 @@ def interleaved(tasks: Sequence[Callable[[], float]], *, rounds: int) -> list[li
     """What each task returns in every round; round by round, so that all share the same weather."""
     results = [[task() for task in tasks] for _ in range(rounds)]
     return [list(column) for column in zip(*results, strict=True)]
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Seconds an action takes."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
 
 
 def median_row(name: str, values: Sequence[float], unit: str, *, goal: str = "") -> Row:

@@ -1,4 +1,4 @@
-"""`python -m mla_lm bench [suite=data] [megabytes=25,100] [out=FILE.json]`: measure this machine.
+"""`python -m mla_lm bench [suite=data|decode] [out=FILE.json] ...`: measure this machine.
 
 Ratios against peers in one interleaved run, medians with their spread.
 """
@@ -12,38 +12,54 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from mla_lm.cli import parse_options
 
 
-def _split(words: object) -> object:
-    return words.split(",") if isinstance(words, str) else words
+def _split(words: Sequence[str]) -> list[str]:
+    return [part for word in words for part in word.split(",")]
+
+
+Sizes = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_split)]
 
 
 class BenchOptions(BaseModel):
-    """`megabytes` are the sizes of the corpora that suite `data` prepares."""
+    """What is left out is not measured.
+
+    `megabytes` are the sizes of the corpora that suite `data` prepares; suite `decode` compares
+    with `transformers` behind `contexts` tokens, speculates with the checkpoint `ckpt`, and draws
+    speed and cache size over the context into `plot`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    suite: Literal["data"] = "data"
-    megabytes: Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_split)] = (
-        25,
-        100,
-    )
+    suite: Literal["data", "decode"] = "data"
+    megabytes: Sizes = (25, 100)
+    contexts: Sizes = (256, 2048, 4096)
+    ckpt: Annotated[str, Field(min_length=1)] | None = None
+    plot: Annotated[str, Field(min_length=1)] | None = None
     out: Annotated[str, Field(min_length=1)] | None = None
 
 
 def run(arguments: Sequence[str]) -> None:
     """Print a table; write the figures to `out`."""
     options = parse_options(BenchOptions, arguments)
-    if options.out:
-        Path(options.out).touch()
+    for path in filter(None, (options.out, options.plot)):
+        Path(path).touch()
 
     import json
 
-    from mla_lm.bench import data
+    from mla_lm.bench import data, decode, plot, speculation
     from mla_lm.bench.report import show
     from mla_lm.machine import keep_freed_memory
 
     keep_freed_memory()
-    rows = data.run(options.megabytes)
+    curves: dict[str, object] = {}
+    if options.suite == "data":
+        rows = data.run(options.megabytes)
+    else:
+        rows = decode.run(options.contexts)
+        if options.ckpt:
+            rows += speculation.run(options.ckpt)
+        if options.plot:
+            curves = {"tokens/s": plot.plot(Path(options.plot))}
     show(f"suite {options.suite}", rows)
     if options.out:
-        figures = {"suite": options.suite, "rows": [row._asdict() for row in rows]}
+        figures = {"suite": options.suite, "rows": [row._asdict() for row in rows], **curves}
         Path(options.out).write_text(json.dumps(figures, indent=2) + "\n")

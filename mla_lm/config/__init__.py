@@ -15,7 +15,14 @@ from mla_lm.config.data import (
     TextConfig,
     TokenizerConfig,
 )
-from mla_lm.config.model import GroupedAttentionConfig, MLAConfig, ModelConfig, MoEConfig
+from mla_lm.config.model import (
+    GroupedAttentionConfig,
+    MLAConfig,
+    ModelConfig,
+    MoEConfig,
+    RopeConfig,
+    YarnConfig,
+)
 from mla_lm.config.run import (
     CheckpointConfig,
     EvalConfig,
@@ -40,9 +47,11 @@ __all__ = [
     "OptimConfig",
     "ParquetConfig",
     "Precision",
+    "RopeConfig",
     "RunConfig",
     "StdlibConfig",
     "SyntheticConfig",
     "TextConfig",
     "TokenizerConfig",
+    "YarnConfig",
 ]

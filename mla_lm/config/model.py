@@ -1,5 +1,6 @@
 """The network: attention, feed-forward layer, positions and sizes."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -93,14 +94,50 @@ class MoEConfig(Section):
         )
 
 
-class RopeConfig(Section):
+class PlainRopeConfig(Section):
     """Rotary embedding of adjacent pairs (arXiv 2104.09864)."""
 
+    kind: Literal["plain"]
     theta: Positive
+
+
+class YarnConfig(Section):
+    """Rotary embedding stretched to `factor` times the context of training (arXiv 2309.00071).
+
+    The names are those of the released models; with equal mscales the tables keep their size, and
+    the scores are sharpened instead.
+    """
+
+    kind: Literal["yarn"]
+    theta: Annotated[float, Field(gt=1)]
+    factor: Annotated[float, Field(ge=1)]
+    original_max_seq_len: Size
+    beta_fast: Positive
+    beta_slow: Positive
+    mscale: Annotated[float, Field(ge=0)]
+    mscale_all_dim: Annotated[float, Field(ge=0)]
+
+    def rules(self) -> Rules:
+        yield at_most(self, "beta_slow", "beta_fast")
+
+    def temperature(self, mscale: float) -> float:
+        """YaRN's attention temperature, 0.1 mscale ln(factor) + 1."""
+        return 0.1 * mscale * math.log(self.factor) + 1
+
+    @property
+    def amplitude(self) -> float:
+        """What the rotary tables are multiplied by."""
+        return self.temperature(self.mscale) / self.temperature(self.mscale_all_dim)
+
+    @property
+    def reach(self) -> int:
+        """Tokens of context that the stretched positions cover."""
+        return round(self.factor * self.original_max_seq_len)
 
 
 Attention = Annotated[MLAConfig | GroupedAttentionConfig, Field(discriminator="kind")]
 FFN = Annotated[DenseConfig | MoEConfig, Field(discriminator="kind")]
+RopeConfig = PlainRopeConfig | YarnConfig
 
 
 class ModelConfig(Section):
@@ -120,7 +157,7 @@ class ModelConfig(Section):
     mtp_input: Literal["post_norm", "pre_norm"]
     attention: Attention
     ffn: FFN
-    rope: RopeConfig
+    rope: Annotated[RopeConfig, Field(discriminator="kind")]
     sizes: Annotated[Sizes | None, Field(exclude=True, repr=False)] = None
 
     def rules(self) -> Rules:
@@ -132,6 +169,31 @@ class ModelConfig(Section):
             divides = self.n_heads % kv_heads == 0
             yield "n_heads", divides, f"must be divisible by attention.n_kv_heads={kv_heads}"
         yield at_most(self, "n_dense_layers", "n_layers")
+        if isinstance(self.rope, YarnConfig):
+            reach = self.rope.reach
+            within = self.max_seq_len <= reach
+            yield "max_seq_len", within, f"must be at most {reach}, where model.rope ends"
+
+    def extended(self, context: int) -> "ModelConfig":
+        """The same network for `context` tokens; by YaRN where it was trained on fewer.
+
+        The constants are those of DeepSeek-V3.
+        """
+        rope, trained, reach = self.rope, self.max_seq_len, self.max_seq_len
+        if isinstance(rope, YarnConfig):
+            trained, reach = rope.original_max_seq_len, rope.reach
+        if context > reach:
+            rope = YarnConfig(
+                kind="yarn",
+                theta=rope.theta,
+                factor=context / trained,
+                original_max_seq_len=trained,
+                beta_fast=32.0,
+                beta_slow=1.0,
+                mscale=1.0,
+                mscale_all_dim=1.0,
+            )
+        return self.model_copy(update={"max_seq_len": context, "rope": rope})
 
     def is_moe(self, layer: int) -> bool:
         """Whether block `layer` holds experts; MTP blocks are the layers from `n_layers` on."""

@@ -105,3 +105,4 @@ class EvalConfig(Section):
     precision: Precision
     batch_size: Size
     limit: Size | None
+    context: Size | None

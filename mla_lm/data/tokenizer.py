@@ -19,7 +19,11 @@ from mla_lm.config import TokenizerConfig
 from mla_lm.data.cutting import cut
 from mla_lm.errors import UserError, one_line
 
-SPACE = "Ġ"  # how the byte-level alphabet writes a space
+PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes written as themselves
+OTHER = [byte for byte in range(256) if byte not in PRINTABLE]
+# The byte-level alphabet (GPT-2): one character for each byte.
+BYTE_OF = {chr(b): b for b in PRINTABLE} | {chr(256 + i): b for i, b in enumerate(OTHER)}
+SPACE = "Ġ"  # a space in it
 PIECE = 2048  # characters: the library encodes long texts slowly, and pieces in parallel
 PROBES = ("two words", "  A\n\n\tb - c_d's 1234,5 ", "Cafe\u0301 naïve 終 🙂", string.printable)
 BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])")  # where every pre-tokenizer in use splits
@@ -96,14 +100,19 @@ class Tokenizer:
         return str(self._bpe.decode(list(ids)))
 
     @cached_property
-    def byte_lengths(self) -> NDArray[np.int64]:
-        """Bytes of text behind each id (vocab_size,); 0 for special tokens and unused ids."""
-        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of text behind each id; none for special tokens and unused ids."""
+        found = [b""] * self.vocab_size
         for token, index in self._bpe.get_vocab().items():
-            lengths[index] = len(token)  # a byte-level alphabet: one character, one byte
+            found[index] = bytes(BYTE_OF.get(character, 0) for character in token)
         for index, added in self._bpe.get_added_tokens_decoder().items():
-            lengths[index] = 0 if added.special else len(added.content.encode())
-        return lengths
+            found[index] = b"" if added.special else added.content.encode()
+        return found
+
+    @cached_property
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """How many bytes of text are behind each id (vocab_size,)."""
+        return np.array([len(found) for found in self.token_bytes], dtype=np.int64)
 
     def n_bytes(self, ids: Sequence[int]) -> int:
         """Bytes of text behind several ids."""

@@ -1,6 +1,7 @@
-"""Text from a model; knows nothing of training."""
+"""Text from a model: sampling, caches, speculation; knows nothing of training."""
 
-from mla_lm.generation.sampling import generate
-from mla_lm.generation.text import complete
+from mla_lm.generation.decoding import Counts, Decoder, generate
+from mla_lm.generation.sampling import Sampling
+from mla_lm.generation.text import Completion, TextStream
 
-__all__ = ["complete", "generate"]
+__all__ = ["Completion", "Counts", "Decoder", "Sampling", "TextStream", "generate"]

@@ -1,56 +1,100 @@
-"""Autoregressive sampling with temperature and top-k."""
+"""From logits to a choice: temperature, top-k, nucleus (arXiv 1904.09751), min-p (2407.01082).
+
+Distributions are explicit, so that speculation can accept a draft by them; greedy is the one that
+puts everything on the best token.
+"""
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mla_lm.model import Transformer
+from mla_lm.errors import UserError
 
 
-@torch.no_grad()
-def generate(
-    model: Transformer,
-    tokens: Tensor,
-    *,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    stop: int | None = None,
-    seed: int = 0,
-    first: Tensor | None = None,
-) -> Tensor:
-    """Continue tokens (B, T) by up to `max_new_tokens`: (B, T + n) int64.
+class Sampling(NamedTuple):
+    """How to choose: temperature 0 is greedy; the filters apply in the order of the fields."""
 
-    Temperature 0 is greedy. Generation ends when every row has produced the id `stop`. Beyond
-    `max_seq_len` the model sees the last tokens only. `first` (at most V,) bool limits the first
-    new token to the ids it marks. Raises ValueError on an empty prompt.
-    """
-    if tokens.shape[1] == 0:
-        raise ValueError("an empty prompt: give at least one token")
-    generator = torch.Generator(tokens.device).manual_seed(seed)
-    stopped = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
-    for position in range(max_new_tokens):
-        out = model(tokens[:, -model.cfg.max_seq_len :], logits=False, mtp=False)
-        logits = model.lm_head(out.hidden[:, -1]).float()  # (B, V)
-        if position == 0 and first is not None:
-            allowed = F.pad(first, (0, logits.shape[-1] - len(first)))
-            logits = logits.masked_fill(~allowed, -torch.inf)
-        choice = _sample(logits, temperature=temperature, top_k=top_k, generator=generator)
-        tokens = torch.cat((tokens, choice), dim=1)
-        stopped |= choice[:, 0] == stop
-        if stop is not None and bool(stopped.all()):
-            break
-    return tokens
+    temperature: float = 1.0
+    top_k: int | None = None  # the k best
+    top_p: float = 1.0  # the fewest best that together have this probability
+    min_p: float = 0.0  # at least this share of the best one's probability
+
+    def check(self) -> None:
+        """Raise UserError for a value out of its range."""
+        for name, holds, rule in (
+            ("temperature", 0 <= self.temperature < float("inf"), "must be at least 0"),
+            ("top_k", self.top_k is None or self.top_k > 0, "must be at least 1"),
+            ("top_p", 0 < self.top_p <= 1, "must be above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "must be between 0 and 1"),
+        ):
+            if not holds:
+                raise UserError(f"{name}={getattr(self, name)}: {rule}")
 
 
-def _sample(
-    logits: Tensor, *, temperature: float, top_k: int | None, generator: torch.Generator
-) -> Tensor:
-    """One id a row, (B, V) -> (B, 1)."""
-    if temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
-    if top_k is not None and top_k < logits.shape[-1]:
-        smallest = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
+def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """What `sampling` makes of logits (..., V): probabilities (..., V) float32."""
+    if sampling.temperature == 0:
+        return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float()
+    logits = logits.float()
     logits = logits - logits.amax(dim=-1, keepdim=True)  # a tiny temperature then gives no inf
-    return torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator)
+    logits = logits / min(max(sampling.temperature, 1e-38), 1e38)  # what float32 holds
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        smallest = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    if sampling.top_p < 1:
+        best, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+        beyond = best.cumsum(dim=-1) - best >= sampling.top_p
+        logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
+    probabilities = logits.softmax(dim=-1)
+    if sampling.min_p > 0:
+        floor = sampling.min_p * probabilities.amax(dim=-1, keepdim=True)
+        probabilities = probabilities.where(probabilities >= floor, 0)
+        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    return probabilities
+
+
+def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """From logits (B, V) one id a row (B,) int64, and the distribution (B, V) it follows."""
+    probabilities = distribution(logits, sampling)
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1), probabilities
+    return draw(probabilities, generator), probabilities
+
+
+def draw(weights: Tensor, generator: torch.Generator) -> Tensor:
+    """One id a row by weights (B, V) that need not sum to 1: (B,) int64."""
+    return torch.multinomial(weights, 1, generator=generator).squeeze(-1)
+
+
+def verify(
+    logits: Tensor, draft: Tensor, ids: Tensor, sampling: Sampling, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """What the model's logits (B, k + 1, V) make of k drafts; returns as `accept` does."""
+    if sampling.temperature > 0:
+        return accept(distribution(logits, sampling), draft, ids, generator)
+    best = logits.argmax(dim=-1)  # (B, k + 1)
+    n_kept = (best[:, :-1] == ids).cumprod(dim=-1).sum(dim=-1)
+    return n_kept, best.gather(1, n_kept.unsqueeze(1)).squeeze(1)
+
+
+def accept(
+    target: Tensor, draft: Tensor, ids: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Rejection sampling (arXiv 2211.17192, algorithm 1): what is emitted follows `target`.
+
+    target (B, k + 1, V) are the model's distributions, draft (B, k, V) those that the drafts
+    ids (B, k) were drawn from. Returns how many drafts each row keeps (B,), and the id that
+    follows them (B,).
+    """
+    n_drafts = ids.shape[1]
+    p = target[:, :n_drafts].gather(-1, ids.unsqueeze(-1)).squeeze(-1)  # (B, k)
+    q = draft.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    chance = torch.rand(q.shape, generator=generator, device=q.device)
+    n_kept = (chance * q < p).cumprod(dim=-1).sum(dim=-1)  # (B,)
+    missed = (target - F.pad(draft, (0, 0, 0, 1))).clamp(min=0)  # the last: target itself
+    rows = torch.arange(len(ids), device=ids.device)
+    weights, whole = missed[rows, n_kept], target[rows, n_kept]
+    weights = weights.where(weights.sum(dim=-1, keepdim=True) > 0, whole)  # rounding left nothing
+    return n_kept, draw(weights, generator)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mla_lm.config import MLAConfig, ModelConfig, MoEConfig
+from mla_lm.config import MLAConfig, ModelConfig, MoEConfig, RopeConfig, YarnConfig
 from mla_lm.errors import UserError
 
 STEMS = {
@@ -83,7 +83,7 @@ def config_dict(cfg: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": cfg.max_seq_len,
         "rms_norm_eps": cfg.norm_eps,
         "rope_theta": cfg.rope.theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope.theta},
+        "rope_parameters": _rope_parameters(cfg.rope),
         "rope_interleave": True,
         "tie_word_embeddings": cfg.tie_embeddings,
         "hidden_act": "silu",
@@ -92,6 +92,23 @@ def config_dict(cfg: ModelConfig) -> dict[str, Any]:
         "topk_method": "noaux_tc",
         "moe_layer_freq": 1,
         "ep_size": 1,
+    }
+
+
+def _rope_parameters(rope: RopeConfig) -> dict[str, Any]:
+    if not isinstance(rope, YarnConfig):
+        return {"rope_type": "default", "rope_theta": rope.theta}
+    # Where an mscale is 0 the class falls back to an amplitude of its own.
+    amplitude = {} if rope.mscale and rope.mscale_all_dim else {"attention_factor": rope.amplitude}
+    return amplitude | {
+        "rope_type": "yarn",
+        "rope_theta": rope.theta,
+        "factor": rope.factor,
+        "original_max_position_embeddings": rope.original_max_seq_len,
+        "beta_fast": rope.beta_fast,
+        "beta_slow": rope.beta_slow,
+        "mscale": rope.mscale,
+        "mscale_all_dim": rope.mscale_all_dim,
     }
 
 

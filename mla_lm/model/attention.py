@@ -1,8 +1,8 @@
 """Causal self-attention: MLA (arXiv 2405.04434, eq. 9-19) and its baselines MHA, GQA and MQA.
 
-B batch, T tokens, H query heads, G key/value heads. Every kind is called alike:
-`attention(x, cos, sin, mask)` with x (B, T, dim), rotary tables (T, rope_dim / 2), and a mask
-(B, 1, T, T) of what may be attended to, or None for all that came before.
+B batch, T new tokens, L tokens attended to (T without a cache), H query heads, G key/value heads.
+Every kind is called alike: `attention(x, at, cache)` with x (B, T, dim), the `Positions` of its
+tokens, and what it keeps of earlier ones.
 """
 
 import torch
@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mla_lm.config import GroupedAttentionConfig, MLAConfig, ModelConfig
+from mla_lm.model.cache import LayerCache, Positions
 from mla_lm.model.norm import RMSNorm
-from mla_lm.model.rope import rotate
+from mla_lm.model.rope import rotate, softmax_scale
 
 LATENT_NORM_EPS = 1e-6  # hard-wired in the released implementations, whatever the model's norm_eps
 
@@ -19,7 +20,8 @@ LATENT_NORM_EPS = 1e-6  # hard-wired in the released implementations, whatever t
 class MultiHeadLatentAttention(nn.Module):
     """MLA: keys and values come from one small latent, positions ride on one shared key.
 
-    What a cache needs per token is `kv_lora_rank + qk_rope_head_dim` numbers.
+    A cache keeps `kv_lora_rank + qk_rope_head_dim` numbers a token, and few new tokens attend to
+    them as they are ("absorbed"); many let keys and values be made of them first.
     """
 
     def __init__(self, cfg: ModelConfig, mla: MLAConfig) -> None:
@@ -28,6 +30,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.nope_dim, self.rope_dim = mla.qk_nope_head_dim, mla.qk_rope_head_dim
         self.qk_dim, self.v_dim = self.nope_dim + self.rope_dim, mla.v_head_dim
         self.kv_lora_rank = mla.kv_lora_rank
+        self.scale = softmax_scale(self.qk_dim, cfg.rope)
 
         if mla.q_lora_rank is None:
             self.q_proj = nn.Linear(cfg.dim, cfg.n_heads * self.qk_dim, bias=False)
@@ -43,20 +46,50 @@ class MultiHeadLatentAttention(nn.Module):
         )
         self.o_proj = nn.Linear(cfg.n_heads * self.v_dim, cfg.dim, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, at: Positions, cache: LayerCache | None = None) -> Tensor:
         q = self.q_b_proj(self.q_a_norm(self.q_a_proj(x))) if self.compress_q else self.q_proj(x)
         q = q.unflatten(-1, (self.n_heads, self.qk_dim))  # (B, T, H, qk_dim)
         q_nope, q_rope = q.split((self.nope_dim, self.rope_dim), dim=-1)
-
         latent, k_rope = self.kv_a_proj(x).split((self.kv_lora_rank, self.rope_dim), dim=-1)
-        kv = self.kv_b_proj(self.kv_a_norm(latent))
-        kv = kv.unflatten(-1, (self.n_heads, self.nope_dim + self.v_dim))
-        k_nope, v = kv.split((self.nope_dim, self.v_dim), dim=-1)  # (B, T, H, nope_dim | v_dim)
+        latent = self.kv_a_norm(latent)
+        rope = rotate(torch.cat((q_rope, k_rope.unsqueeze(-2)), dim=-2), at.cos, at.sin)
+        q_rope, k_rope = rope[..., :-1, :], rope[..., -1, :]  # (B, T, H | 1, rope_dim)
 
-        k_rope = rotate(k_rope.unsqueeze(-2), cos, sin).expand(-1, -1, self.n_heads, -1)
-        q = torch.cat((q_nope, rotate(q_rope, cos, sin)), dim=-1)
+        if cache is None:
+            return self.o_proj(self.materialised(q_nope, q_rope, latent, k_rope, at.mask))
+        (kept,) = cache.update(at, torch.cat((latent, k_rope), dim=-1).unsqueeze(1))
+        if self.absorbs(x.shape[1]) if cache.absorb is None else cache.absorb:
+            return self.o_proj(self.absorbed(q_nope, q_rope, kept, at.mask))
+        latent, k_rope = kept.squeeze(1).split((self.kv_lora_rank, self.rope_dim), dim=-1)
+        return self.o_proj(self.materialised(q_nope, q_rope, latent, k_rope, at.mask))
+
+    def absorbs(self, n_queries: int) -> bool:
+        """Whether attending in latent space takes fewer operations than making keys and values."""
+        made = self.nope_dim + self.v_dim  # numbers a head and token
+        return n_queries * (2 * self.kv_lora_rank - made) < self.kv_lora_rank * made
+
+    def materialised(
+        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Keys and values of every head from latent (B, L, d_c) and k_rope (B, L, rope_dim)."""
+        kv = self.kv_b_proj(latent).unflatten(-1, (self.n_heads, self.nope_dim + self.v_dim))
+        k_nope, v = kv.split((self.nope_dim, self.v_dim), dim=-1)  # (B, L, H, nope_dim | v_dim)
+        q = torch.cat((q_nope, q_rope), dim=-1)
+        k_rope = k_rope.unsqueeze(-2).expand(-1, -1, self.n_heads, -1)
         k = torch.cat((k_nope, k_rope), dim=-1)
-        return self.o_proj(causal_attention(q, k, v, mask))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return attend(q, k, v, mask, scale=self.scale).flatten(-2)
+
+    def absorbed(self, q_nope: Tensor, q_rope: Tensor, kept: Tensor, mask: Tensor | None) -> Tensor:
+        """The same from kept (B, 1, L, d_c + rope_dim) itself, one key and value for all heads.
+
+        q_nope . (W_UK c) = (W_UK^T q_nope) . c, and sum_j p_j (W_UV c_j) = W_UV sum_j p_j c_j.
+        """
+        weight = self.kv_b_proj.weight.type_as(q_nope).unflatten(0, (self.n_heads, -1))
+        w_uk, w_uv = weight.split((self.nope_dim, self.v_dim), dim=1)  # (H, nope_dim | v_dim, d_c)
+        q = torch.cat((per_head(q_nope, w_uk), q_rope), dim=-1).transpose(1, 2)
+        context = attend(q, kept, kept, mask, scale=self.scale)[..., : self.kv_lora_rank]
+        return per_head(context, w_uv.transpose(1, 2)).flatten(-2)
 
 
 class GroupedQueryAttention(nn.Module):
@@ -65,6 +98,7 @@ class GroupedQueryAttention(nn.Module):
     def __init__(self, cfg: ModelConfig, gqa: GroupedAttentionConfig) -> None:
         super().__init__()
         self.head_dim, self.rope_dim = gqa.head_dim, gqa.rope_head_dim
+        self.scale = softmax_scale(gqa.head_dim, cfg.rope)
         self.q_proj = nn.Linear(cfg.dim, cfg.n_heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(cfg.dim, gqa.n_kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(cfg.dim, gqa.n_kv_heads * self.head_dim, bias=False)
@@ -75,33 +109,48 @@ class GroupedQueryAttention(nn.Module):
 
         self.q_norm, self.k_norm = norm(), norm()
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, at: Positions, cache: LayerCache | None = None) -> Tensor:
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H | G, head_dim)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q = self._rotate_part(self.q_norm(q), cos, sin)
-        k = self._rotate_part(self.k_norm(k), cos, sin)
-        return self.o_proj(causal_attention(q, k, v, mask))
+        q = self._rotate_part(self.q_norm(q), at)
+        k = self._rotate_part(self.k_norm(k), at)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        if cache is not None:
+            k, v = cache.update(at, k, v)
+        return self.o_proj(attend(q, k, v, at.mask, scale=self.scale).flatten(-2))
 
-    def _rotate_part(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _rotate_part(self, x: Tensor, at: Positions) -> Tensor:
         rope, nope = x.split((self.rope_dim, self.head_dim - self.rope_dim), dim=-1)
-        return torch.cat((rotate(rope, cos, sin), nope), dim=-1)
+        return torch.cat((rotate(rope, at.cos, at.sin), nope), dim=-1)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(qk_dim)) v under the causal or a given mask -> (B, T, H * v_dim).
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:
+    """softmax(scale q k^T) v -> (B, T, H, v_dim): q (B, H, T, qk_dim), k (B, G, L, qk_dim), v too.
 
-    q (B, T, H, qk_dim), k (B, T, G, qk_dim), v (B, T, G, v_dim); G divides H.
+    mask (1 | B, 1, T, L) says what may be attended to; without one T queries see their T keys
+    causally, a single query sees all. G divides H.
     """
-    v_dim = v.shape[-1]
+    batch, heads, n_new, v_dim = *q.shape[:3], v.shape[-1]
     if v_dim < q.shape[-1]:  # flash kernels want equal widths; zero columns change nothing
         v = F.pad(v, (0, q.shape[-1] - v_dim))
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    causal = mask is None and n_new > 1
+    sharing = heads // k.shape[1]  # query heads that share keys and values
+    if sharing > 1 and n_new < k.shape[2]:  # few queries: rows of one product
+        q = q.reshape(batch, k.shape[1], sharing * n_new, q.shape[-1])
+        mask = None if mask is None else mask.repeat(1, 1, sharing, 1)
     context = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
-    return context[..., :v_dim].transpose(1, 2).flatten(-2)
+    context = context.reshape(batch, heads, n_new, context.shape[-1])
+    return context[..., :v_dim].transpose(1, 2)
+
+
+def per_head(x: Tensor, weight: Tensor) -> Tensor:
+    """A matrix for each head: x (B, T, H, n), weight (H, n, m) -> (B, T, H, m)."""
+    y = torch.bmm(x.flatten(0, 1).transpose(0, 1), weight)  # (H, B * T, m)
+    return y.transpose(0, 1).unflatten(0, x.shape[:2])
 
 
 def build_attention(cfg: ModelConfig) -> nn.Module:

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from mla_lm.config import ModelConfig, MoEConfig
 from mla_lm.model.attention import build_attention
+from mla_lm.model.cache import LayerCache, Positions
 from mla_lm.model.ffn import SwiGLU
 from mla_lm.model.moe import MoE, Routing
 from mla_lm.model.norm import RMSNorm
@@ -23,9 +24,9 @@ class Block(nn.Module):
             self.ffn = SwiGLU(cfg.dim, cfg.inter_dim)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None
+        self, x: Tensor, at: Positions, cache: LayerCache | None = None
     ) -> tuple[Tensor, Routing | None]:
-        x = x + self.attention(self.attention_norm(x), cos, sin, mask)
+        x = x + self.attention(self.attention_norm(x), at, cache)
         y = self.ffn(self.ffn_norm(x))
         y, routing = y if isinstance(y, tuple) else (y, None)
         return x + y, routing

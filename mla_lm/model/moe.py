@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mla_lm.config import MoEConfig
 from mla_lm.model.ffn import SwiGLU
+from mla_lm.model.float32 import KeepsFloat32
 
 # Row counts are rounded up to a multiple of this: oneDNN builds a kernel for every new matrix shape
 # (about 2.5 ms on a CPU with AMX), and tokens per expert differ in every step.
@@ -25,7 +26,7 @@ class Routing(NamedTuple):
     experts: Tensor  # (B, T, K) int64, the chosen experts
 
 
-class Router(nn.Module):
+class Router(KeepsFloat32):
     """Sigmoid gate with a bias that moves selection only (arXiv 2412.19437, eq. 12-16).
 
     `e_score_correction_bias` is a float32 buffer without gradient; `balance.update_bias` moves it.
@@ -75,6 +76,28 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum over the chosen: x (N, dim), experts and weights (N, K) -> (N, dim)."""
+        run = self.few_tokens if 0 < len(x) < ROW_BLOCK else self.padded
+        return run(x, experts, weights)
+
+    def few_tokens(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """For decoding, which waits for weights: only the chosen experts, and no padding."""
+        chosen, top_k = experts.flatten().tolist(), experts.shape[1]
+        order = sorted(range(len(chosen)), key=chosen.__getitem__)  # slots grouped by expert
+        touched = sorted(set(chosen))
+        sizes = [chosen.count(expert) for expert in touched]
+        slots = torch.tensor(order, device=x.device)
+        token = slots // top_k
+        rows = zip(x[token].split(sizes), touched, strict=True)
+        h = torch.cat([F.linear(part, self.gate_up_proj[expert]) for part, expert in rows])
+        gate, up = h.chunk(2, dim=-1)
+        h = F.silu(gate) * up
+        rows = zip(h.split(sizes), touched, strict=True)
+        y = torch.cat([F.linear(part, self.down_proj[expert]) for part, expert in rows])
+        weighted = y * weights.flatten()[slots].unsqueeze(-1)
+        return torch.zeros_like(x, dtype=weighted.dtype).index_add(0, token, weighted).type_as(x)
+
+    def padded(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """For training, which waits for arithmetic: each expert gets blocks of `ROW_BLOCK` rows."""
         n_experts, top_k = self.gate_up_proj.shape[0], experts.shape[1]
         chosen = experts.flatten()  # (N * K): slot s belongs to token s // K
         order = chosen.argsort(stable=True)  # slots grouped by expert
@@ -95,7 +118,7 @@ class Experts(nn.Module):
             ]
         )  # (padded rows, dim)
         weighted = outputs[rows] * weights.flatten()[order].unsqueeze(-1)
-        return torch.zeros_like(x, dtype=weighted.dtype).index_add(0, token, weighted)
+        return torch.zeros_like(x, dtype=weighted.dtype).index_add(0, token, weighted).type_as(x)
 
     @staticmethod
     def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

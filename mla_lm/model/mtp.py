@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mla_lm.config import ModelConfig
 from mla_lm.model.block import Block
+from mla_lm.model.cache import LayerCache, Positions
 from mla_lm.model.moe import Routing
 from mla_lm.model.norm import RMSNorm
 
@@ -29,11 +30,10 @@ class MTPModule(nn.Module):
         self,
         hidden: Tensor,
         embedding: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None = None,
+        at: Positions,
+        cache: LayerCache | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """hidden at i, embedding of token i + k: both (B, T - k, dim) -> normed state, same."""
         x = self.proj(torch.cat((self.embed_norm(embedding), self.hidden_norm(hidden)), dim=-1))
-        x, routing = self.block(x, cos, sin, mask)
+        x, routing = self.block(x, at, cache)
         return self.norm(x), routing

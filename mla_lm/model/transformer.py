@@ -3,6 +3,7 @@
 B batch, T tokens, V vocabulary, k = 1..mtp_depth. Everything a loss or a metric needs is returned.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from mla_lm.config import ModelConfig
 from mla_lm.errors import UserError
 from mla_lm.model.block import Block
+from mla_lm.model.cache import Cache, LayerCache, Positions
+from mla_lm.model.float32 import KeepsFloat32
 from mla_lm.model.moe import Experts, MoE, Router, Routing
 from mla_lm.model.mtp import MTPModule
 from mla_lm.model.norm import RMSNorm
@@ -24,9 +27,10 @@ class ModelOutput(NamedTuple):
     logits: Tensor | None  # (B, T, V); None when not asked for
     mtp: tuple[Tensor, ...]  # (B, T - k, dim): position i is to predict token i + k + 1
     routing: tuple[Routing, ...]  # one per MoE layer that ran
+    mtp_input: Tensor  # (B, T, dim), what the first MTP module takes
 
 
-class Transformer(nn.Module):
+class Transformer(KeepsFloat32):
     """`Transformer(cfg)(tokens)` with tokens (B, T) int64 -> `ModelOutput`."""
 
     cos: Tensor
@@ -44,7 +48,7 @@ class Transformer(nn.Module):
         self.mtp = nn.ModuleList(
             MTPModule(cfg, cfg.n_layers + depth) for depth in range(cfg.mtp_depth)
         )
-        cos, sin = rotary_tables(cfg.max_seq_len, cfg.attention.rope_dim, theta=cfg.rope.theta)
+        cos, sin = rotary_tables(cfg.max_seq_len, cfg.attention.rope_dim, cfg.rope)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.apply(self._init_weights)
@@ -54,36 +58,36 @@ class Transformer(nn.Module):
         tokens: Tensor,
         *,
         documents: Tensor | None = None,
+        cache: Cache | None = None,
         logits: bool = True,
         mtp: bool = True,
     ) -> ModelOutput:
         """Run the model; `logits=False` leaves out the head, `mtp=False` the MTP modules.
 
         With documents (B, T), the number of the document a token belongs to, attention stays
-        inside a document. Raises UserError when T exceeds `max_seq_len`.
+        inside a document. With a cache the tokens follow those it holds and are added to it; the
+        MTP modules then run by `further` only. Raises UserError beyond `max_seq_len` tokens.
         """
         n_tokens = tokens.shape[1]
-        if n_tokens > self.cfg.max_seq_len:
-            raise UserError(f"{n_tokens} tokens exceed model.max_seq_len={self.cfg.max_seq_len}")
-        cos, sin = self.cos[:n_tokens], self.sin[:n_tokens]
-        mask = None if documents is None else _within(documents)
+        layers: Sequence[LayerCache | None] = [None] * len(self.blocks)
+        if cache is None:
+            at = self._from_start(n_tokens, documents)
+        else:
+            at, layers = cache.reserve(n_tokens, self.cos, self.sin), cache.layers
         x = embeddings = self.embed(tokens)  # (B, T, dim)
         routing = []
-        for block in self.blocks:
-            x, block_routing = block(x, cos, sin, mask)
+        for block, layer_cache in zip(self.blocks, layers, strict=True):
+            x, block_routing = block(x, at, layer_cache)
             routing.append(block_routing)
         hidden = self.norm(x)
-
         mtp_states = []
-        state = hidden if self.cfg.mtp_input == "post_norm" else x
-        for depth, module in enumerate(self.mtp if mtp else (), start=1):
+        state = mtp_input = hidden if self.cfg.mtp_input == "post_norm" else x
+        for depth, module in enumerate(self.mtp if mtp and cache is None else (), start=1):
             length = max(0, n_tokens - depth)  # later positions know no token that far ahead
             state, block_routing = module(
                 state[:, :length],
                 embeddings[:, depth:],
-                cos[:length],
-                sin[:length],
-                None if mask is None else mask[..., :length, :length],
+                self._from_start(length, None if documents is None else documents[:, :length]),
             )
             mtp_states.append(state)
             routing.append(block_routing)
@@ -92,7 +96,39 @@ class Transformer(nn.Module):
             self.lm_head(hidden) if logits else None,
             tuple(mtp_states),
             tuple(r for r in routing if r is not None),
+            mtp_input,
         )
+
+    def further(self, depth: int, state: Tensor, tokens: Tensor, *, cache: Cache) -> Tensor:
+        """State of MTP depth 1.. at the positions behind those its own cache holds: (B, T, dim).
+
+        state (B, T, dim) of the depth before, or `ModelOutput.mtp_input`; tokens (B, T): at
+        position i token i + depth.
+        """
+        at = cache.reserve(tokens.shape[1], self.cos, self.sin)
+        return self.mtp[depth - 1](state, self.embed(tokens), at, cache.layers[0])[0]
+
+    def new_cache(
+        self, batch_size: int, capacity: int, *, mtp: bool = False, absorb: bool | None = None
+    ) -> Cache:
+        """An empty cache of the main layers, or of one MTP module, in the format of the matmuls."""
+        device = self.embed.weight.device
+        autocast = torch.is_autocast_enabled(device.type)
+        return Cache(
+            self.cfg,
+            n_layers=1 if mtp else self.cfg.n_layers,
+            batch_size=batch_size,
+            capacity=capacity,
+            dtype=torch.get_autocast_dtype(device.type) if autocast else self.embed.weight.dtype,
+            device=device,
+            absorb=absorb,
+        )
+
+    def _from_start(self, n_tokens: int, documents: Tensor | None) -> Positions:
+        if n_tokens > self.cfg.max_seq_len:
+            raise UserError(f"{n_tokens} tokens exceed model.max_seq_len={self.cfg.max_seq_len}")
+        mask = None if documents is None else _within(documents)
+        return Positions(self.cos[:n_tokens], self.sin[:n_tokens], mask)
 
     def routers(self) -> list[Router]:
         """The routers in the order of `ModelOutput.routing`."""

@@ -13,7 +13,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from mla_lm.generation import complete
+from mla_lm.generation import Completion, Sampling
 from mla_lm.training.module import LanguageModel
 
 
@@ -79,15 +79,15 @@ class Samples(L.Callback):
         with (Path(trainer.default_root_dir) / "samples.md").open("a", encoding="utf-8") as file:
             file.write(f"## step {trainer.global_step}\n\n")
             for seed, prompt in enumerate(self.prompts):
-                text = complete(
+                completion = Completion(
                     pl_module.model,
                     pl_module.tokenizer,
-                    prompt,
+                    [prompt],
                     max_new_tokens=self.max_new_tokens,
-                    temperature=0.6,
-                    top_k=50,
+                    sampling=Sampling(temperature=0.6, top_k=50),
                     seed=seed,
                 )
+                text = completion.prompts[0] + "".join(piece for _, piece in completion)
                 file.write(f"```\n{text}\n```\n\n")
                 if seed == 0:
                     print(text, flush=True)

@@ -33,6 +33,8 @@ SPLITS = {
 KINDS = ("ours", *SPLITS)
 WORDS = ["a", "Zoë", "it's", "'LL", "don't", "1234567", "½", "²", "終わり", "e\u0301", "🙂", "_x_"]
 SPACES = [" ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", " \n", "\u00a0", "\u2003"]
+ADDED = ["<tool_call>", "終 end", "   ", "\n\t"]
+SPECIAL = ["<|im_start|>", "終<|x|>"]
 CHUNKS = [*WORDS, *SPACES, "...", ";\n", "(", "'"]
 texts = st.one_of(
     st.text(), st.text(alphabet="ab \n\t<|endoftext|>"), st.sampled_from([*ODD, END_OF_TEXT * 3])
@@ -100,6 +102,44 @@ def test_byte_lengths_add_up(tokenizer: Tokenizer, text: str) -> None:
 @given(batch=st.lists(texts, max_size=6))
 def test_batch_equals_one_by_one(tokenizer: Tokenizer, batch: list[str]) -> None:
     assert tokenizer.encode_batch(batch) == [tokenizer.encode(text) for text in batch]
+
+
+@cache
+def some_tokenizer(kind: str) -> Tokenizer:
+    """One of `KINDS`, one token a byte, or one with added tokens, special and not."""
+    if kind == "bytes":
+        return Tokenizer.train([], vocab_size=257, end_of_text=END_OF_TEXT)
+    if kind != "added":
+        return tokenizer_of(kind)
+    bpe = library("llama")
+    bpe.add_tokens([AddedToken(content, normalized=False) for content in ADDED])
+    bpe.add_special_tokens(SPECIAL)
+    return Tokenizer(bpe.to_str(), end_of_text=END_OF_TEXT)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "bytes", "added"])
+@given(text=texts | st.lists(st.sampled_from([*CHUNKS, *ADDED, *SPECIAL])).map("".join))
+def test_bytes_of_the_tokens_join_to_the_text(kind: str, text: str) -> None:
+    tokenizer = some_tokenizer(kind)
+    ids = tokenizer.encode(text)
+    assert b"".join(tokenizer.token_bytes[i] for i in ids) == text.encode()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "bytes", "added"])
+def test_bytes_of_each_token_are_what_it_decodes_to(kind: str) -> None:
+    tokenizer = some_tokenizer(kind)
+    assert len(tokenizer.token_bytes) == tokenizer.vocab_size
+    for i, found in enumerate(tokenizer.token_bytes):
+        assert found.decode(errors="replace") == tokenizer.decode([i])
+        assert len(found) == tokenizer.byte_lengths[i]
+
+
+def test_special_tokens_have_no_bytes_and_added_ones_theirs() -> None:
+    tokenizer = some_tokenizer("added")
+    known = json.loads(tokenizer.json)["added_tokens"]
+    found = {token["content"]: tokenizer.token_bytes[token["id"]] for token in known}
+    texts = {text: text.encode() for text in ADDED}
+    assert found == dict.fromkeys(("<pad>", END_OF_TEXT, *SPECIAL), b"") | texts
 
 
 def test_byte_lengths_cover_the_vocabulary(tokenizer: Tokenizer) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mla_lm.errors import UserError
 from mla_lm.interop import config_dict, to_hugging_face
-from mla_lm.model import Transformer
+from mla_lm.model import Transformer, attention
 from tests.conftest import random_tokens, randomized, tiny_config
 
 transformers = pytest.importorskip("transformers")
@@ -22,6 +23,14 @@ GROUPS = (
     "model.ffn.n_groups=4",
     "model.ffn.topk_groups=2",
     "model.ffn.n_activated_experts=3",
+)
+YARN = (
+    "model/rope=yarn",
+    "model.rope.theta=100.0",
+    "model.rope.original_max_seq_len=8",  # of the 32 that are read
+    "model.rope.beta_fast=0.25",  # so that of six pairs some stay and some are blended
+    "model.rope.beta_slow=0.05",
+    "model.attention.qk_rope_head_dim=12",
 )
 MODELS = {
     "plain": (),
@@ -35,7 +44,15 @@ MODELS = {
     "all layers MoE": ("model.n_dense_layers=0",),
     "no layer MoE": ("model.n_dense_layers=3",),
     "norm eps and theta": ("model.norm_eps=0.01", "model.rope.theta=500.0"),
-    "all at once": (*GROUPS, "model.attention.q_lora_rank=22", "model.ffn.route_scale=2.5"),
+    "yarn": YARN,
+    "yarn as preset": ("model/rope=yarn", "model.rope.original_max_seq_len=8"),
+    "yarn with room to spare": (*YARN, "model.rope.factor=40.0"),
+    "yarn of equal mscales": (*YARN, "model.rope.mscale=0.7", "model.rope.mscale_all_dim=0.7"),
+    "yarn that scales tables": (*YARN, "model.rope.mscale_all_dim=0.3"),
+    "yarn that scales tables only": (*YARN, "model.rope.mscale_all_dim=0.0"),
+    "yarn with one bound": (*YARN, "model.rope.beta_slow=0.25"),
+    "yarn of factor one": (*YARN, "model.rope.factor=1.0", "model.rope.original_max_seq_len=32"),
+    "all at once": (*GROUPS, "model.attention.q_lora_rank=22", "model.ffn.route_scale=2.5", *YARN),
 }
 
 
@@ -63,7 +80,7 @@ def load(folder: Path) -> Any:
 @torch.no_grad()
 def check_logits(model: Transformer, state: dict[str, Tensor], folder: Path) -> None:
     write(model, state, folder)
-    tokens = random_tokens(model.cfg, 2, 17)
+    tokens = random_tokens(model.cfg, 2, model.cfg.max_seq_len)
     ours = model(tokens).logits
     assert ours.std() > 0.1
     torch.testing.assert_close(load(folder)(tokens).logits, ours, rtol=1e-5, atol=1e-5)
@@ -99,6 +116,57 @@ def test_a_wrong_layout_is_found(fault: Any, tmp_path: Path) -> None:
     fault(state)
     with pytest.raises(AssertionError, match="not close"):
         check_logits(model, state, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"kind": "plain"},
+        {"factor": 5.0},
+        {"original_max_seq_len": 16},
+        {"beta_fast": 0.5},
+        {"beta_slow": 0.1},
+        {"mscale": 0.5},
+        {"mscale_all_dim": 0.5},
+    ],
+    ids=str,
+)
+def test_wrong_positions_are_found(rope: dict[str, Any], tmp_path: Path) -> None:
+    model = build(*YARN)
+    wrong = model.cfg.rope.model_copy(update=rope)
+    if "kind" in rope:
+        wrong = tiny_config("model.rope.theta=100.0").model.rope
+    model.cfg = model.cfg.model_copy(update={"rope": wrong})
+    with pytest.raises(AssertionError, match="not close"):
+        check_logits(model, to_hugging_face(model.state_dict(), model.cfg), tmp_path)
+
+
+def test_a_softmax_that_yarn_does_not_sharpen_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "softmax_scale", lambda width, rope: width**-0.5)
+    model = build(*YARN)
+    with pytest.raises(AssertionError, match="not close"):
+        check_logits(model, to_hugging_face(model.state_dict(), model.cfg), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.rope.mscale=0.7", "model.rope.mscale_all_dim=0.0"),
+        ("model.rope.mscale=0.0",),
+        ("model.rope.mscale=0.0", "model.rope.mscale_all_dim=0.0"),
+        # a pair that turns 4 times in 8 tokens would come before the first: the class slows none
+        ("model.rope.beta_fast=8.0", "model.rope.beta_slow=4.0"),
+    ],
+    ids=" ".join,
+)
+def test_yarn_that_the_class_reads_otherwise_is_refused_or_said_otherwise(
+    overrides: tuple[str, ...], tmp_path: Path
+) -> None:
+    with suppress(UserError):
+        model = build(*YARN, *overrides)
+        check_logits(model, to_hugging_face(model.state_dict(), model.cfg), tmp_path)
 
 
 @torch.no_grad()

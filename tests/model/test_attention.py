@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mla_lm.config import GroupedAttentionConfig, MLAConfig, ModelConfig
 from mla_lm.model import attention as attention_module
 from mla_lm.model.attention import build_attention
+from mla_lm.model.cache import Positions
 from mla_lm.model.rope import rotary_tables
 from tests.conftest import randomized, tiny_config
 
@@ -108,8 +109,8 @@ def slow_grouped(
 
 
 def run(layer: nn.Module, x: Tensor, cfg: ModelConfig) -> Tensor:
-    cos, sin = rotary_tables(x.shape[1], cfg.attention.rope_dim, theta=cfg.rope.theta)
-    return layer(x, cos, sin)
+    cos, sin = rotary_tables(x.shape[1], cfg.attention.rope_dim, cfg.rope)
+    return layer(x, Positions(cos, sin))
 
 
 @torch.no_grad()
@@ -168,7 +169,6 @@ def test_without_rotation_order_of_the_past_does_not_matter_and_with_it_does() -
     x = torch.randn(1, LENGTH, cfg.dim)
     swapped = x[:, [1, 0, *range(2, LENGTH)]]
     still = torch.ones(LENGTH, cfg.attention.rope_dim // 2)
-    torch.testing.assert_close(
-        layer(x, still, 0 * still)[:, 2:], layer(swapped, still, 0 * still)[:, 2:]
-    )
+    at = Positions(still, 0 * still)
+    torch.testing.assert_close(layer(x, at)[:, 2:], layer(swapped, at)[:, 2:])
     assert (run(layer, x, cfg) - run(layer, swapped, cfg))[:, 2:].abs().max() > 1e-3

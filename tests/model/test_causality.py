@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mla_lm.model import Routing, Transformer
 from mla_lm.model import attention as attention_module
+from mla_lm.model.cache import Positions
 from mla_lm.model.mtp import MTPModule
 from tests.conftest import each_attention, random_tokens, randomized, tiny_config
 
@@ -51,18 +52,17 @@ def check_by_gradient(model: Transformer, depth: int) -> None:
         assert (reach[:, : i + depth + 1] > 0).all(), f"logits at {i} miss earlier tokens"
 
 
-def sees_everything(q: Tensor, k: Tensor, v: Tensor, mask: None) -> Tensor:
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    context = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-    return context.transpose(1, 2).flatten(-2)
+def sees_everything(q: Tensor, k: Tensor, v: Tensor, mask: None, *, scale: float) -> Tensor:
+    context = F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=True)
+    return context.transpose(1, 2)
 
 
-def sees_only_itself(q: Tensor, k: Tensor, v: Tensor, mask: None) -> Tensor:
-    return v.repeat_interleave(q.shape[2] // v.shape[2], dim=2).flatten(-2)
+def sees_only_itself(q: Tensor, k: Tensor, v: Tensor, mask: None, *, scale: float) -> Tensor:
+    return v.repeat_interleave(q.shape[1] // v.shape[1], dim=1).transpose(1, 2)
 
 
 def embedding_of_the_next_token_too(
-    self: MTPModule, hidden: Tensor, embedding: Tensor, *positions: Tensor | None
+    self: MTPModule, hidden: Tensor, embedding: Tensor, *positions: Positions
 ) -> tuple[Tensor, Routing | None]:
     return honest_mtp_forward(self, hidden, embedding + embedding.roll(-1, dims=1), *positions)
 
@@ -96,7 +96,7 @@ def test_a_wrong_mask_is_found(
     depth: int,
     check: Checker,
 ) -> None:
-    monkeypatch.setattr(attention_module, "causal_attention", fault)
+    monkeypatch.setattr(attention_module, "attend", fault)
     with pytest.raises(AssertionError):
         check(two_depths(*attention), depth)
 

@@ -1,5 +1,6 @@
 """The gate against a numpy reference, the fast expert path against a plain loop."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +12,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mla_lm.config import MoEConfig
-from mla_lm.model.moe import Experts, MoE, Router
+from mla_lm.model import moe as moe_module
+from mla_lm.model.moe import ROW_BLOCK, Experts, MoE, Router
 from tests.conftest import randomized
 
 DIM, INTER_DIM, BATCH, LENGTH = 11, 7, 2, 5
+
+
+@pytest.fixture(autouse=True, scope="module", params=[4, ROW_BLOCK], ids=["padded", "few tokens"])
+def _path(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways to run experts: rows are padded to a multiple of this, fewer are not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moe_module, "ROW_BLOCK", request.param)
+        yield
 
 
 def moe_config(
@@ -243,3 +253,12 @@ def test_no_tokens_at_all() -> None:
     y, routing = layer(torch.zeros(BATCH, 0, DIM))
     assert y.shape == (BATCH, 0, DIM)
     assert routing.experts.shape == (BATCH, 0, 2)
+
+
+def test_few_tokens_take_another_path_than_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = moe_module.ROW_BLOCK
+    layer = Experts(DIM, moe_config(6, 3))
+    for path in ("few_tokens", "padded"):
+        monkeypatch.setattr(Experts, path, lambda *_, path=path: path)
+    for n_tokens, path in ((1, "few_tokens"), (block - 1, "few_tokens"), (block, "padded")):
+        assert layer(torch.zeros(n_tokens, DIM), torch.zeros(0), torch.zeros(0)) == path

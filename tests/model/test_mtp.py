@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mla_lm.losses import mtp_targets, next_token_loss
 from mla_lm.model import Routing, Transformer
+from mla_lm.model.cache import Positions
 from mla_lm.model.mtp import MTPModule
 from tests.conftest import random_tokens, randomized, tiny_config
 
@@ -92,13 +93,13 @@ def test_target_of_depth_k_is_the_token_after_the_embedded_one(depth: int) -> No
 
 def test_rotary_positions_start_at_zero_at_every_depth() -> None:
     model, batch = build()
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen: list[Positions] = []
     for module in model.mtp:
-        module.block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1:3]))
+        module.block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
     states = model(batch[:, :-1]).mtp
-    for (cos, sin), state in zip(seen, states, strict=True):
-        assert torch.equal(cos, model.cos[: state.shape[1]])
-        assert torch.equal(sin, model.sin[: state.shape[1]])
+    for at, state in zip(seen, states, strict=True):
+        assert torch.equal(at.cos, model.cos[: state.shape[1]])
+        assert torch.equal(at.sin, model.sin[: state.shape[1]])
 
 
 def test_input_of_depth_one_is_the_normed_state_or_the_one_before_the_norm() -> None:

@@ -6,14 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mla_lm.config.model import PlainRopeConfig
 from mla_lm.model.rope import rotary_tables, rotate
 
 WIDTH, THETA, LENGTH = 10, 50.0, 40
+PLAIN = PlainRopeConfig(kind="plain", theta=THETA)
 
 
 def rotate_at(x: Tensor, position: int) -> Tensor:
     """Rotate one vector (WIDTH,) as if it stood at `position`."""
-    cos, sin = rotary_tables(LENGTH, WIDTH, theta=THETA)
+    cos, sin = rotary_tables(LENGTH, WIDTH, PLAIN)
     return rotate(
         x.view(1, 1, WIDTH), cos[position : position + 1], sin[position : position + 1]
     ).flatten()
@@ -52,7 +54,7 @@ def test_adjacent_numbers_form_a_pair(pair: int) -> None:
 
 def test_rotation_keeps_the_norm() -> None:
     x = torch.randn(2, LENGTH, 3, WIDTH)
-    rotated = rotate(x, *rotary_tables(LENGTH, WIDTH, theta=THETA))
+    rotated = rotate(x, *rotary_tables(LENGTH, WIDTH, PLAIN))
     torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1))
     assert (rotated - x)[:, 1:].abs().amax(dim=-1).min() > 1e-3
 
@@ -63,7 +65,7 @@ def test_position_zero_stays_as_it_is() -> None:
 
 
 def test_bfloat16_is_rotated_in_float32() -> None:
-    tables = rotary_tables(LENGTH, WIDTH, theta=THETA)
+    tables = rotary_tables(LENGTH, WIDTH, PLAIN)
     x = torch.randn(2, LENGTH, 3, WIDTH).bfloat16()
     rotated = rotate(x, *tables)
     assert rotated.dtype == torch.bfloat16
@@ -75,7 +77,7 @@ def test_bfloat16_is_rotated_in_float32() -> None:
 
 
 def test_tables_are_exact_far_away() -> None:
-    cos, sin = rotary_tables(100_000, WIDTH, theta=THETA)
+    cos, sin = rotary_tables(100_000, WIDTH, PLAIN)
     angle = 99_999 * THETA ** (-2 / WIDTH)
     assert cos.dtype == sin.dtype == torch.float32
     assert float(cos[-1, 1]) == pytest.approx(math.cos(angle), abs=1e-6)

@@ -1,0 +1,215 @@
+"""Decoding with caches: prompts of any lengths in one batch, plain or with drafts of the MTP head.
+
+One loop serves both. A step runs the main model once on the newest token and k drafts behind it
+(k = 0: plain decoding); `accept` keeps a prefix of the drafts so that what is emitted is
+distributed as without them, and the caches are cut back to what was kept, row by row.
+
+B rows, D = n_drafts, V vocabulary. A row that holds n tokens has n - 1 of them in the cache.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mla_lm.errors import UserError
+from mla_lm.generation.drafting import Drafter
+from mla_lm.generation.sampling import Sampling, choose, verify
+from mla_lm.model import Transformer
+
+
+class Counts(NamedTuple):
+    """What the steps after the prompt took, summed over rows."""
+
+    steps: int  # forward passes of the main model
+    drafted: int  # steps that had drafts
+    accepted: tuple[int, ...]  # of those, how many kept the draft of depth 1, 2, ...
+
+    @property
+    def tokens_per_step(self) -> float:
+        """1 without drafts, at most 1 + D."""
+        return 1 + sum(self.accepted) / max(1, self.steps)
+
+
+class Decoder:
+    """Iterate over it for `{row: new ids}`, one step at a time, until every row has ended.
+
+    A row ends with the id `stop`, after `max_new_tokens`, one token past the context, or by
+    `finish`. `first` (B, at most V) bool limits a row's first new token to the ids it marks.
+    Raises UserError for an empty prompt, one longer than the context, or impossible options.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling,
+        stop: int | None = None,
+        n_drafts: int = 0,
+        seed: int = 0,
+        first: Tensor | None = None,
+        absorb: bool | None = None,
+    ) -> None:
+        sampling.check()
+        context = model.cfg.max_seq_len
+        _check(prompts, context, max_new_tokens=max_new_tokens)
+        if not 0 <= n_drafts <= model.cfg.mtp_depth:
+            depth = model.cfg.mtp_depth
+            raise UserError(f"n_drafts={n_drafts}: the model's mtp_depth={depth} is what can draft")
+        self.model, self.sampling, self.stop, self.n_drafts = model, sampling, stop, n_drafts
+        self.first = first
+        self.rows = list(range(len(prompts)))  # those that run, in the order of the batch
+        self.lengths = [len(prompt) for prompt in prompts]
+        self.ends = [min(length + max_new_tokens, context + 1) for length in self.lengths]
+        self.capacity = min(max(self.ends), context)
+
+        device = model.embed.weight.device
+        self.generator = torch.Generator(device).manual_seed(seed)
+        width = max(self.ends) + 2 * n_drafts
+        padded = [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts]
+        self.tokens = torch.tensor(padded, device=device)  # (B, width)
+        self.cache = model.new_cache(len(prompts), self.capacity, absorb=absorb)
+        self.drafter = Drafter(model, len(prompts), self.capacity, n_drafts) if n_drafts else None
+        self.counts = Counts(0, 0, (0,) * n_drafts)
+
+    def __iter__(self) -> Iterator[dict[int, list[int]]]:
+        yield self._prefill()
+        while self.rows:
+            yield self._step()
+
+    def finish(self, row: int) -> None:
+        """End a row; the others go on without it."""
+        if row in self.rows:
+            self._keep([index for index, other in enumerate(self.rows) if other != row])
+
+    @torch.inference_mode()
+    def _prefill(self) -> dict[int, list[int]]:
+        """Run the prompts, padded on the right, and draw each row's first token."""
+        out = self.model(self.tokens[:, : max(self.lengths)], cache=self.cache, logits=False)
+        if self.drafter is not None:
+            self.drafter.see(out.mtp_input, [0] * len(self.rows))
+        last = torch.tensor(self.lengths, device=self.tokens.device) - 1
+        logits = self.model.lm_head(out.hidden[torch.arange(len(last)), last])  # (B, V)
+        if self.first is not None:
+            allowed = F.pad(self.first, (0, logits.shape[-1] - self.first.shape[-1]))
+            logits = logits.masked_fill(~allowed, -torch.inf)
+        chosen, _ = choose(logits, self.sampling, self.generator)
+        return self._commit([[token] for token in chosen.tolist()])
+
+    @torch.inference_mode()
+    def _step(self) -> dict[int, list[int]]:
+        """Draft, verify in one forward pass, keep what is accepted and one token more."""
+        n_drafts = min(self.n_drafts, self.capacity - max(self.lengths))
+        newest = torch.tensor(self.lengths, device=self.tokens.device) - 1
+        draft = None
+        if self.drafter is not None and n_drafts:
+            draft = self.drafter.propose(self.tokens, self.lengths, self.sampling, self.generator)[
+                :, :n_drafts
+            ]
+        places = newest.unsqueeze(1) + torch.arange(n_drafts + 1, device=newest.device)
+        tokens = self.tokens.gather(1, places)  # (B, k + 1)
+        out = self.model(tokens, cache=self.cache)
+        if self.drafter is not None:
+            self.drafter.see(out.mtp_input, [length - 1 for length in self.lengths])
+        if draft is None:
+            draft = out.logits[:, :0]
+        n_kept, following = verify(out.logits, draft, tokens[:, 1:], self.sampling, self.generator)
+        kept = n_kept.tolist()
+        self._count(kept, drafted=n_drafts > 0)
+        drafts = tokens[:, 1:].tolist()
+        return self._commit(
+            [[*d[:n], token] for d, n, token in zip(drafts, kept, following.tolist(), strict=True)]
+        )
+
+    def _commit(self, new: list[list[int]]) -> dict[int, list[int]]:
+        """Take up each row's new tokens, cut the caches to them, drop the rows that end."""
+        emitted = {}
+        going = []
+        for index, (row, ids) in enumerate(zip(self.rows, new, strict=True)):
+            length, end = self.lengths[index], self.ends[row]
+            ids = ids[: end - length]
+            if self.stop in ids:
+                ids = ids[: ids.index(self.stop) + 1]
+            self.tokens[index, length : length + len(ids)] = torch.tensor(ids)
+            self.lengths[index] = length + len(ids)
+            emitted[row] = ids
+            if self.lengths[index] < end and self.stop not in ids:
+                going.append(index)
+        self.cache.truncate([length - 1 for length in self.lengths])
+        self._keep(going)
+        return emitted
+
+    def _count(self, kept: list[int], *, drafted: bool) -> None:
+        before = self.counts
+        self.counts = Counts(
+            before.steps + len(kept),
+            before.drafted + drafted * len(kept),
+            tuple(
+                n_before + sum(n >= depth for n in kept)
+                for depth, n_before in enumerate(before.accepted, start=1)
+            ),
+        )
+
+    def _keep(self, indices: list[int]) -> None:
+        """Go on with some rows of the batch only."""
+        if len(indices) == len(self.rows):
+            return
+        self.rows = [self.rows[index] for index in indices]
+        self.lengths = [self.lengths[index] for index in indices]
+        self.tokens = self.tokens[indices]
+        self.first = None if self.first is None else self.first[indices]
+        self.cache.reorder(indices)
+        if self.drafter is not None:
+            self.drafter.reorder(indices)
+
+
+def generate(
+    model: Transformer,
+    tokens: Tensor,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    stop: int | None = None,
+    n_drafts: int = 0,
+    seed: int = 0,
+) -> Tensor:
+    """Continue tokens (B, T) by up to `max_new_tokens`: (B, T + n) int64.
+
+    Temperature 0 is greedy; a row ends with the id `stop`, which also fills it up. `n_drafts`
+    tokens a step are proposed by the MTP modules, which changes the speed and nothing else.
+    Raises UserError, a ValueError, as `Decoder` does.
+    """
+    sampling = Sampling(temperature, top_k, top_p, min_p)
+    rows = tokens.tolist()
+    decoder = Decoder(
+        model,
+        rows,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop=stop,
+        n_drafts=n_drafts,
+        seed=seed,
+    )
+    for new in decoder:
+        for row, ids in new.items():
+            rows[row] += ids
+    longest = max(map(len, rows))
+    padded = [[*row, *[stop] * (longest - len(row))] for row in rows]
+    return torch.tensor(padded, device=tokens.device)
+
+
+def _check(prompts: Sequence[Sequence[int]], context: int, *, max_new_tokens: int) -> None:
+    if not prompts or not all(prompts):
+        raise UserError("an empty prompt: give at least one token")
+    longest = max(map(len, prompts))
+    if longest > context:
+        raise UserError(f"a prompt of {longest} tokens exceeds model.max_seq_len={context}")
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1")

@@ -1,0 +1,125 @@
+"""Preallocated caches for decoding: what every attention layer keeps of the tokens so far.
+
+B rows, T new tokens, L tokens held, G key/value heads. MLA keeps one tensor a layer, the latent
+and the rotated key (`kv_lora_rank + qk_rope_head_dim` numbers a token); MHA, GQA and MQA keep keys
+and values. Rows may hold different numbers of tokens: a batch of ragged prompts is padded on the
+right, run once, and cut back by `truncate`, as are the rejected drafts of a speculation.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mla_lm.config import MLAConfig, ModelConfig
+from mla_lm.errors import UserError
+
+
+class Positions(NamedTuple):
+    """Where the T tokens of a forward pass stand; shared by all layers."""
+
+    cos: Tensor  # (T, rope_dim / 2), or (B, T, rope_dim / 2) where rows differ
+    sin: Tensor
+    mask: Tensor | None = None  # (1 | B, 1, T, L) what may be attended to; None: all that came
+    slots: slice | Tensor = slice(0)  # of a cache: the same in all rows, or (B, T)
+    n_held: int = 0  # L, the new tokens included
+
+
+class LayerCache:
+    """What one attention layer keeps: tensors (B, G, capacity, width)."""
+
+    def __init__(self, tensors: Sequence[Tensor], *, absorb: bool | None) -> None:
+        self.tensors, self.absorb = tuple(tensors), absorb
+
+    def update(self, at: Positions, *new: Tensor) -> tuple[Tensor, ...]:
+        """Write `new`, each (B, G, T, width); all then held (B, G, L, width), in the same type."""
+        for kept, tensor in zip(self.tensors, new, strict=True):
+            if isinstance(at.slots, slice):
+                kept[:, :, at.slots] = tensor
+            else:
+                rows = torch.arange(len(kept), device=kept.device).unsqueeze(1)
+                kept[rows, :, at.slots] = tensor.transpose(1, 2).to(kept.dtype)
+        pairs = zip(self.tensors, new, strict=True)
+        return tuple(kept[:, :, : at.n_held].type_as(tensor) for kept, tensor in pairs)
+
+
+class Cache:
+    """The layers' caches and how many tokens each row holds (`lengths`).
+
+    `absorb` makes MLA attend in latent space (True), through keys and values (False), or choose
+    by the number of new tokens (None).
+    """
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        *,
+        batch_size: int,
+        capacity: int,
+        n_layers: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        absorb: bool | None = None,
+    ) -> None:
+        self.capacity = capacity
+        self.lengths = [0] * batch_size
+        shapes = [(batch_size, heads, capacity, width) for heads, width in kept_widths(cfg)]
+        self.layers = [
+            LayerCache(
+                [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes], absorb=absorb
+            )
+            for _ in range(n_layers)
+        ]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.nbytes for layer in self.layers for t in layer.tensors)
+
+    def reserve(self, n_new: int, cos: Tensor, sin: Tensor) -> Positions:
+        """Places for `n_new` tokens behind those of each row, which the layers are to fill.
+
+        cos, sin are the tables of all positions. Raises UserError beyond them or the capacity.
+        """
+        before = self.lengths
+        longest = max(before, default=0) + n_new
+        for limit, name in (
+            (len(cos), "model.max_seq_len"),
+            (self.capacity, "the cache's capacity"),
+        ):
+            if longest > limit:
+                raise UserError(f"{longest} tokens exceed {name}={limit}")
+        self.lengths = [length + n_new for length in before]
+        if len(set(before)) < 2:
+            slots = slice(longest - n_new, longest)
+            mask = None
+            if 1 < n_new < longest:
+                shape = (1, 1, n_new, longest)
+                mask = torch.ones(shape, dtype=torch.bool, device=cos.device).tril(longest - n_new)
+            return Positions(cos[slots], sin[slots], mask, slots, longest)
+        held = torch.tensor(before, device=cos.device)
+        where = held.unsqueeze(1) + torch.arange(n_new, device=cos.device)  # (B, T)
+        mask = torch.arange(longest, device=cos.device) <= where.unsqueeze(-1)  # (B, T, L)
+        return Positions(cos[where], sin[where], mask.unsqueeze(1), where, longest)
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forget what row b holds beyond its first `lengths[b]` tokens."""
+        if any(new > old or new < 0 for new, old in zip(lengths, self.lengths, strict=True)):
+            raise ValueError(f"cannot cut rows of {self.lengths} tokens to {list(lengths)}")
+        self.lengths = list(lengths)
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Row b becomes a copy of what was row `rows[b]`; rows may be left out or repeated."""
+        for layer in self.layers:
+            index = torch.tensor(rows, dtype=torch.int64, device=layer.tensors[0].device)
+            layer.tensors = tuple(t.index_select(0, index) for t in layer.tensors)
+        self.lengths = [self.lengths[row] for row in rows]
+
+
+def kept_widths(cfg: ModelConfig) -> list[tuple[int, int]]:
+    """Heads and width of each tensor a layer keeps."""
+    attention = cfg.attention
+    if isinstance(attention, MLAConfig):
+        return [(1, attention.kv_lora_rank + attention.qk_rope_head_dim)]
+    return [(attention.n_kv_heads, attention.head_dim)] * 2

@@ -1,0 +1,140 @@
+"""Prompts to texts: batches, spaces at the end, stop strings, ids of the padded vocabulary."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+
+from mla_lm.data import Tokenizer
+from mla_lm.errors import UserError
+from mla_lm.generation import Completion
+from mla_lm.model import Transformer
+from tests.generation.conftest import GREEDY, Ids, decode, text_model
+
+PROMPTS = ["def f(x):", "", "naïve 終", "the word of a word"]
+
+
+def complete(
+    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], **options: Any
+) -> tuple[list[str], Completion]:
+    """The new text of each prompt, put together from the pieces."""
+    completion = Completion(
+        model, tokenizer, prompts, **{"max_new_tokens": 8, "sampling": GREEDY, **options}
+    )
+    texts = [""] * len(prompts)
+    for row, piece in completion:
+        texts[row] += piece
+    return texts, completion
+
+
+def new_ids(model: Transformer, tokenizer: Tokenizer, prompt: str) -> Ids:
+    """What the model says to a prompt, the end of a text excluded."""
+    ids, mask = tokenizer.encode_prompt(prompt)
+    first = torch.ones(1, tokenizer.vocab_size, dtype=torch.bool)
+    if mask is not None:
+        first[0] = torch.from_numpy(mask)
+    (new,) = decode(model, [ids], 8, first=first, stop=tokenizer.end_of_text)
+    return new
+
+
+def text_of(tokenizer: Tokenizer, ids: Ids) -> str:
+    return tokenizer.decode([i for i in ids if i < tokenizer.vocab_size])
+
+
+@pytest.mark.parametrize("n_drafts", [0, 1])
+def test_each_prompt_gets_what_it_gets_alone(tokenizer: Tokenizer, n_drafts: int) -> None:
+    model = text_model()
+    texts, completion = complete(model, tokenizer, PROMPTS, n_drafts=n_drafts)
+    assert texts == [text_of(tokenizer, new_ids(model, tokenizer, p)) for p in PROMPTS]
+    assert completion.prompts == PROMPTS
+    assert any(texts)
+
+
+def test_ids_beyond_the_vocabulary_give_no_text(tokenizer: Tokenizer) -> None:
+    """The model has 20 more than the tokenizer; they never come first, and are skipped later."""
+    model, beyond = text_model(), tokenizer.vocab_size
+    found = {prompt: new_ids(model, tokenizer, prompt) for prompt in map(str, range(40))}
+    assert all(ids[0] < beyond for ids in found.values())
+    prompts = [prompt for prompt, ids in found.items() if max(ids) >= beyond][:3]
+    assert prompts
+    texts, _ = complete(model, tokenizer, prompts)
+    assert texts == [text_of(tokenizer, found[prompt]) for prompt in prompts]
+
+
+@pytest.mark.parametrize("n_drafts", [0, 1])
+@pytest.mark.parametrize("prompt", ["def ", " ", "a  ", "the word "])
+def test_a_space_at_the_end_of_a_prompt_belongs_to_the_first_token(
+    tokenizer: Tokenizer, prompt: str, n_drafts: int
+) -> None:
+    model = text_model()
+    texts, completion = complete(model, tokenizer, ["def", prompt, "x"], n_drafts=n_drafts)
+    assert completion.prompts == ["def", prompt[:-1], "x"]
+    assert texts[1].startswith(" ")
+    assert (completion.prompts[1] + texts[1]).startswith(prompt)
+    assert texts[1] == text_of(tokenizer, new_ids(model, tokenizer, prompt))
+    assert [texts[0], texts[2]] == complete(model, tokenizer, ["def", "x"])[0]
+
+
+@pytest.mark.parametrize("n_drafts", [0, 1])
+def test_a_stop_string_ends_its_row_while_the_others_go_on(
+    tokenizer: Tokenizer, n_drafts: int
+) -> None:
+    model = text_model()
+    free, _ = complete(model, tokenizer, PROMPTS)
+    stop = next(
+        free[0][at : at + 2]
+        for at in range(1, len(free[0]) - 1)
+        if not any(free[0][at : at + 2] in text for text in free[1:])
+    )
+    sizes: list[int] = []
+    hook = model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    texts, _ = complete(model, tokenizer, PROMPTS, stops=[stop, "no such text"], n_drafts=n_drafts)
+    hook.remove()
+    assert texts == [free[0][: free[0].index(stop)], *free[1:]]
+    assert sizes[0] == len(PROMPTS)
+    assert sizes[-1] < len(PROMPTS)
+
+
+def test_decoding_ends_with_the_last_row_that_meets_its_stop(tokenizer: Tokenizer) -> None:
+    model = text_model()
+    (free, *_), _ = complete(model, tokenizer, PROMPTS[:1])
+    texts, completion = complete(model, tokenizer, PROMPTS[:1], stops=[free[0]])
+    assert texts == [""]
+    assert completion.decoder.rows == []
+
+
+def test_text_that_is_held_back_comes_when_a_row_ends(tokenizer: Tokenizer) -> None:
+    model = text_model()
+    free, _ = complete(model, tokenizer, PROMPTS)
+    begun = [text[-1] + "\x00" for text in free if text]
+    assert complete(model, tokenizer, PROMPTS, stops=begun)[0] == free
+
+
+@torch.no_grad()
+def test_the_end_of_a_text_ends_a_row_and_gives_no_text(tokenizer: Tokenizer) -> None:
+    """`end_of_text` is made to come wherever the third new token of the first prompt did."""
+    model = deepcopy(text_model())
+    found = [new_ids(model, tokenizer, prompt) for prompt in PROMPTS]
+    common = found[0][2]
+    model.lm_head.weight[tokenizer.end_of_text] = 1.01 * model.lm_head.weight[common]
+    cut = [ids[: ids.index(common)] if common in ids else ids for ids in found]
+    texts, _ = complete(model, tokenizer, PROMPTS)
+    assert texts == [text_of(tokenizer, ids) for ids in cut]
+    assert sorted({len(ids) for ids in cut})[0] < 8 == max(map(len, cut))
+
+
+def test_a_prompt_that_spells_the_end_of_text_is_text(tokenizer: Tokenizer) -> None:
+    texts, completion = complete(text_model(), tokenizer, ["<|endoftext|>"])
+    assert completion.prompts == ["<|endoftext|>"]
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize("prompts", [[], ["x" * 500]])
+def test_prompts_that_cannot_be_continued_are_refused(
+    tokenizer: Tokenizer, prompts: list[str]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        complete(text_model(), tokenizer, prompts)
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,0 +1,277 @@
+"""Drafts are what the MTP modules predict on the same text; acceptance is what the counts say.
+
+That speculation changes no output proves nothing about the drafts: any would do.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from mla_lm.generation import Counts, Decoder, Sampling
+from mla_lm.generation.drafting import Drafter
+from mla_lm.generation.sampling import distribution
+from mla_lm.model import Transformer
+from mla_lm.model.cache import Cache
+from tests.conftest import each_attention
+from tests.generation.conftest import (
+    GREEDY,
+    TRAINED_VOCAB,
+    Ids,
+    counting_prompts,
+    padded,
+    random_model,
+    random_prompts,
+)
+
+SAMPLED = Sampling(1.3, top_k=30, top_p=0.95)
+LENGTHS = (6, 1, 11, 2)
+
+
+class Step(NamedTuple):
+    """One row in one step after the prompt."""
+
+    text: Ids  # before the step
+    drafts: Ids
+    probabilities: Tensor  # (D, V) that they were drawn from
+    verified: Ids  # what the main model ran: the newest token and the drafts
+    emitted: Ids
+
+
+class Recording(NamedTuple):
+    rows: list[list[Step]]
+    counts: Counts
+
+    @property
+    def steps(self) -> list[Step]:
+        return [step for row in self.rows for step in row]
+
+
+def record(
+    model: Transformer,
+    prompts: Sequence[Ids],
+    *,
+    n_drafts: int,
+    n_steps: int = 4,
+    sampling: Sampling = GREEDY,
+    change: Callable[[Decoder], None] = lambda decoder: None,
+) -> Recording:
+    """Decode some steps, without an end in reach, and note what comes and goes."""
+    decoder = Decoder(model, prompts, max_new_tokens=100, sampling=sampling, n_drafts=n_drafts)
+    change(decoder)
+    rows: list[list[Step]] = [[] for _ in prompts]
+    for n_done, found in enumerate(watched(decoder, prompts)):
+        for row, step in found.items():
+            rows[row].append(step)
+        if n_done == n_steps:
+            break
+    return Recording(rows, decoder.counts)
+
+
+def watched(decoder: Decoder, prompts: Sequence[Ids]) -> Iterator[dict[int, Step]]:
+    """Decode, and give each step by row; the prompts' own gives none."""
+    drafter = decoder.drafter
+    assert drafter is not None
+    honest = drafter.propose
+    proposed: list[tuple[Ids, Tensor]] = []
+    ran: list[Ids] = []
+
+    def propose(
+        tokens: Tensor, lengths: Sequence[int], sampling: Sampling, generator: torch.Generator
+    ) -> Tensor:
+        probabilities = honest(tokens, lengths, sampling, generator)
+        written = (tokens[i, n : n + decoder.n_drafts].tolist() for i, n in enumerate(lengths))
+        proposed[:] = zip(written, probabilities, strict=True)
+        return probabilities
+
+    def note(_: object, inputs: tuple[Tensor]) -> None:
+        ran[:] = inputs[0].tolist()
+
+    drafter.propose = propose  # type: ignore[method-assign]
+    hook = decoder.model.register_forward_pre_hook(note)
+    texts = [list(prompt) for prompt in prompts]
+    try:
+        for emitted in decoder:
+            rows = zip(proposed, ran, emitted.items(), strict=True) if proposed else ()
+            steps = {
+                row: Step(list(texts[row]), *drafts, verified, ids)
+                for drafts, verified, (row, ids) in rows
+            }
+            for row, ids in emitted.items():
+                texts[row] += ids
+            yield steps
+    finally:
+        hook.remove()
+
+
+@torch.no_grad()
+def check_drafts(model: Transformer, steps: list[Step], sampling: Sampling = GREEDY) -> None:
+    """Teacher-forced: depth k at the newest position of the text with its drafts behind it.
+
+    That is all that depth k may rest on there: the text, and the drafts of the depths before.
+    """
+    mtp = model(padded([step.text + step.drafts[:-1] for step in steps])).mtp
+    for index, step in enumerate(steps):
+        newest = len(step.text) - 2
+        for depth, draft in enumerate(step.drafts, start=1):
+            logits = model.lm_head(mtp[depth - 1][index, newest])
+            expected, found = distribution(logits, sampling), step.probabilities[depth - 1]
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+            assert sampling != GREEDY or draft == logits.argmax()
+            assert expected[draft] > 0
+
+
+@torch.no_grad()
+def check_drafts_on_final_text(model: Transformer, recording: Recording) -> int:
+    """Greedy drafts against one pass over all that was emitted; how many were compared."""
+    compared = 0
+    for row in recording.rows:
+        final = [*row[-1].text, *row[-1].emitted]
+        mtp = model(torch.tensor([final])).mtp
+        for step in row:
+            n = len(step.text)
+            for depth, draft in enumerate(step.drafts, start=1):
+                if n + depth - 1 > len(final) or step.drafts[: depth - 1] != final[n:][: depth - 1]:
+                    break
+                assert draft == model.lm_head(mtp[depth - 1][0, n - 2]).argmax()
+                compared += 1
+    return compared
+
+
+def check_acceptance(recording: Recording, n_drafts: int) -> None:
+    """A draft is kept exactly when it is what is emitted there; the counts say the same."""
+    accepted = [0] * n_drafts
+    for step in recording.steps:
+        assert step.verified == [step.text[-1], *step.drafts]
+        n_kept = 0
+        while n_kept < n_drafts and step.drafts[: n_kept + 1] == step.emitted[: n_kept + 1]:
+            n_kept += 1
+        assert len(step.emitted) == n_kept + 1
+        for depth in range(n_kept):
+            accepted[depth] += 1
+    n_steps = len(recording.steps)
+    assert recording.counts == (n_steps, n_steps, tuple(accepted))
+    assert recording.counts.tokens_per_step == pytest.approx(1 + sum(accepted) / n_steps)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("mtp_input", ["post_norm", "pre_norm"])
+@each_attention
+def test_drafts_are_what_the_modules_predict(
+    attention: tuple[str, ...], mtp_input: str, sampling: Sampling
+) -> None:
+    model = random_model(*attention, mtp_depth=2, mtp_input=mtp_input, max_seq_len=48)
+    prompts = random_prompts(LENGTHS, seed=1)
+    for n_drafts in (1, 2):
+        recording = record(model, prompts, n_drafts=n_drafts, sampling=sampling)
+        check_drafts(model, recording.steps, sampling)
+        check_acceptance(recording, n_drafts)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("n_drafts", [1, 2, 3])
+def test_drafts_that_are_mostly_right_are_what_the_modules_predict(
+    trained: Transformer, n_drafts: int, sampling: Sampling
+) -> None:
+    prompts = counting_prompts(LENGTHS) + random_prompts(LENGTHS, below=TRAINED_VOCAB)
+    recording = record(trained, prompts, n_drafts=n_drafts, sampling=sampling)
+    check_drafts(trained, recording.steps, sampling)
+    check_acceptance(recording, n_drafts)
+    n_kept = {len(step.emitted) - 1 for step in recording.steps}
+    assert {0, n_drafts} <= n_kept
+
+
+@pytest.mark.parametrize("n_drafts", [1, 2, 3])
+def test_drafts_are_those_of_teacher_forcing_on_what_was_emitted(
+    trained: Transformer, n_drafts: int
+) -> None:
+    prompts = counting_prompts(LENGTHS) + random_prompts(LENGTHS, below=TRAINED_VOCAB)
+    recording = record(trained, prompts, n_drafts=n_drafts)
+    n_steps = len(recording.steps)
+    compared = check_drafts_on_final_text(trained, recording)
+    assert compared >= n_steps * (1 if n_drafts == 1 else 1.5)
+
+
+def test_drafts_are_the_same_after_other_rows_have_ended(trained: Transformer) -> None:
+    prompts = counting_prompts(LENGTHS)
+    decoder = Decoder(trained, prompts, max_new_tokens=100, sampling=GREEDY, n_drafts=2)
+    for n_done, steps in enumerate(watched(decoder, prompts)):
+        if n_done:
+            check_drafts(trained, list(steps.values()))
+        if n_done == 2:
+            decoder.finish(0)
+            decoder.finish(2)
+        if n_done == 5:
+            break
+    assert sorted(steps) == [1, 3]
+
+
+def see_the_prompt_only(self: Drafter, states: Tensor, starts: Sequence[int]) -> None:
+    if not any(starts):
+        HONEST_SEE(self, states, starts)
+
+
+def see_one_too_late(self: Drafter, states: Tensor, starts: Sequence[int]) -> None:
+    HONEST_SEE(self, states, [start + (start > 0) for start in starts])
+
+
+HONEST_SEE = Drafter.see
+
+
+@pytest.mark.parametrize("fault", [see_the_prompt_only, see_one_too_late])
+def test_drafts_from_a_stale_state_are_found(
+    monkeypatch: pytest.MonkeyPatch, fault: Callable[[Drafter, Tensor, Sequence[int]], None]
+) -> None:
+    model, prompts = random_model(mtp_depth=1), random_prompts((6, 6), seed=4)
+    check_drafts_on_final_text(model, record(model, prompts, n_drafts=1))
+    monkeypatch.setattr(Drafter, "see", fault)
+    recording = record(model, prompts, n_drafts=1)
+    check_acceptance(recording, 1)
+    with pytest.raises(AssertionError):
+        check_drafts(model, recording.steps)
+    with pytest.raises(AssertionError):
+        check_drafts_on_final_text(model, recording)
+
+
+def test_what_rests_on_rejected_drafts_is_found_where_it_is_kept(trained: Transformer) -> None:
+    def keep_all(decoder: Decoder) -> None:
+        assert decoder.drafter is not None
+        for cache in decoder.drafter.caches:
+            cache.truncate = lambda lengths: None  # type: ignore[method-assign]
+
+    prompts = random_prompts((6,), below=TRAINED_VOCAB, seed=2)
+    honest, faulty = (
+        record(trained, prompts, n_drafts=3, n_steps=5, sampling=SAMPLED, change=change)
+        for change in (lambda decoder: None, keep_all)
+    )
+    check_drafts(trained, honest.steps, SAMPLED)
+    with pytest.raises(AssertionError):
+        check_drafts(trained, faulty.steps, SAMPLED)
+
+
+def test_a_shifted_embedding_is_found(
+    trained: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Transformer.further
+
+    def shifted(
+        self: Transformer, depth: int, state: Tensor, tokens: Tensor, *, cache: Cache
+    ) -> Tensor:
+        return honest(self, depth, state, tokens.roll(1, dims=1), cache=cache)
+
+    monkeypatch.setattr(Transformer, "further", shifted)
+    recording = record(trained, counting_prompts((6, 6)), n_drafts=1)
+    with pytest.raises(AssertionError):
+        check_drafts(trained, recording.steps)
+
+
+def test_a_main_cache_that_is_not_cut_is_found() -> None:
+    def keep_all(decoder: Decoder) -> None:
+        decoder.cache.truncate = lambda lengths: None  # type: ignore[method-assign]
+
+    model, prompts = random_model(mtp_depth=1, max_seq_len=90), random_prompts((6,), seed=3)
+    check_drafts(model, record(model, prompts, n_drafts=1).steps)
+    with pytest.raises(AssertionError):
+        check_drafts(model, record(model, prompts, n_drafts=1, change=keep_all).steps)

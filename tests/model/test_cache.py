@@ -1,0 +1,297 @@
+"""Decoding through a cache gives what the model gives without one."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mla_lm.errors import UserError
+from mla_lm.model import Transformer
+from mla_lm.model import attention as attention_module
+from mla_lm.model.attention import attend
+from mla_lm.model.cache import Cache, LayerCache, Positions
+from tests.conftest import ATTENTION, random_tokens, randomized, tiny_config
+
+CONTEXT = 16
+SMALL = ("model.n_layers=2", "model.mtp_depth=2", f"data.seq_len={CONTEXT}")
+CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
+YARN = ("model/rope=yarn", "model.rope.original_max_seq_len=8", "model.rope.theta=100.0")
+KINDS = {
+    **ATTENTION,
+    "mla with yarn": ("model/attention=mla", *YARN),
+    "normed, partly rotated gqa": (
+        "model/attention=gqa",
+        "model.attention.rope_head_dim=6",
+        "model.attention.qk_norm=true",
+    ),
+}
+BOTH_WAYS = ("model.attention.qk_nope_head_dim=3", "model.attention.v_head_dim=5")
+PATHS = [pytest.param(KINDS[name], None, id=name) for name in KINDS if "mla" not in name]
+for name in ("mla", "mla with q compression", "mla with yarn"):
+    # with heads this narrow up to 4 new tokens are absorbed and more are not
+    PATHS.append(pytest.param((*KINDS[name], *BOTH_WAYS), None, id=f"{name}, both ways"))
+    PATHS += [pytest.param(KINDS[name], way, id=f"{name}, absorb={way}") for way in (True, False)]
+each_path = pytest.mark.parametrize(("overrides", "absorb"), PATHS)
+Fault = Callable[[pytest.MonkeyPatch], None]
+
+
+@cache
+def build(*overrides: str) -> Transformer:
+    cfg = tiny_config(*SMALL, *overrides).model
+    return randomized(Transformer(cfg)).eval()
+
+
+class Decoding:
+    """A cache and, beside it, the tokens that each of its rows should hold."""
+
+    def __init__(
+        self, model: Transformer, batch: int, *, capacity: int = CONTEXT, absorb: bool | None = None
+    ) -> None:
+        self.model = model
+        self.rows = [torch.zeros(0, dtype=torch.int64)] * batch
+        self.cache = model.new_cache(batch, capacity, absorb=absorb)
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(row) for row in self.rows]
+
+    @torch.no_grad()
+    def feed(self, n_new: int) -> None:
+        """Give every row random tokens; each is to read as in an uncached run of its row alone."""
+        new = random_tokens(self.model.cfg, len(self.rows), n_new)
+        self.rows = [torch.cat(pair) for pair in zip(self.rows, new, strict=True)]
+        out = self.model(new, cache=self.cache)
+        assert out.logits.shape[:2] == new.shape
+        for index, row in enumerate(self.rows):
+            alone = self.model(row[None], mtp=False)
+            torch.testing.assert_close(out.logits[index], alone.logits[0, -n_new:], **CLOSE)
+            torch.testing.assert_close(out.mtp_input[index], alone.mtp_input[0, -n_new:], **CLOSE)
+        assert self.cache.lengths == self.lengths
+
+    def truncate(self, *lengths: int) -> None:
+        self.rows = [row[:length] for row, length in zip(self.rows, lengths, strict=True)]
+        self.cache.truncate(lengths)
+
+    def reorder(self, *rows: int) -> None:
+        self.rows = [self.rows[row] for row in rows]
+        self.cache.reorder(rows)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", range(1, 8))
+@each_path
+def test_chunks_up_to_the_last_position_equal_one_run(
+    overrides: tuple[str, ...], absorb: bool | None, size: int
+) -> None:
+    model = build(*overrides)
+    tokens = random_tokens(model.cfg, 2, CONTEXT)
+    held = model.new_cache(2, CONTEXT, absorb=absorb)
+    chunks = [model(chunk, cache=held) for chunk in tokens.split(size, dim=1)]
+    full = model(tokens, mtp=False)
+    assert full.logits.std() > 0.1
+    logits, states = zip(*((out.logits, out.mtp_input) for out in chunks), strict=True)
+    torch.testing.assert_close(torch.cat(logits, dim=1), full.logits, **CLOSE)
+    torch.testing.assert_close(torch.cat(states, dim=1), full.mtp_input, **CLOSE)
+    assert held.lengths == [CONTEXT, CONTEXT]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", range(1, 8))
+@each_path
+def test_ragged_prompts_go_on_each_as_if_alone(
+    overrides: tuple[str, ...], absorb: bool | None, size: int
+) -> None:
+    model, prompts = build(*overrides), torch.tensor((7, 1, 4))
+    tokens, rows = random_tokens(model.cfg, 3, CONTEXT), torch.arange(3)[:, None]
+    held = model.new_cache(3, CONTEXT, absorb=absorb)
+    chunks = [(torch.arange(7).expand(3, -1), model(tokens[:, :7], cache=held).logits)]
+    held.truncate(prompts.tolist())
+    for places in torch.arange(CONTEXT - 7).split(size):
+        where = prompts[:, None] + places
+        chunks.append((where, model(tokens[rows, where], cache=held).logits))
+    assert held.lengths == [16, 10, 13]
+    for row in range(3):
+        alone = model(tokens[row : row + 1], mtp=False).logits[0]
+        for where, logits in chunks:
+            torch.testing.assert_close(logits[row], alone[where[row]], **CLOSE)
+
+
+def decode_all_ways(model: Transformer, absorb: bool | None) -> None:
+    """Ragged chunks, cuts of some rows, one row to nothing, rows swapped, repeated, dropped."""
+    decoding = Decoding(model, 3, absorb=absorb)
+    decoding.feed(5)
+    decoding.feed(3)
+    decoding.truncate(8, 2, 4)
+    decoding.feed(3)
+    decoding.feed(1)
+    decoding.truncate(7, 6, 0)
+    decoding.feed(2)
+    decoding.reorder(2, 0, 1)
+    decoding.feed(1)
+    decoding.reorder(1, 1, 0, 2, 1)
+    decoding.feed(4)
+    decoding.truncate(*(length - step for step, length in enumerate(decoding.lengths)))
+    decoding.reorder(3, 1)
+    decoding.feed(2)
+    decoding.reorder(1)
+    decoding.feed(1)
+    assert decoding.lengths == [CONTEXT]
+
+
+@each_path
+def test_cut_and_reordered_rows_go_on_as_if_alone(
+    overrides: tuple[str, ...], absorb: bool | None
+) -> None:
+    decode_all_ways(build(*overrides), absorb)
+
+
+def patched_places(patch: pytest.MonkeyPatch, change: Callable[..., Positions]) -> None:
+    honest = Cache.reserve
+    patch.setattr(
+        Cache, "reserve", lambda self, n, cos, sin: change(honest(self, n, cos, sin), cos, sin)
+    )
+
+
+def writes_one_slot_late(patch: pytest.MonkeyPatch) -> None:
+    honest = LayerCache.update
+
+    def update(self: LayerCache, at: Positions, *new: Tensor) -> tuple[Tensor, ...]:
+        slots = at.slots
+        late = slice(slots.start + 1, slots.stop + 1) if isinstance(slots, slice) else slots + 1
+        return honest(self, at._replace(slots=late), *new)
+
+    patch.setattr(LayerCache, "update", update)
+
+
+def sees_one_token_too_many(patch: pytest.MonkeyPatch) -> None:
+    def change(at: Positions, cos: Tensor, sin: Tensor) -> Positions:
+        if at.mask is None:
+            return at
+        wider = at.mask.clone()
+        wider[..., 1:] |= at.mask[..., :-1]
+        return at._replace(mask=wider)
+
+    patched_places(patch, change)
+
+
+def sees_what_the_longest_row_may(patch: pytest.MonkeyPatch) -> None:
+    def change(at: Positions, cos: Tensor, sin: Tensor) -> Positions:
+        return at if at.mask is None else at._replace(mask=at.mask.amax(0, keepdim=True))
+
+    patched_places(patch, change)
+
+
+def starts_every_chunk_at_position_zero(patch: pytest.MonkeyPatch) -> None:
+    def change(at: Positions, cos: Tensor, sin: Tensor) -> Positions:
+        n_new = at.cos.shape[-2]
+        return at._replace(cos=cos[:n_new], sin=sin[:n_new])
+
+    patched_places(patch, change)
+
+
+def stands_where_the_first_row_does(patch: pytest.MonkeyPatch) -> None:
+    def change(at: Positions, cos: Tensor, sin: Tensor) -> Positions:
+        return at if at.cos.ndim == 2 else at._replace(cos=at.cos[:1], sin=at.sin[:1])
+
+    patched_places(patch, change)
+
+
+def keeps_the_old_lengths(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Cache, "truncate", lambda self, lengths: None)
+
+
+def cuts_all_rows_alike(patch: pytest.MonkeyPatch) -> None:
+    honest = Cache.truncate
+    patch.setattr(
+        Cache, "truncate", lambda self, lengths: honest(self, [min(lengths)] * len(lengths))
+    )
+
+
+def reorders_the_lengths_only(patch: pytest.MonkeyPatch) -> None:
+    def reorder(self: Cache, rows: Sequence[int]) -> None:
+        self.lengths = [self.lengths[row] for row in rows]
+        for layer in self.layers:
+            layer.tensors = tuple(
+                t[: len(rows)].expand(len(rows), *t.shape[1:]) for t in layer.tensors
+            )
+
+    patch.setattr(Cache, "reorder", reorder)
+
+
+FAULTS = [
+    writes_one_slot_late,
+    sees_one_token_too_many,
+    sees_what_the_longest_row_may,
+    starts_every_chunk_at_position_zero,
+    stands_where_the_first_row_does,
+    keeps_the_old_lengths,
+    cuts_all_rows_alike,
+    reorders_the_lengths_only,
+]
+FAULTY = [("mla", True), ("mla", False), ("gqa", None)]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("name", "absorb"), FAULTY)
+def test_a_fault_of_the_cache_is_found(
+    monkeypatch: pytest.MonkeyPatch, name: str, absorb: bool | None, fault: Fault
+) -> None:
+    model = build(*KINDS[name])
+    fault(monkeypatch)
+    with pytest.raises(AssertionError, match="not close"):
+        decode_all_ways(model, absorb)
+
+
+def test_scores_scaled_by_the_width_of_the_latent_are_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wrong(q: Tensor, *rest: Tensor, scale: float) -> Tensor:
+        return attend(q, *rest, scale=q.shape[-1] ** -0.5)
+
+    monkeypatch.setattr(attention_module, "attend", wrong)
+    model = build(*KINDS["mla"])
+    decode_all_ways(model, absorb=False)  # heads of keys have the width meant
+    with pytest.raises(AssertionError, match="not close"):
+        decode_all_ways(model, absorb=True)
+
+
+def test_dropping_all_rows_leaves_an_empty_cache() -> None:
+    decoding = Decoding(build(), 2)
+    decoding.feed(3)
+    decoding.reorder()
+    assert decoding.cache.lengths == []
+    assert decoding.cache.n_bytes == 0
+    decoding.feed(2)
+
+
+@pytest.mark.parametrize("lengths", [(5, 3), (4, -1), (4,), (4, 3, 2)])
+def test_a_cut_that_does_not_fit_is_refused(lengths: tuple[int, ...]) -> None:
+    decoding = Decoding(build(), 2)
+    decoding.feed(4)
+    decoding.truncate(4, 3)
+    with pytest.raises(ValueError):  # noqa: PT011
+        decoding.cache.truncate(lengths)
+    decoding.feed(2)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "limit", "name"),
+    [(CONTEXT + 3, CONTEXT, "model.max_seq_len=16"), (9, 9, "the cache's capacity=9")],
+)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_what_does_not_fit_is_refused_and_leaves_the_cache_alone(
+    capacity: int, limit: int, name: str, ragged: bool
+) -> None:
+    decoding = Decoding(build(), 2, capacity=capacity)
+    decoding.feed(limit - 1)
+    decoding.truncate(limit - 1, limit - 1 - 4 * ragged)
+    for n_new in (2, 5):
+        with pytest.raises(UserError) as caught:
+            decoding.model(random_tokens(decoding.model.cfg, 2, n_new), cache=decoding.cache)
+        assert str(caught.value) == f"{limit - 1 + n_new} tokens exceed {name}"
+    decoding.feed(1)
+    decoding.truncate(1, 2)
+    decoding.feed(limit - 2)

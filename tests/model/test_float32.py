@@ -1,0 +1,210 @@
+"""Tables of positions and routing biases stay in float32 whatever a model is converted to."""
+
+import copy
+import io
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mla_lm.model import Transformer
+from mla_lm.model.cache import Cache, Positions
+from mla_lm.model.float32 import KeepsFloat32
+from tests.conftest import each_attention, random_tokens, randomized, tiny_config
+from tests.model.test_cache import SMALL
+
+BF16 = torch.bfloat16
+CONVERSIONS: dict[str, tuple[Callable[[nn.Module], nn.Module], torch.dtype]] = {
+    "bfloat16()": (lambda module: module.bfloat16(), BF16),
+    "half()": (lambda module: module.half(), torch.float16),
+    "double()": (lambda module: module.double(), torch.float64),
+    "to(dtype)": (lambda module: module.to(BF16), BF16),
+    "to(dtype=)": (lambda module: module.to(dtype=BF16), BF16),
+    "to(device, dtype)": (lambda module: module.to("cpu", BF16), BF16),
+    "to(tensor)": (lambda module: module.to(torch.zeros(1, dtype=BF16)), BF16),
+    "type()": (lambda module: module.type(BF16), BF16),
+    "there and back": (lambda module: module.bfloat16().half().float(), torch.float32),
+    "to(dtype).double()": (lambda module: module.to(BF16).double(), torch.float64),
+}
+each_conversion = pytest.mark.parametrize(
+    ("convert", "dtype"), CONVERSIONS.values(), ids=CONVERSIONS
+)
+
+
+def build(*overrides: str) -> Transformer:
+    return randomized(Transformer(tiny_config(*SMALL, *overrides).model)).eval()
+
+
+def parent(model: Transformer) -> nn.Module:
+    return nn.Sequential(nn.ModuleDict({"model": model}), nn.BatchNorm1d(3))
+
+
+def check_conversion(
+    convert: Callable[[nn.Module], nn.Module],
+    dtype: torch.dtype,
+    inside: Callable[[Transformer], nn.Module],
+) -> None:
+    model = build()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert set(before) == {"cos", "sin"} | {
+        f"{block}.ffn.router.e_score_correction_bias"
+        for block in ("blocks.1", "mtp.0.block", "mtp.1.block")
+    }
+    assert all(not torch.equal(buffer, buffer.bfloat16()) for buffer in before.values())
+    saved = set(model.state_dict())
+    convert(inside(model))
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    torch.testing.assert_close(dict(model.named_buffers()), before, rtol=0, atol=0)
+    assert set(model.state_dict()) == saved
+
+
+@pytest.mark.parametrize("inside", [lambda model: model, parent], ids=["itself", "its parent"])
+@each_conversion
+def test_buffers_stay_as_they_are(
+    convert: Callable[[nn.Module], nn.Module],
+    dtype: torch.dtype,
+    inside: Callable[[Transformer], nn.Module],
+) -> None:
+    check_conversion(convert, dtype, inside)
+
+
+@each_conversion
+def test_buffers_that_follow_the_parameters_are_found(
+    monkeypatch: pytest.MonkeyPatch,
+    convert: Callable[[nn.Module], nn.Module],
+    dtype: torch.dtype,
+) -> None:
+    monkeypatch.setattr(KeepsFloat32, "_apply", nn.Module._apply)
+    with pytest.raises(AssertionError):
+        check_conversion(convert, dtype, parent)
+
+
+def test_other_modules_buffers_follow_as_usual() -> None:
+    assert parent(build()).to(BF16).state_dict()["1.running_mean"].dtype == BF16
+
+
+def through_a_file(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=str)
+def test_a_saved_bfloat16_model_keeps_its_biases(dtype: torch.dtype) -> None:
+    model = build().bfloat16()
+    other = Transformer(model.cfg).to(dtype)
+    other.load_state_dict(through_a_file(model.state_dict()))
+    buffers = dict(model.named_buffers())
+    torch.testing.assert_close(dict(other.named_buffers()), buffers, rtol=0, atol=0)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert theirs.dtype == dtype
+        torch.testing.assert_close(mine.float(), theirs.float(), rtol=0, atol=0)
+
+
+def test_a_copy_keeps_them_and_shares_nothing() -> None:
+    model = build()
+    copied = copy.deepcopy(model).bfloat16()
+    for mine, theirs in zip(model.buffers(), copied.buffers(), strict=True):
+        assert theirs.dtype == torch.float32
+        assert torch.equal(mine, theirs)
+        assert mine.data_ptr() != theirs.data_ptr()
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [lambda m: m.to("meta", BF16), lambda m: m.bfloat16().to("meta")],
+    ids=["at once", "then"],
+)
+def test_buffers_move_to_another_device_in_float32(
+    convert: Callable[[nn.Module], nn.Module],
+) -> None:
+    model = build()
+    shapes = [buffer.shape for buffer in model.buffers()]
+    convert(model)
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
+    assert {p.dtype for p in model.parameters()} == {BF16}
+    assert [(b.shape, b.dtype) for b in model.buffers()] == [(s, torch.float32) for s in shapes]
+    model.to_empty(device="cpu")
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"cpu"}
+    assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
+
+
+@torch.no_grad()
+def decoded(model: Transformer, tokens: Tensor) -> Tensor:
+    """Logits of a ragged prompt, a cut and chunks, at the positions of `tokens`."""
+    held = model.new_cache(2, model.cfg.max_seq_len)
+    dtypes = {tensor.dtype for layer in held.layers for tensor in layer.tensors}
+    assert dtypes == {BF16}
+    first = model(tokens[:, :5], cache=held).logits
+    held.truncate([5, 2])
+    model(torch.stack((tokens[0, 5:9], tokens[1, 2:6])), cache=held)
+    held.truncate([5, 5])
+    rest = [model(chunk, cache=held).logits for chunk in tokens[:, 5:].split(3, dim=1)]
+    return torch.cat((first, *rest), dim=1)
+
+
+def apart(left: Tensor, right: Tensor) -> float:
+    """Of the median position: where scores tie, routing flips and a few positions differ much."""
+    return float((left - right).float().square().mean(-1).sqrt().median())
+
+
+@torch.no_grad()
+def check_bfloat16_decoding(*overrides: str, autocast: bool) -> None:
+    """Cached logits err as uncached bfloat16 ones do against float32, not by more."""
+    model = build(*overrides)
+    tokens = random_tokens(model.cfg, 2, model.cfg.max_seq_len)
+    exact = model(tokens).logits
+    if not autocast:
+        model.bfloat16()
+    with torch.autocast("cpu", BF16, enabled=autocast):
+        uncached, cached = model(tokens).logits, decoded(model, tokens)
+    assert cached.dtype == uncached.dtype == BF16
+    usual = apart(uncached, exact)
+    assert 0 < usual < 0.1 * exact.std()
+    assert apart(cached, uncached) < 1.5 * usual
+    assert apart(cached, exact) < 1.5 * usual
+
+
+each_mode = pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16", "autocast"])
+
+
+@each_mode
+@each_attention
+def test_decoding_in_bfloat16_errs_no_more_than_one_run(
+    attention: tuple[str, ...], autocast: bool
+) -> None:
+    check_bfloat16_decoding(*attention, autocast=autocast)
+
+
+@each_mode
+def test_positions_that_start_again_are_found_among_rounding_errors(
+    monkeypatch: pytest.MonkeyPatch, autocast: bool
+) -> None:
+    honest = Cache.reserve
+
+    def reserve(self: Cache, n_new: int, cos: Tensor, sin: Tensor) -> Positions:
+        return honest(self, n_new, cos, sin)._replace(cos=cos[:n_new], sin=sin[:n_new])
+
+    monkeypatch.setattr(Cache, "reserve", reserve)
+    with pytest.raises(AssertionError):
+        check_bfloat16_decoding(autocast=autocast)
+
+
+@torch.no_grad()
+def test_the_format_of_a_cache_is_that_of_the_matmuls() -> None:
+    model = build()
+
+    def formats() -> Iterator[torch.dtype]:
+        for mtp in (False, True):
+            for layer in model.new_cache(1, 3, mtp=mtp).layers:
+                yield from (tensor.dtype for tensor in layer.tensors)
+
+    assert set(formats()) == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert set(formats()) == {BF16}
+        with torch.autocast("cpu", enabled=False):
+            assert set(formats()) == {torch.float32}
+    model.double()
+    assert set(formats()) == {torch.float64}

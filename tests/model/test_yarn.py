@@ -1,0 +1,298 @@
+"""YaRN against `transformers` and against its formulae in plain numbers."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mla_lm import load_checkpoint, load_config
+from mla_lm.cli import validate
+from mla_lm.config import ModelConfig, RunConfig, YarnConfig
+from mla_lm.config.model import PlainRopeConfig
+from mla_lm.data.tokenizer import Tokenizer
+from mla_lm.errors import UserError
+from mla_lm.model import Transformer
+from mla_lm.model import rope as rope_module
+from mla_lm.model.attention import GroupedQueryAttention, MultiHeadLatentAttention
+from mla_lm.model.rope import rotary_tables, softmax_scale
+from tests.conftest import each_attention, random_tokens, randomized, tiny_config
+from tests.model.test_cache import CONTEXT as TRAINED
+from tests.model.test_cache import SMALL
+
+CONSTANTS = {
+    "theta": 1e4,
+    "factor": 4.0,
+    "original_max_seq_len": 512,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+SETTINGS: list[tuple[int, dict[str, float]]] = [
+    (64, {"factor": 40.0, "original_max_seq_len": 4096}),  # DeepSeek-V3
+    (64, {"factor": 40.0, "original_max_seq_len": 4096, "mscale": 0.707, "mscale_all_dim": 0.707}),
+    (64, {"theta": 5e5, "factor": 8.0, "original_max_seq_len": 8192, "mscale_all_dim": 0.0}),
+    (6, {"factor": 4.0, "original_max_seq_len": 256}),
+    (14, {"theta": 100.0, "factor": 2.5, "original_max_seq_len": 100, "beta_fast": 8.0}),
+    (12, {"theta": 50.0, "factor": 4.0, "beta_fast": 6.5, "beta_slow": 2.5, "mscale": 0.5}),
+    (10, {"theta": 100.0, "factor": 3.0, "original_max_seq_len": 32, "mscale_all_dim": 0.3}),
+    (8, {"factor": 4.0, "original_max_seq_len": 8}),
+    (32, {"factor": 16.0, "original_max_seq_len": 5}),
+    (16, {"factor": 4.0, "beta_fast": 3.0, "beta_slow": 3.0}),
+    (18, {"factor": 1.0}),
+]
+SHORT = ("model/rope=yarn", "model.rope.original_max_seq_len=8")  # reaches 32
+PLAIN = PlainRopeConfig(kind="plain", theta=1e4)
+each_setting = pytest.mark.parametrize(("width", "changes"), SETTINGS)
+
+
+def yarn(**changes: float) -> YarnConfig:
+    return YarnConfig.model_validate({"kind": "yarn", **CONSTANTS, **changes})
+
+
+def frequencies(width: int, rope: YarnConfig | PlainRopeConfig) -> Tensor:
+    """By how much each pair turns from one position to the next."""
+    cos, sin = rotary_tables(2, width, rope)
+    return torch.atan2(sin[1], cos[1])
+
+
+def amplitude(width: int, rope: YarnConfig) -> float:
+    return float(rotary_tables(1, width, rope)[0][0, 0])
+
+
+def theirs(width: int, rope: YarnConfig) -> tuple[Tensor, float, float]:
+    """Frequencies, amplitude, and scale of the softmax for heads of width + 7."""
+    deepseek = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
+    rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
+    config = deepseek.DeepseekV3Config(
+        qk_rope_head_dim=width,
+        max_position_embeddings=int(rope.factor * rope.original_max_seq_len),
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": rope.theta,
+            "factor": rope.factor,
+            "original_max_position_embeddings": rope.original_max_seq_len,
+            "beta_fast": rope.beta_fast,
+            "beta_slow": rope.beta_slow,
+            "mscale": rope.mscale,
+            "mscale_all_dim": rope.mscale_all_dim,
+        },
+    )
+    scale = deepseek.yarn_apply_mscale(config.rope_parameters, (width + 7) ** -0.5)
+    return *rope_utils._compute_yarn_parameters(config), scale
+
+
+def check_against_transformers(width: int, changes: dict[str, float]) -> None:
+    rope = yarn(**changes)
+    expected, size, scale = theirs(width, rope)
+    torch.testing.assert_close(frequencies(width, rope), expected, rtol=2e-6, atol=0)
+    assert amplitude(width, rope) == pytest.approx(size, rel=1e-6)
+    assert softmax_scale(width + 7, rope) == pytest.approx(scale, rel=1e-12)
+    angles = torch.outer(torch.arange(300.0), expected)
+    tables = size * angles.cos(), size * angles.sin()
+    torch.testing.assert_close(rotary_tables(300, width, rope), tables, rtol=0, atol=2e-4)
+
+
+@each_setting
+def test_equals_transformers(width: int, changes: dict[str, float]) -> None:
+    check_against_transformers(width, changes)
+
+
+def slow_table(position: int, width: int, rope: YarnConfig) -> list[tuple[float, float]]:
+    """(cos, sin) of every pair, from section 3.4 of the paper as DeepSeek rounds its bounds."""
+
+    def bound(turns: float) -> float:
+        wavelength = rope.original_max_seq_len / turns
+        return width * math.log(wavelength / (2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low = max(0, math.floor(bound(rope.beta_fast)))
+    high = min(width - 1, math.ceil(bound(rope.beta_slow)))
+    rows = []
+    for pair in range(width // 2):
+        share = float(pair > low) if high <= low else min(1, max(0, (pair - low) / (high - low)))
+        own = rope.theta ** (-2 * pair / width)
+        angle = position * (share * own / rope.factor + (1 - share) * own)
+        size = 1.0
+        if rope.factor > 1:
+            size += 0.1 * rope.mscale * math.log(rope.factor)
+            size /= 1 + 0.1 * rope.mscale_all_dim * math.log(rope.factor)
+        rows.append((size * math.cos(angle), size * math.sin(angle)))
+    return rows
+
+
+@each_setting
+def test_tables_are_exact_far_away(width: int, changes: dict[str, float]) -> None:
+    rope = yarn(**changes)
+    tables = torch.stack([table[-1] for table in rotary_tables(50_001, width, rope)], dim=-1)
+    expected = torch.tensor(slow_table(50_000, width, rope))
+    torch.testing.assert_close(tables, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mscale", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("width", [6, 64])
+def test_a_factor_of_one_changes_nothing(width: int, mscale: float) -> None:
+    rope = yarn(factor=1.0, mscale=mscale, mscale_all_dim=0.3)
+    for mine, expected in zip(
+        rotary_tables(99, width, rope), rotary_tables(99, width, PLAIN), strict=True
+    ):
+        assert torch.equal(mine, expected)
+    assert softmax_scale(width, rope) == softmax_scale(width, PLAIN) == width**-0.5
+
+
+def test_fast_pairs_stay_and_slow_ones_are_divided() -> None:
+    rope = yarn(original_max_seq_len=4096, factor=40.0)
+    ratio = frequencies(64, PLAIN) / frequencies(64, rope)
+    torch.testing.assert_close(ratio[:11], torch.ones(11))  # turn 32 times or more: 10.47
+    torch.testing.assert_close(ratio[23:], torch.full((9,), 40.0))  # turn at most once: 22.51
+    assert ratio[10:24].diff().min() > 0
+
+
+@pytest.mark.parametrize("mscale", [0.0, 0.707, 1.0])
+def test_equal_mscales_leave_the_tables_their_size(mscale: float) -> None:
+    rope = yarn(mscale=mscale, mscale_all_dim=mscale)
+    cos, sin = rotary_tables(99, 12, rope)
+    torch.testing.assert_close(cos.square() + sin.square(), torch.ones(99, 6))
+    assert softmax_scale(12, rope) == 12**-0.5 * (1 + 0.1 * mscale * math.log(4)) ** 2
+
+
+def test_an_unsharpened_softmax_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(YarnConfig, "temperature", lambda self, mscale: 1.0)
+    with pytest.raises(AssertionError, match=str(71**-0.5)):
+        check_against_transformers(*SETTINGS[0])
+
+
+@pytest.mark.parametrize("name", ["floor", "ceil"])
+def test_bounds_left_unrounded_are_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    unrounded = SimpleNamespace(**{**vars(math), name: float})
+    monkeypatch.setattr(rope_module, "math", unrounded)
+    with pytest.raises(AssertionError, match="not close"):
+        check_against_transformers(*SETTINGS[0])
+
+
+def test_the_preset_runs_to_its_end_and_no_further() -> None:
+    overrides = ("model=nano", "model/rope=yarn", "model.mtp_depth=0")
+    cfg = load_config([*overrides, "data.seq_len=1024"]).model
+    assert isinstance(cfg.rope, YarnConfig)
+    tokens = random_tokens(cfg, 1, 1024)
+    with torch.no_grad():
+        assert Transformer(cfg)(tokens).logits.isfinite().all()
+    with pytest.raises(UserError, match=r"model\.max_seq_len.*at most 1024") as caught:
+        load_config([*overrides, "data.seq_len=1025"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("factor", 0.5),
+        ("theta", 1.0),
+        ("original_max_seq_len", 0),
+        ("beta_fast", 0.0),
+        ("beta_slow", 33.0),
+        ("mscale", -1.0),
+        ("mscale_all_dim", -1.0),
+    ],
+)
+def test_settings_without_meaning_are_refused(key: str, value: float) -> None:
+    values = tiny_config(*SMALL, "model/rope=yarn").model_dump()
+    values["model"]["rope"][key] = value
+    with pytest.raises(UserError, match=rf"model\.rope\.{key}={value}") as caught:
+        validate(RunConfig, values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("context", [1, 11, TRAINED])
+@pytest.mark.parametrize("overrides", [(), SHORT])
+def test_a_context_within_the_trained_one_leaves_positions_alone(
+    overrides: tuple[str, ...], context: int
+) -> None:
+    cfg = tiny_config(*SMALL, *overrides).model
+    assert cfg.extended(context) == cfg.model_copy(update={"max_seq_len": context})
+
+
+def test_a_context_that_yarn_reached_in_training_leaves_positions_alone() -> None:
+    cfg = tiny_config(*SMALL, "model/rope=yarn").model  # of 256 tokens before YaRN acts
+    assert cfg.extended(2 * TRAINED) == cfg.model_copy(update={"max_seq_len": 2 * TRAINED})
+
+
+def test_a_longer_context_stretches_what_was_trained() -> None:
+    cfg = tiny_config(*SMALL, "model.rope.theta=500.0").model
+    once = cfg.extended(4 * TRAINED)
+    assert once.max_seq_len == 4 * TRAINED
+    assert once.rope == yarn(theta=500.0, factor=4.0, original_max_seq_len=TRAINED)
+    assert once.model_copy(update={"max_seq_len": TRAINED, "rope": cfg.rope}) == cfg
+    twice = once.extended(6 * TRAINED)
+    assert twice == cfg.extended(6 * TRAINED)
+    assert twice.rope == yarn(theta=500.0, factor=6.0, original_max_seq_len=TRAINED)
+
+
+@given(st.integers(1, 5000), st.integers(1, 20_000))
+@example(100, 113)  # int(113 / 100 * 100) == 112
+def test_an_extended_configuration_is_valid(trained: int, context: int) -> None:
+    assume(context > trained)
+    cfg = tiny_config(*SMALL).model.model_copy(update={"max_seq_len": trained, "sizes": None})
+    cfg = cfg.extended(context)
+    assert ModelConfig.model_validate(cfg.model_dump()) == cfg
+
+
+def softmax_scales(model: Transformer) -> list[float]:
+    kinds = MultiHeadLatentAttention | GroupedQueryAttention
+    return [layer.scale for layer in model.modules() if isinstance(layer, kinds)]
+
+
+@torch.no_grad()
+@each_attention
+def test_a_model_reads_four_times_what_it_was_trained_on(attention: tuple[str, ...]) -> None:
+    cfg = tiny_config(*SMALL, *attention).model
+    model = randomized(Transformer(cfg))
+    longer = Transformer(cfg.extended(4 * TRAINED))
+    longer.load_state_dict(model.state_dict())
+    width = cfg.attention.rope_dim
+    expected = rotary_tables(4 * TRAINED, width, yarn(original_max_seq_len=TRAINED))
+    torch.testing.assert_close((longer.cos, longer.sin), expected, rtol=0, atol=0)
+    sharper = (1 + 0.1 * math.log(4)) ** 2
+    assert softmax_scales(longer) == pytest.approx([sharper * s for s in softmax_scales(model)])
+    tokens = random_tokens(cfg, 1, 4 * TRAINED)
+    logits = longer(tokens).logits
+    assert logits.shape == (1, 4 * TRAINED, cfg.vocab_size)
+    assert logits.isfinite().all()
+    assert (logits[:, :TRAINED] - model(tokens[:, :TRAINED]).logits).abs().max() > 1e-2
+
+
+def write_checkpoint(path: Path) -> Transformer:
+    """A file as training leaves it, of an untrained model."""
+    cfg = tiny_config(*SMALL)
+    end_of_text = cfg.data.tokenizer.end_of_text
+    tokenizer = Tokenizer.train([], vocab_size=257, end_of_text=end_of_text)
+    model = randomized(Transformer(cfg.model))
+    record = {"config": cfg.model_dump(mode="json"), "tokenizer": tokenizer.json}
+    torch.save(
+        {
+            "mla_lm": {**record, "overrides": [], "data": {}},
+            "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
+        },
+        path,
+    )
+    return model.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("context", [None, 9, TRAINED, 4 * TRAINED])
+def test_a_checkpoint_is_loaded_for_the_context_asked_for(
+    tmp_path: Path, context: int | None
+) -> None:
+    trained = write_checkpoint(tmp_path / "x.ckpt")
+    model, cfg, _ = load_checkpoint(tmp_path / "x.ckpt", context=context)
+    tokens = random_tokens(cfg.model, 1, context or TRAINED)
+    out = model(tokens)
+    if context == 4 * TRAINED:
+        assert cfg.model.rope == yarn(original_max_seq_len=TRAINED)
+    else:
+        torch.testing.assert_close(out.logits, trained(tokens).logits, rtol=0, atol=0)
+    with pytest.raises(UserError, match=r"model\.max_seq_len"):
+        model(random_tokens(cfg.model, 1, (context or TRAINED) + 1))
