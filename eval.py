@@ -5,7 +5,10 @@ from mla_lm.config import EvalConfig
 
 
 def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
-    """Write `metrics.json` into the run folder and print the same as a table."""
+    """Write `metrics.json` into the run folder and print the same as a table.
+
+    With `context` the file's name ends in it: the metrics are others than those of the training.
+    """
     import json
     from itertools import islice
 
@@ -37,7 +40,8 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
 
     print(f"{path}  {precision}  {n_batches} of {len(batches)} batches of {seq_len}")
     metrics_table(metrics, load)
-    target = run_folder(path) / "metrics.json"
+    suffix = f"-context-{cfg.context}" if cfg.context else ""
+    target = run_folder(path) / f"metrics{suffix}.json"
     conditions = {
         "ckpt": path.name,
         "precision": precision,

@@ -22,9 +22,10 @@ from mla_lm.cli import load_config
 from mla_lm.generation import Decoder, Sampling
 from mla_lm.model import Transformer
 
+VOCAB = 8192
 MODEL = (
     "data.seq_len=8448",
-    "model.vocab_size=8192",
+    f"model.vocab_size={VOCAB}",
     "model.dim=384",
     "model.n_layers=8",
     "model.n_heads=6",
@@ -41,6 +42,8 @@ MODEL = (
     "model.sizes.n_routed_experts=16",
     "model.sizes.n_activated_experts=4",
 )
+GOALS = {256: 2.0, 2048: 4.0, 4096: 8.0}  # by context
+PREFILL = 2048  # tokens
 KINDS = ("mla", "mha", "gqa", "mqa")
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ROUNDS, STEPS = 7, 8
@@ -53,6 +56,7 @@ def run(contexts: Sequence[int]) -> list[Row]:
     with TemporaryDirectory() as name:
         write_peer(build("mla", "float32"), Path(name))
         rows = [*against_peer(Path(name), contexts)]
+    assert_absorbed_equals_reexpanded()
     rows += versus("absorbed / re-expanded", ("mla", True), ("mla", False), 1, 2048, goal=3)
     rows += versus("mla / mha", ("mla", None), ("mha", None), 16, 2048, goal=1.5)
     for batch in (1, 16):
@@ -71,32 +75,27 @@ def build(kind: str, number_format: str) -> Transformer:
 
 def against_peer(folder: Path, contexts: Sequence[int]) -> Iterator[Row]:
     """Greedy decoding and prefill at batch 1: tokens a second, and their ratio to the peer's."""
-    peers = {name: Peer(folder, *name.split()) for name in peer_names()}
+    peers = {
+        f"{f} {experts}": Peer(folder, f, experts) for f in FORMATS for experts in Peer.EXPERTS
+    }
     ours = {name: build("mla", name) for name in FORMATS}
-    prompt = torch.randint(8192, (1, contexts[0]), generator=torch.Generator().manual_seed(1))
-    assert_equal_choices(ours["float32"], peers["float32 eager"], prompt)
-
-    peer = fastest({name: peers[name].decoding(prompt, STEPS) for name in peers})
-    own = fastest({name: decoding(ours[name], prompt) for name in ours})
     for context in contexts:
-        tokens = torch.randint(8192, (1, context))
-        sides = [
-            decoding(ours[own], tokens),
-            peers[peer].decoding(tokens, STEPS),
-        ]
-        name = f"decode behind {context}"
-        yield from compared(name, sides, 1, (own, f"transformers {peer}"))
-
-    peer = fastest({name: peers[name].prefill(prompt) for name in peers})
-    own = fastest({name: prefill(ours[name], prompt) for name in ours})
-    tokens = torch.randint(8192, (1, 2048))
-    sides = [prefill(ours[own], tokens), peers[peer].prefill(tokens)]
-    yield from compared("prefill 2048", sides, 2048, (own, f"transformers {peer}"))
-
-
-def peer_names() -> list[str]:
-    """The peer's ways to run: a number format and an implementation of the experts."""
-    return [f"{number_format} {experts}" for number_format in FORMATS for experts in Peer.EXPERTS]
+        prompt = torch.randint(VOCAB, (1, context))
+        assert_equal_choices(ours["float32"], peers["float32 eager"], prompt)
+        yield from compared(
+            f"decode behind {context}",
+            {name: decoding(model, prompt) for name, model in ours.items()},
+            {f"transformers {name}": p.decoding(prompt, STEPS) for name, p in peers.items()},
+            goal=GOALS.get(context),
+        )
+    prompt = torch.randint(VOCAB, (1, PREFILL))
+    yield from compared(
+        f"prefill {PREFILL}",
+        {name: prefill(model, prompt) for name, model in ours.items()},
+        {f"transformers {name}": peer.prefill(prompt) for name, peer in peers.items()},
+        n_tokens=PREFILL,
+        goal=1.5,
+    )
 
 
 def assert_equal_choices(model: Transformer, peer: Peer, prompt: Tensor) -> None:
@@ -106,9 +105,25 @@ def assert_equal_choices(model: Transformer, peer: Peer, prompt: Tensor) -> None
     assert ids == peer.continuation(prompt, 2 * STEPS), "the two sides choose other tokens"
 
 
+@torch.inference_mode()
+def assert_absorbed_equals_reexpanded() -> None:
+    """Both ways of MLA give the same logits behind the same latents."""
+    model = build("mla", "float32")
+    held = model.new_cache(2, 65)
+    for layer in held.layers:
+        layer.tensors[0].normal_()
+    logits = []
+    for absorb in (True, False):
+        held.lengths = [64, 64]
+        for layer in held.layers:
+            layer.absorb = absorb
+        logits.append(model(torch.tensor([[3], [5]]), cache=held).logits)
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+
+
 def decoding(model: Transformer, prompt: Tensor) -> Step:
     """Seconds a token over the next `STEPS` tokens behind a prompt."""
-    n_tokens = (ROUNDS + 2) * STEPS  # the first by the prompt, one round to warm up
+    n_tokens = (ROUNDS + 3) * STEPS  # the first by the prompt, two rounds to choose the way
     decoder = Decoder(model, prompt.tolist(), max_new_tokens=n_tokens, sampling=GREEDY)
     steps = iter(decoder)
     next(steps)
@@ -134,15 +149,13 @@ def versus(
     goal: float | None = None,
 ) -> Iterator[Row]:
     """One step of two of our own sides, each a kind of attention and whether MLA absorbs."""
-    sides, formats = [], []
-    for kind, absorb in (one, other):
-        steps = {f: step(build(kind, f), batch, context, absorb=absorb) for f in FORMATS}
-        formats.append(fastest(steps))
-        sides.append(steps[formats[-1]])
-    what = f"{name}, batch {batch} behind {context}"
-    rows = list(compared(what, sides, batch, (formats[0], formats[1])))
-    goal_text = "" if goal is None else f">= {goal:g}"
-    yield from (*rows[:-1], rows[-1]._replace(goal=goal_text))
+    sides = [
+        {f"{kind} {f}": step(build(kind, f), batch, context, absorb=absorb) for f in FORMATS}
+        for kind, absorb in (one, other)
+    ]
+    yield from compared(
+        f"{name}, batch {batch} behind {context}", *sides, n_tokens=batch, goal=goal
+    )
 
 
 def step(model: Transformer, batch: int, context: int, *, absorb: bool | None = None) -> Step:
@@ -151,7 +164,7 @@ def step(model: Transformer, batch: int, context: int, *, absorb: bool | None = 
     for layer in held.layers:
         for tensor in layer.tensors:
             tensor.normal_()
-    tokens = torch.randint(8192, (batch, 1))
+    tokens = torch.randint(VOCAB, (batch, 1))
 
     @torch.inference_mode()
     def once() -> None:
@@ -162,20 +175,21 @@ def step(model: Transformer, batch: int, context: int, *, absorb: bool | None = 
 
 
 def compared(
-    name: str, sides: Sequence[Step], n_tokens: int, labels: tuple[str, str]
+    name: str, *sides: dict[str, Step], n_tokens: int = 1, goal: float | None = None
 ) -> Iterator[Row]:
-    """Tokens a second of two sides, round by round, and the ratio of their speeds."""
-    for side in sides:
-        side()
-    seconds = interleaved(sides, rounds=ROUNDS)
+    """Tokens a second of two sides, each in the fastest of its ways, and their ratio."""
+    labels = [fastest(ways) for ways in sides]
+    steps = [ways[label] for ways, label in zip(sides, labels, strict=True)]
+    seconds = interleaved(steps, rounds=ROUNDS)
     for label, values in zip(labels, seconds, strict=True):
         yield median_row(f"{name}: {label}", [n_tokens / value for value in values], "tokens/s")
-    yield median_row(f"{name}: ratio", [b / a for a, b in zip(*seconds, strict=True)], "x")
+    ratios = [b / a for a, b in zip(*seconds, strict=True)]
+    yield median_row(f"{name}: ratio", ratios, "x", goal="" if goal is None else f">= {goal:g}")
 
 
-def fastest(sides: dict[str, Step]) -> str:
-    """The name of the side that takes least; each is run twice."""
-    return min(sides, key=lambda name: (sides[name](), sides[name]())[1])
+def fastest(ways: dict[str, Step]) -> str:
+    """The name of the way that takes least; each is run twice."""
+    return min(ways, key=lambda name: (ways[name](), ways[name]())[1])
 
 
 def cache_sizes() -> Iterator[Row]:

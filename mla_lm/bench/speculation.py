@@ -1,7 +1,7 @@
 """Suite `decode`, with a trained checkpoint: drafts of its MTP modules against plain decoding.
 
-Prompts are beginnings of rows of the validation split. Greedy continuations must be the same with
-and without drafts; where bfloat16 lets them differ, the gap of the two best logits is reported.
+Prompts are beginnings of rows of the validation split. Greedy continuations should be the same
+with and without drafts; where rounding lets them differ, the gap of the two best logits is told.
 """
 
 import statistics
@@ -13,10 +13,12 @@ import torch
 from mla_lm.bench.report import Row, median_row, timed
 from mla_lm.checkpoint import load_checkpoint, locate, require_corpus
 from mla_lm.data import EvalLoader, prepare
+from mla_lm.errors import UserError
 from mla_lm.generation import Counts, Decoder, Sampling
 from mla_lm.model import Transformer
 
 N_PROMPTS, PROMPT, NEW_TOKENS = 200, 32, 64
+GREEDY = Sampling(temperature=0)
 
 
 class Comparison(NamedTuple):
@@ -24,83 +26,92 @@ class Comparison(NamedTuple):
 
     plain: list[int]
     drafted: list[int]
-    seconds: tuple[float, float]
+    speeds: tuple[float, float]  # tokens a second
     counts: Counts
 
 
 def run(ckpt: str) -> list[Row]:
-    """Speed, acceptance and equality over the prompts, greedy and at temperature 1."""
+    """Equality in both number formats; speed and acceptance in the faster, greedy and sampled."""
     path = locate(ckpt)
     model, run_cfg, _ = load_checkpoint(path)
+    if not model.cfg.mtp_depth:
+        raise UserError(f"ckpt={ckpt}: has no MTP module to draft with (model.mtp_depth=0)")
     corpus = prepare(run_cfg.data)
     require_corpus(path, corpus.manifest)
     loader = EvalLoader(corpus.val, seq_len=PROMPT + NEW_TOKENS, batch_size=1)
     stride = max(1, loader.n_windows // N_PROMPTS)
     rows = [row[0, :PROMPT].tolist() for row in loader if row.shape[1] > PROMPT]
     prompts = rows[::stride][:N_PROMPTS]
-    return [
-        *figures(model, prompts, Sampling(temperature=0), "greedy"),
-        *figures(model, prompts, Sampling(temperature=1), "temperature 1"),
-        *in_bfloat16(model.bfloat16(), prompts),
-    ]
+
+    found: dict[str, tuple[Transformer, list[Comparison]]] = {}
+    figures: list[Row] = []
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        model = load_checkpoint(path)[0].to(dtype)
+        found[name] = (model, [compare(model, prompt, GREEDY) for prompt in prompts])
+        figures += equality(*found[name], prompts, name)
+    fastest = max(found, key=lambda name: statistics.median(c.speeds[0] for c in found[name][1]))
+    model, greedy = found[fastest]
+    figures += gains(greedy, f"greedy, {fastest}")
+    sampled = [compare(model, p, Sampling(), seed=seed) for seed, p in enumerate(prompts)]
+    return [*figures, *gains(sampled, f"temperature 1, {fastest}")]
 
 
-def figures(
-    model: Transformer, prompts: Sequence[list[int]], sampling: Sampling, name: str
-) -> Iterator[Row]:
-    """Rows of one way to sample, with as many drafts as the model has MTP modules."""
-    found = [compare(model, prompt, sampling, seed=seed) for seed, prompt in enumerate(prompts)]
-    if sampling.temperature == 0:
-        assert all(one.plain == one.drafted for one in found), "drafts changed greedy decoding"
-    speeds = [len(one.plain) / one.seconds[0] for one in found]
-    drafted = [len(one.drafted) / one.seconds[1] for one in found]
-    what = f"speculation, {name}, {len(prompts)} prompts"
-    yield median_row(f"{what}: plain", speeds, "tokens/s")
-    yield median_row(f"{what}: drafts", drafted, "tokens/s")
-    ratios = [b / a for a, b in zip(speeds, drafted, strict=True)]
-    yield median_row(f"{what}: ratio", ratios, "x", goal=">= 1.2")
-    proposed = sum(one.counts.drafted for one in found)
-    for depth in range(model.cfg.mtp_depth):
-        accepted = sum(one.counts.accepted[depth] for one in found)
-        yield Row(f"{what}: acceptance, depth {depth + 1}", accepted / proposed, "")
-    per_step = statistics.mean(one.counts.tokens_per_step for one in found)
-    yield Row(f"{what}: tokens a step", per_step, "")
-
-
-def compare(model: Transformer, prompt: list[int], sampling: Sampling, *, seed: int) -> Comparison:
+def compare(
+    model: Transformer, prompt: list[int], sampling: Sampling, *, seed: int = 0
+) -> Comparison:
     """Both ways behind one prompt, one after the other; the prompt's own pass is not timed."""
-    ids: list[list[int]] = []
-    seconds = []
-    counts = Counts(0, 0, ())
-    for n_drafts in (0, model.cfg.mtp_depth):
-        decoder = Decoder(
-            model,
-            [prompt],
-            max_new_tokens=NEW_TOKENS,
-            sampling=sampling,
-            n_drafts=n_drafts,
-            seed=seed,
-        )
-        steps = iter(decoder)
-        first = next(steps)[0]
-        rest: list[dict[int, list[int]]] = []
-        seconds.append(timed(lambda: rest.extend(steps)))  # noqa: B023
-        ids.append([*first, *(token for new in rest for token in new[0])])
-        counts = decoder.counts
-    return Comparison(ids[0], ids[1], (seconds[0], seconds[1]), counts)
+    plain, speed, _ = decode(model, prompt, sampling, n_drafts=0, seed=seed)
+    n_drafts = model.cfg.mtp_depth
+    drafted, with_drafts, counts = decode(model, prompt, sampling, n_drafts=n_drafts, seed=seed)
+    return Comparison(plain, drafted, (speed, with_drafts), counts)
 
 
-def in_bfloat16(model: Transformer, prompts: Sequence[list[int]]) -> Iterator[Row]:
-    """How many greedy continuations stay the same, and how close the choice was elsewhere."""
-    greedy = Sampling(temperature=0)
-    found = [compare(model, prompt, greedy, seed=0) for prompt in prompts]
-    pairs = [(prompt, one) for prompt, one in zip(prompts, found, strict=True)]
-    differing = [(prompt, one) for prompt, one in pairs if one.plain != one.drafted]
-    same = 1 - len(differing) / len(pairs)
-    yield Row("speculation, greedy in bfloat16: identical runs", same, "")
-    if differing:
-        gaps = [gap_where_they_part(model, prompt, one) for prompt, one in differing]
-        yield median_row("bfloat16: gap of the two best logits where runs part", gaps, "")
+def decode(
+    model: Transformer, prompt: list[int], sampling: Sampling, *, n_drafts: int, seed: int
+) -> tuple[list[int], float, Counts]:
+    """New ids, how many came a second behind the first, and what they took."""
+    decoder = Decoder(
+        model,
+        [prompt],
+        max_new_tokens=NEW_TOKENS,
+        sampling=sampling,
+        n_drafts=n_drafts,
+        seed=seed,
+    )
+    steps = iter(decoder)
+    ids = next(steps)[0]
+    seconds = timed(lambda: ids.extend(token for new in steps for token in new[0]))
+    return ids, (len(ids) - 1) / seconds, decoder.counts
+
+
+def gains(found: Sequence[Comparison], name: str) -> Iterator[Row]:
+    """Speed of both ways, how many drafts are accepted, and tokens a step of the main model."""
+    what = f"speculation, {name}, {len(found)} prompts"
+    plain, drafted = zip(*(one.speeds for one in found), strict=True)
+    yield median_row(f"{what}: plain", plain, "tokens/s")
+    yield median_row(f"{what}: drafts", drafted, "tokens/s")
+    ratios = [b / a for a, b in zip(plain, drafted, strict=True)]
+    yield median_row(f"{what}: ratio", ratios, "x", goal=">= 1.2")
+    for depth in range(len(found[0].counts.drafted)):
+        accepted = sum(one.counts.accepted[depth] for one in found)
+        share = accepted / sum(one.counts.drafted[depth] for one in found)
+        yield Row(f"{what}: acceptance, depth {depth + 1}", share, "")
+    tokens = sum(one.counts.tokens for one in found)
+    yield Row(f"{what}: tokens a step", tokens / sum(one.counts.steps for one in found), "")
+
+
+def equality(
+    model: Transformer, found: Sequence[Comparison], prompts: Sequence[list[int]], name: str
+) -> Iterator[Row]:
+    """How many greedy continuations are the same, and how close the choice was elsewhere."""
+    pairs = zip(prompts, found, strict=True)
+    gaps = [gap_where_they_part(model, p, one) for p, one in pairs if one.plain != one.drafted]
+    what = f"speculation, greedy, {name}"
+    yield Row(
+        f"{what}: identical runs", 1 - len(gaps) / len(found), "", goal="1" * (name == "float32")
+    )
+    if gaps:
+        yield median_row(f"{what}: gap of the two best logits where runs part", gaps, "")
 
 
 @torch.inference_mode()

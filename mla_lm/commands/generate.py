@@ -5,6 +5,7 @@ continued as one batch, and without one the command asks for prompts. `stop=TEXT
 times, ends a text before TEXT.
 """
 
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,8 @@ def run(arguments: Sequence[str]) -> None:
     from mla_lm.checkpoint import load_checkpoint
     from mla_lm.machine import accelerator_type, resolve_precision
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
     model, _, tokenizer = load_checkpoint(options.ckpt, context=options.context)
     device = accelerator_type()
     in_bf16 = options.precision == "bf16-true" or (
@@ -72,7 +75,10 @@ def run(arguments: Sequence[str]) -> None:
             return
         except UnicodeError as error:
             raise UserError(f"standard input: {error}") from None
-        _complete(model, tokenizer, [prompt], options)
+        try:
+            _complete(model, tokenizer, [prompt], options)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
 
 
 def _complete(
@@ -102,7 +108,7 @@ def _complete(
         print(*texts, sep=f"\n{'-' * 40}\n")
     counts = completion.decoder.counts
     if options.n_drafts:
-        shares = ", ".join(f"{n / max(1, counts.drafted):.2f}" for n in counts.accepted)
+        shares = ", ".join(f"{share:.2f}" for share in counts.acceptance)
         print(
             f"{counts.tokens_per_step:.2f} tokens a step; drafts accepted, by depth: {shares}",
             file=sys.stderr,

@@ -120,6 +120,20 @@ class YarnConfig(Section):
     def rules(self) -> Rules:
         yield at_most(self, "beta_slow", "beta_fast")
 
+    @classmethod
+    def of_deepseek_v3(cls, theta: float, *, original_max_seq_len: int) -> "YarnConfig":
+        """The constants of DeepSeek-V3, not yet stretched."""
+        return cls(
+            kind="yarn",
+            theta=theta,
+            factor=1.0,
+            original_max_seq_len=original_max_seq_len,
+            beta_fast=32.0,
+            beta_slow=1.0,
+            mscale=1.0,
+            mscale_all_dim=1.0,
+        )
+
     def temperature(self, mscale: float) -> float:
         """YaRN's attention temperature, 0.1 mscale ln(factor) + 1."""
         return 0.1 * mscale * math.log(self.factor) + 1
@@ -175,24 +189,12 @@ class ModelConfig(Section):
             yield "max_seq_len", within, f"must be at most {reach}, where model.rope ends"
 
     def extended(self, context: int) -> "ModelConfig":
-        """The same network for `context` tokens; by YaRN where it was trained on fewer.
-
-        The constants are those of DeepSeek-V3.
-        """
-        rope, trained, reach = self.rope, self.max_seq_len, self.max_seq_len
-        if isinstance(rope, YarnConfig):
-            trained, reach = rope.original_max_seq_len, rope.reach
-        if context > reach:
-            rope = YarnConfig(
-                kind="yarn",
-                theta=rope.theta,
-                factor=context / trained,
-                original_max_seq_len=trained,
-                beta_fast=32.0,
-                beta_slow=1.0,
-                mscale=1.0,
-                mscale_all_dim=1.0,
-            )
+        """The same network for `context` tokens; by YaRN where it was trained on fewer."""
+        rope = self.rope
+        if isinstance(rope, PlainRopeConfig) and context > self.max_seq_len:
+            rope = YarnConfig.of_deepseek_v3(rope.theta, original_max_seq_len=self.max_seq_len)
+        if isinstance(rope, YarnConfig) and context > rope.reach:
+            rope = rope.model_copy(update={"factor": context / rope.original_max_seq_len})
         return self.model_copy(update={"max_seq_len": context, "rope": rope})
 
     def is_moe(self, layer: int) -> bool:

@@ -24,13 +24,19 @@ class Counts(NamedTuple):
     """What the steps after the prompt took, summed over rows."""
 
     steps: int  # forward passes of the main model
-    drafted: int  # steps that had drafts
-    accepted: tuple[int, ...]  # of those, how many kept the draft of depth 1, 2, ...
+    tokens: int  # that came of them
+    drafted: tuple[int, ...]  # steps that verified a draft of depth 1, 2, ...
+    accepted: tuple[int, ...]  # of those, how many kept it
 
     @property
     def tokens_per_step(self) -> float:
         """1 without drafts, at most 1 + D."""
-        return 1 + sum(self.accepted) / max(1, self.steps)
+        return self.tokens / max(1, self.steps)
+
+    @property
+    def acceptance(self) -> list[float]:
+        """Share of drafts that were kept, by depth."""
+        return [n / max(1, of) for n, of in zip(self.accepted, self.drafted, strict=True)]
 
 
 class Decoder:
@@ -58,8 +64,9 @@ class Decoder:
         context = model.cfg.max_seq_len
         _check(prompts, context, max_new_tokens=max_new_tokens)
         if not 0 <= n_drafts <= model.cfg.mtp_depth:
-            depth = model.cfg.mtp_depth
-            raise UserError(f"n_drafts={n_drafts}: the model's mtp_depth={depth} is what can draft")
+            raise UserError(
+                f"n_drafts={n_drafts}: must be at most model.mtp_depth={model.cfg.mtp_depth}"
+            )
         self.model, self.sampling, self.stop, self.n_drafts = model, sampling, stop, n_drafts
         self.first = first
         self.rows = list(range(len(prompts)))  # those that run, in the order of the batch
@@ -74,10 +81,11 @@ class Decoder:
         self.tokens = torch.tensor(padded, device=device)  # (B, width)
         self.cache = model.new_cache(len(prompts), self.capacity, absorb=absorb)
         self.drafter = Drafter(model, len(prompts), self.capacity, n_drafts) if n_drafts else None
-        self.counts = Counts(0, 0, (0,) * n_drafts)
+        self.counts = Counts(0, 0, (0,) * n_drafts, (0,) * n_drafts)
 
     def __iter__(self) -> Iterator[dict[int, list[int]]]:
-        yield self._prefill()
+        if self.rows:
+            yield self._prefill()
         while self.rows:
             yield self._step()
 
@@ -103,27 +111,29 @@ class Decoder:
     @torch.inference_mode()
     def _step(self) -> dict[int, list[int]]:
         """Draft, verify in one forward pass, keep what is accepted and one token more."""
-        n_drafts = min(self.n_drafts, self.capacity - max(self.lengths))
-        newest = torch.tensor(self.lengths, device=self.tokens.device) - 1
+        n_drafts = self._n_useful_drafts()
         draft = None
         if self.drafter is not None and n_drafts:
-            draft = self.drafter.propose(self.tokens, self.lengths, self.sampling, self.generator)[
-                :, :n_drafts
-            ]
+            draft = self.drafter.propose(self.tokens, self.lengths, self.sampling, self.generator)
+        newest = torch.tensor(self.lengths, device=self.tokens.device) - 1
         places = newest.unsqueeze(1) + torch.arange(n_drafts + 1, device=newest.device)
         tokens = self.tokens.gather(1, places)  # (B, k + 1)
         out = self.model(tokens, cache=self.cache)
         if self.drafter is not None:
             self.drafter.see(out.mtp_input, [length - 1 for length in self.lengths])
-        if draft is None:
-            draft = out.logits[:, :0]
+        draft = out.logits[:, :0] if draft is None else draft[:, :n_drafts]
         n_kept, following = verify(out.logits, draft, tokens[:, 1:], self.sampling, self.generator)
-        kept = n_kept.tolist()
-        self._count(kept, drafted=n_drafts > 0)
-        drafts = tokens[:, 1:].tolist()
-        return self._commit(
+        kept, drafts = n_kept.tolist(), tokens[:, 1:].tolist()
+        emitted = self._commit(
             [[*d[:n], token] for d, n, token in zip(drafts, kept, following.tolist(), strict=True)]
         )
+        self._count(kept, n_drafts=n_drafts, n_tokens=sum(map(len, emitted.values())))
+        return emitted
+
+    def _n_useful_drafts(self) -> int:
+        """No more than the context holds behind the longest row, or than any row may still emit."""
+        left = max(self.ends[row] - n for row, n in zip(self.rows, self.lengths, strict=True))
+        return min(self.n_drafts, self.capacity - max(self.lengths), left - 1)
 
     def _commit(self, new: list[list[int]]) -> dict[int, list[int]]:
         """Take up each row's new tokens, cut the caches to them, drop the rows that end."""
@@ -143,15 +153,13 @@ class Decoder:
         self._keep(going)
         return emitted
 
-    def _count(self, kept: list[int], *, drafted: bool) -> None:
-        before = self.counts
+    def _count(self, kept: list[int], *, n_drafts: int, n_tokens: int) -> None:
+        steps, tokens, drafted, accepted = self.counts
         self.counts = Counts(
-            before.steps + len(kept),
-            before.drafted + drafted * len(kept),
-            tuple(
-                n_before + sum(n >= depth for n in kept)
-                for depth, n_before in enumerate(before.accepted, start=1)
-            ),
+            steps + len(kept),
+            tokens + n_tokens,
+            tuple(n + len(kept) * (depth < n_drafts) for depth, n in enumerate(drafted)),
+            tuple(n + sum(k > depth for k in kept) for depth, n in enumerate(accepted)),
         )
 
     def _keep(self, indices: list[int]) -> None:

@@ -47,7 +47,8 @@ class Drafter:
         for cache in self.caches:
             cache.truncate(held)
         rows = torch.arange(len(tokens), device=tokens.device)
-        starts, ends = (torch.tensor(counts, device=tokens.device) for counts in (held, lengths))
+        starts = torch.tensor(held, device=tokens.device)
+        ends = torch.tensor(lengths, device=tokens.device)
         window = starts.unsqueeze(1) + torch.arange(n_new, device=tokens.device)  # (B, T)
         newest = ends - 2 - starts  # (B,): the place of position n - 2 in the window
 

@@ -209,7 +209,7 @@ def test_input_that_is_no_text_is_one_line(generate: Generate, words: list[str])
 def test_a_model_without_mtp_cannot_draft(ckpt: Checkpoints, generate: Generate) -> None:
     status, printed, said = generate("prompt=x", "n_drafts=1", folder=ckpt.without_mtp)
     assert (status, printed) == (2, "")
-    assert said.splitlines() == ["error: n_drafts=1: the model's mtp_depth=0 is what can draft"]
+    assert said.splitlines() == ["error: n_drafts=1: must be at most model.mtp_depth=0"]
     assert generate("prompt=x", "max_new_tokens=3", folder=ckpt.without_mtp)[0] == 0
 
 

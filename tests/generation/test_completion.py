@@ -126,6 +126,9 @@ def test_the_end_of_a_text_ends_a_row_and_gives_no_text(tokenizer: Tokenizer) ->
 
 
 def test_a_prompt_that_spells_the_end_of_text_is_text(tokenizer: Tokenizer) -> None:
+    ids, _ = tokenizer.encode_prompt("<|endoftext|>")
+    assert [i for i in ids if i == tokenizer.end_of_text] == ids[:1]
+    assert tokenizer.decode(ids) == "<|endoftext|>"
     texts, completion = complete(text_model(), tokenizer, ["<|endoftext|>"])
     assert completion.prompts == ["<|endoftext|>"]
     assert len(texts) == 1

@@ -121,6 +121,13 @@ def test_a_row_can_be_finished_before_it_begins() -> None:
     assert got == {row: greedy_by_hand(model, prompts[row], 4) for row in (0, 2)}
 
 
+def test_finishing_every_row_before_it_begins_emits_nothing() -> None:
+    decoder = Decoder(random_model(), random_prompts((3, 4)), max_new_tokens=9, sampling=GREEDY)
+    for row in (1, 0):
+        decoder.finish(row)
+    assert list(decoder) == []
+
+
 def test_finishing_every_row_ends_the_decoding() -> None:
     model, prompts = random_model(), random_prompts((3, 4), seed=9)
     decoder = Decoder(model, prompts, max_new_tokens=9, sampling=GREEDY)

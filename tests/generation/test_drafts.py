@@ -152,8 +152,10 @@ def check_acceptance(recording: Recording, n_drafts: int) -> None:
         for depth in range(n_kept):
             accepted[depth] += 1
     n_steps = len(recording.steps)
-    assert recording.counts == (n_steps, n_steps, tuple(accepted))
-    assert recording.counts.tokens_per_step == pytest.approx(1 + sum(accepted) / n_steps)
+    n_tokens = sum(len(step.emitted) for step in recording.steps)
+    assert recording.counts == (n_steps, n_tokens, (n_steps,) * n_drafts, tuple(accepted))
+    assert recording.counts.tokens_per_step == n_tokens / n_steps
+    assert recording.counts.acceptance == [n / n_steps for n in accepted]
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])

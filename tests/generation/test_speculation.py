@@ -38,9 +38,9 @@ def some_lengths(n: int, *, seed: int) -> list[int]:
 def test_random_drafts_change_nothing(
     attention: tuple[str, ...], mtp_input: str, depth: int, n_drafts: int
 ) -> None:
-    """Three prompts for each of 40 models, those of one length to the context's end."""
+    """Five prompts for each of 40 models."""
     model = random_model(*attention, mtp_depth=depth, mtp_input=mtp_input)
-    prompts = random_prompts(some_lengths(3, seed=10 * depth + n_drafts), seed=depth)
+    prompts = random_prompts(some_lengths(5, seed=10 * depth + n_drafts), seed=depth)
     assert decode(model, prompts, 9, n_drafts=n_drafts) == decode(model, prompts, 9)
 
 
@@ -49,20 +49,20 @@ def test_random_drafts_change_nothing(
 def test_drafts_that_are_mostly_right_change_nothing(
     trained: Transformer, counting: bool, n_drafts: int
 ) -> None:
-    """Twenty prompts each: eighteen in batches of six, the others alone."""
-    lengths = some_lengths(20, seed=n_drafts)
+    """A hundred prompts each: in batches of six, and the last ones alone."""
+    lengths = some_lengths(100, seed=n_drafts)
     if counting:
         prompts = counting_prompts(lengths, seed=n_drafts)
     else:
         prompts = random_prompts(lengths, below=TRAINED_VOCAB, seed=n_drafts)
-    batches = [prompts[i : i + 6] for i in range(0, 18, 6)] + [[prompt] for prompt in prompts[18:]]
+    batches = [prompts[i : i + 6] for i in range(0, 96, 6)] + [[prompt] for prompt in prompts[96:]]
     drafted = accepted = 0
     for batch in batches:
         decoder = Decoder(
             trained, batch, max_new_tokens=CONTEXT, sampling=GREEDY, n_drafts=n_drafts
         )
         assert collected(decoder) == decode(trained, batch, CONTEXT)
-        drafted += decoder.counts.drafted
+        drafted += decoder.counts.drafted[0]
         accepted += decoder.counts.accepted[0]
     assert accepted > (0.7 if counting else 0.4) * drafted
 
@@ -79,9 +79,12 @@ def test_drafts_end_with_the_context(trained: Transformer, shortfall: int, n_dra
 @pytest.mark.parametrize("n_new", [1, 2, 3, 4, 5])
 def test_drafts_end_with_the_tokens_asked_for(trained: Transformer, n_new: int) -> None:
     prompts = counting_prompts((4, 9, 6), seed=n_new)
-    got = decode(trained, prompts, n_new, n_drafts=3)
+    decoder = Decoder(trained, prompts, max_new_tokens=n_new, sampling=GREEDY, n_drafts=3)
+    got = collected(decoder)
     assert got == decode(trained, prompts, n_new)
     assert [len(ids) for ids in got] == [n_new] * 3
+    assert decoder.counts.tokens == 3 * (n_new - 1)
+    assert [n > 0 for n in decoder.counts.drafted] == [n_new > depth + 1 for depth in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("n_drafts", [1, 2, 3])
@@ -167,14 +170,28 @@ def follow_script(decoder: Decoder, expected: list[Ids], n_right: Callable[[int]
 
 
 def check_script(
-    prompts: list[Ids], n_drafts: int, n_right: Callable[[int], int], n_new: int = CONTEXT
-) -> None:
-    model = random_model("model/ffn=dense", mtp_depth=n_drafts)
+    prompts: list[Ids],
+    n_drafts: int,
+    n_right: Callable[[int], int],
+    kind: Sequence[str] = ("model/ffn=dense",),
+) -> Counts:
+    model, n_new = random_model(*kind, mtp_depth=n_drafts), CONTEXT
     new = decode(model, prompts, n_new)
     expected = [prompt + ids for prompt, ids in zip(prompts, new, strict=True)]
     decoder = Decoder(model, prompts, max_new_tokens=n_new, sampling=GREEDY, n_drafts=n_drafts)
     follow_script(decoder, expected, n_right)
     assert collected(decoder) == new
+    return decoder.counts
+
+
+@pytest.mark.parametrize("ffn", ["moe", "dense"])
+@each_attention
+def test_accepted_drafts_change_nothing_for_any_kind(attention: tuple[str, ...], ffn: str) -> None:
+    rng = random.Random(0)
+    prompts = random_prompts(rng.choices(range(1, CONTEXT - 4), k=6), seed=1)
+    kind = (*attention, f"model/ffn={ffn}")
+    counts = check_script(prompts, 2, lambda row: rng.randint(0, 2), kind)
+    assert all(n > 10 for n in counts.accepted)
 
 
 @pytest.mark.parametrize("n_drafts", [1, 2, 3, 4])
@@ -202,7 +219,7 @@ def test_without_drafts_nothing_is_drafted(trained: Transformer, sampling: Sampl
     decoder = Decoder(trained, counting_prompts((4, 6)), max_new_tokens=7, sampling=sampling)
     collected(decoder)
     assert decoder.drafter is None
-    assert decoder.counts == Counts(steps=2 * 6, drafted=0, accepted=())
+    assert decoder.counts == Counts(steps=12, tokens=12, drafted=(), accepted=())
     assert decoder.counts.tokens_per_step == 1
 
 

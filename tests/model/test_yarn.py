@@ -240,6 +240,14 @@ def test_an_extended_configuration_is_valid(trained: int, context: int) -> None:
     assert ModelConfig.model_validate(cfg.model_dump()) == cfg
 
 
+def test_a_longer_context_keeps_constants_that_were_set() -> None:
+    own = ("model.rope.mscale=0.7", "model.rope.mscale_all_dim=0.7", "model.rope.beta_fast=16.0")
+    short = ("model/rope=yarn", f"model.rope.original_max_seq_len={TRAINED}")
+    cfg = tiny_config(*SMALL, *short, *own).model
+    longer = cfg.extended(9 * TRAINED)
+    assert longer.rope == cfg.rope.model_copy(update={"factor": 9.0})
+
+
 def softmax_scales(model: Transformer) -> list[float]:
     kinds = MultiHeadLatentAttention | GroupedQueryAttention
     return [layer.scale for layer in model.modules() if isinstance(layer, kinds)]

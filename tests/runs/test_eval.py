@@ -97,6 +97,17 @@ def test_batch_size_does_not_change_the_metrics(
         assert metrics[name] == pytest.approx(evaluated[0][name], rel=1e-6)
 
 
+def test_a_longer_context_has_metrics_of_its_own(
+    evaluated: tuple[dict[str, Any], str], trained: Run
+) -> None:
+    evaluate_here(f"ckpt={trained.folder}", "context=96")
+    longer = json.loads((trained.folder / "metrics-context-96.json").read_text())
+    assert longer["seq_len"] == 96
+    assert math.isfinite(longer["val/loss"])
+    assert longer["val/loss"] != evaluated[0]["val/loss"]
+    assert json.loads((trained.folder / "metrics.json").read_text()) == evaluated[0]
+
+
 def test_limit_takes_that_many_batches(
     trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
