@@ -2,6 +2,8 @@
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -38,6 +40,21 @@ def resolve_precision(precision: Precision, device_type: str) -> Resolved:
 def autocast(precision: Resolved, device_type: str) -> torch.autocast:
     """The context in which a model runs at a resolved `precision` outside Lightning."""
     return torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+@contextmanager
+def kernels_for(n_rows: int, dtype: torch.dtype) -> Iterator[None]:
+    """Products of so few rows by torch's own kernels, where they are faster than oneDNN's.
+
+    On a CPU, one row of bfloat16 by a matrix of 512 x 384: 12 us against 28, two rows 21, three 30.
+    """
+    onednn: Any = torch.backends.mkldnn
+    before = onednn.enabled
+    onednn.enabled = before and not (n_rows <= 2 and dtype == torch.bfloat16)
+    try:
+        yield
+    finally:
+        onednn.enabled = before
 
 
 def keep_freed_memory() -> None:

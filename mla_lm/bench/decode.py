@@ -20,6 +20,7 @@ from mla_lm.bench.peer import Peer, write_peer
 from mla_lm.bench.report import Row, interleaved, median_row, timed
 from mla_lm.cli import load_config
 from mla_lm.generation import Decoder, Sampling
+from mla_lm.machine import kernels_for
 from mla_lm.model import Transformer
 
 VOCAB = 8192
@@ -169,7 +170,8 @@ def step(model: Transformer, batch: int, context: int, *, absorb: bool | None = 
     @torch.inference_mode()
     def once() -> None:
         held.lengths = [context] * batch
-        model(tokens, cache=held)
+        with kernels_for(batch, held.dtype):
+            model(tokens, cache=held)
 
     return lambda: statistics.median(timed(once) for _ in range(STEPS))
 

@@ -41,6 +41,10 @@ def median_row(name: str, values: Sequence[float], unit: str, *, goal: str = "")
 def show(title: str, rows: Sequence[Row]) -> None:
     """Print figures as a table."""
     table = Table("figure", "value", "unit", "spread", "goal", title=title)
+    for column in table.columns:
+        column.no_wrap = True
     for row in rows:
         table.add_row(row.name, f"{row.value:.4g}", row.unit, row.spread, row.goal)
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, 140)
+    console.print(table)

@@ -17,6 +17,7 @@ from torch import Tensor
 from mla_lm.errors import UserError
 from mla_lm.generation.drafting import Drafter
 from mla_lm.generation.sampling import Sampling, choose, verify
+from mla_lm.machine import kernels_for
 from mla_lm.model import Transformer
 
 
@@ -87,7 +88,10 @@ class Decoder:
         if self.rows:
             yield self._prefill()
         while self.rows:
-            yield self._step()
+            n_drafts = self._n_useful_drafts()
+            with kernels_for(len(self.rows) * (n_drafts + 1), self.cache.dtype):
+                new = self._step(n_drafts)
+            yield new
 
     def finish(self, row: int) -> None:
         """End a row; the others go on without it."""
@@ -109,9 +113,8 @@ class Decoder:
         return self._commit([[token] for token in chosen.tolist()])
 
     @torch.inference_mode()
-    def _step(self) -> dict[int, list[int]]:
+    def _step(self, n_drafts: int) -> dict[int, list[int]]:
         """Draft, verify in one forward pass, keep what is accepted and one token more."""
-        n_drafts = self._n_useful_drafts()
         draft = None
         if self.drafter is not None and n_drafts:
             draft = self.drafter.propose(self.tokens, self.lengths, self.sampling, self.generator)

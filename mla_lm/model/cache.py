@@ -62,7 +62,7 @@ class Cache:
         device: torch.device,
         absorb: bool | None = None,
     ) -> None:
-        self.capacity = capacity
+        self.capacity, self.dtype = capacity, dtype
         self.lengths = [0] * batch_size
         shapes = [(batch_size, heads, capacity, width) for heads, width in kept_widths(cfg)]
         self.layers = [
