@@ -170,7 +170,7 @@ def step(model: Transformer, batch: int, context: int, *, absorb: bool | None = 
     @torch.inference_mode()
     def once() -> None:
         held.lengths = [context] * batch
-        with kernels_for(batch, held.dtype):
+        with kernels_for(context if absorb is False else batch, held.dtype):
             model(tokens, cache=held)
 
     return lambda: statistics.median(timed(once) for _ in range(STEPS))
