@@ -18,6 +18,8 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     from mla_lm.checkpoint import load_checkpoint, locate, require_corpus, run_folder
     from mla_lm.data import Annotator, EvalLoader, prepare
     from mla_lm.evaluation import evaluate, metrics_table
+    from mla_lm.evaluation.expert_maps import draw_by_kind
+    from mla_lm.evaluation.token_kinds import CODE, PROSE, token_kinds
     from mla_lm.machine import accelerator_type, autocast, keep_freed_memory, resolve_precision
 
     keep_freed_memory()
@@ -30,16 +32,26 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     device = accelerator_type()
     precision = resolve_precision(cfg.precision, device)
     n_batches = min(len(batches), cfg.limit or len(batches))
+    code = run.data.kind == "stdlib"
+    seen = data.val[0 : n_batches * cfg.batch_size * seq_len + 1]
+    kinds = token_kinds(seen, tokenizer, code=code)
     with autocast(precision, device):
-        metrics, load = evaluate(
+        metrics, load, load_by_kind = evaluate(
             model.to(device),
             track(islice(batches, n_batches), "evaluating", total=n_batches, transient=True),
             torch.from_numpy(tokenizer.byte_lengths).to(device),
             Annotator(run.data, tokenizer),
+            kinds=EvalLoader(kinds, seq_len=seq_len, batch_size=cfg.batch_size),
+            n_kinds=len(CODE if code else PROSE),
         )
 
     print(f"{path}  {precision}  {n_batches} of {len(batches)} batches of {seq_len}")
-    metrics_table(metrics, load)
+    layers = list(model.routers())
+    metrics_table(metrics, load, layers)
+    if load_by_kind is not None:
+        picture = run_folder(path) / "expert_kinds.png"
+        draw_by_kind(picture, load_by_kind, CODE if code else PROSE, layers)
+        print(f"which experts take which tokens: {picture}")
     suffix = f"-context-{cfg.context}" if cfg.context else ""
     target = run_folder(path) / f"metrics{suffix}.json"
     conditions = {

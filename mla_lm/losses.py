@@ -1,4 +1,4 @@
-"""The three losses of DeepSeek-V3: next token, multi-token prediction, sequence balance.
+"""The losses of DeepSeek-V3 (next token, multi-token prediction, sequence balance) and Switch's.
 
 Pure functions of tensors; they know neither the model nor how the losses are weighted into one.
 """
@@ -6,6 +6,7 @@ Pure functions of tensors; they know neither the model nor how the losses are we
 import torch.nn.functional as F
 from torch import Tensor
 
+from mla_lm.balance import count, of_layer
 from mla_lm.data.batch import IGNORED
 from mla_lm.model.moe import Routing
 
@@ -32,16 +33,42 @@ def mtp_targets(labels: Tensor, depth: int, documents: Tensor | None = None) -> 
     return targets.where(documents[:, : -depth - 1] == documents[:, depth + 1 :], IGNORED)
 
 
-def sequence_balance_loss(routing: Routing) -> Tensor:
+def sequence_balance_loss(routing: Routing, counted: Tensor | None = None) -> Tensor:
     """Balance within each sequence (arXiv 2412.19437, eq. 17-20), before its weight alpha.
 
     The top-K indicator uses the unbiased scores, ungrouped; gradient flows through the mean
-    scores P only. Float32 scalar, mean over sequences; 1 at perfect balance.
+    scores P only. counted (B, T) bool is False for padding. Float32 scalar, mean over sequences;
+    1 at perfect balance.
     """
-    n_tokens, n_experts = routing.scores.shape[1:]
-    top_k = routing.experts.shape[-1]
+    chosen = routing.scores.detach().topk(routing.experts.shape[-1], dim=-1).indices
+    counts, shares = _sums(routing, chosen, counted)
+    return _agreement(counts, shares, chosen.shape[-1]).mean()
+
+
+def switch_balance_loss(routing: Routing, counted: Tensor | None = None) -> Tensor:
+    """Balance over the batch (arXiv 2101.03961, eq. 4-6), before its weight: for top-K, E f.P.
+
+    f is the share of the choices made, P the mean normalised score of all tokens of the forward
+    pass. Float32 scalar; 1 at perfect balance.
+    """
+    counts, shares = _sums(routing, routing.experts, counted)
+    return _agreement(counts.sum(dim=0), shares.sum(dim=0), routing.experts.shape[-1])
+
+
+def _sums(routing: Routing, chosen: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Over the tokens of each row: choices, and normalised scores, both (B, E)."""
+    counted = of_layer(routing, counted)
     share = routing.scores / routing.scores.sum(dim=-1, keepdim=True)  # (B, T, E)
-    chosen = routing.scores.detach().topk(top_k, dim=-1).indices.flatten(1)  # (B, T * K)
-    counts = F.one_hot(chosen, n_experts).sum(dim=1)  # (B, E)
-    frequency = counts * (n_experts / (top_k * n_tokens))
-    return (frequency * share.mean(dim=1)).sum(dim=-1).mean()
+    if counted is not None:
+        share = share * counted.unsqueeze(-1)
+    return count(chosen, share.shape[-1], counted), share.sum(dim=1)
+
+
+def _agreement(counts: Tensor, shares: Tensor, top_k: int) -> Tensor:
+    """E sum_i f_i P_i from the choices and summed scores (..., E) of n tokens, K choices each.
+
+    f_i = counts_i / (K n), P_i = shares_i / n.
+    """
+    n_choices = counts.sum(dim=-1).clamp(min=1)  # K n
+    scale = counts.shape[-1] * top_k / n_choices.square()
+    return scale * (counts * shares).sum(dim=-1)

@@ -16,7 +16,7 @@ from mla_lm.errors import UserError
 
 NEVER = ("model.", "optim.", "data.kind", "data.val_fraction", "data.tokenizer.")
 UNLESS_ALLOWED = ("balance.", "loss.", "data.", "seed", "trainer.accumulate_grad_batches")
-FREE = ("data.cache_dir", "data.verify")
+FREE = ("data.cache_dir", "data.verify", "model.ffn.execution")
 GIVEN_ANEW = ("resume=", "resume_allow=", "run_dir=")
 SECTIONS = "model|balance|data|optim|trainer|loss|checkpoint"
 CHOICE = re.compile(rf"(({SECTIONS}|callbacks|logger|experiment)(/\w+)*|seed|precision)=[\w-]+")

@@ -14,7 +14,7 @@ from mla_lm.accounting import (
 from mla_lm.config import ModelConfig
 from mla_lm.model import Transformer
 from mla_lm.model import attention as attention_module
-from mla_lm.model import moe as moe_module
+from mla_lm.model import experts as experts_module
 from tests.conftest import each_attention, random_tokens, tiny_config
 
 DEEPSEEK_V3 = (
@@ -101,7 +101,7 @@ def forward_flops(cfg: ModelConfig, tokens: Tensor) -> int:
 def test_flops_equal_counted_ones(
     monkeypatch: pytest.MonkeyPatch, attention: tuple[str, ...], ffn: str
 ) -> None:
-    monkeypatch.setattr(moe_module, "ROW_BLOCK", 1)  # no padding
+    monkeypatch.setattr(experts_module, "ROW_BLOCK", 1)  # no padding
     cfg = tiny_config(*attention, f"model/ffn={ffn}").model.model_copy(update={"mtp_depth": 0})
     batch, length = 2, 24
     tokens = random_tokens(cfg, batch, length)

@@ -3,7 +3,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mla_lm.balance import dead_experts, expert_load, max_violation, update_bias
+from mla_lm.balance import (
+    bias_speed,
+    dead_experts,
+    expert_load,
+    load_entropy,
+    max_violation,
+    update_bias,
+)
 from mla_lm.model import Routing, Transformer
 from tests.conftest import random_tokens, randomized, tiny_config
 
@@ -14,7 +21,8 @@ def test_load_by_hand() -> None:
     first = torch.tensor([[[0, 2], [2, 3]], [[2, 0], [0, 3]]])
     second = torch.tensor([[[1, 0], [1, 0]], [[1, 0], [1, 0]]])
     load = expert_load([Routing(torch.rand(2, 2, 5), experts) for experts in (first, second)])
-    assert load.tolist() == [[3, 0, 3, 2, 0], [4, 4, 0, 0, 0]]
+    assert load.sum(dim=1).tolist() == [[3, 0, 3, 2, 0], [4, 4, 0, 0, 0]]
+    assert load[0].tolist() == [[1, 0, 2, 1, 0], [2, 0, 1, 1, 0]]
     assert load.dtype == torch.int64
 
 
@@ -24,7 +32,7 @@ def test_load_of_a_model_counts_every_token_of_every_moe_layer() -> None:
     load = expert_load(model(random_tokens(cfg, 2, 9)).routing)
     assert load.dtype == torch.int64
     top_k = cfg.ffn.n_activated_experts
-    assert load.sum(-1).tolist() == [n * 2 * top_k for n in (9, 9, 8, 7)]
+    assert load.sum(-1).tolist() == [[n * top_k] * 2 for n in (9, 9, 8, 7)]
 
 
 def test_bias_moves_towards_equal_load_by_hand() -> None:
@@ -75,7 +83,7 @@ def test_updates_level_the_load_of_a_skewed_gate() -> None:
     bias = torch.zeros(6)
 
     def load() -> torch.Tensor:
-        return expert_load([Routing(scores, (scores + bias).topk(2, dim=-1).indices)])[0]
+        return expert_load([Routing(scores, (scores + bias).topk(2, dim=-1).indices)])[0, 0]
 
     before = max_violation(load())
     for _ in range(300):
@@ -90,4 +98,24 @@ def test_max_violation_by_hand() -> None:
 
 
 def test_dead_experts_by_hand() -> None:
-    assert int(dead_experts(torch.tensor([[4, 0, 0], [0, 1, 3]]))) == 3
+    assert dead_experts(torch.tensor([[4, 0, 0], [0, 1, 3]])).tolist() == [2, 1]
+
+
+def test_load_entropy_by_hand() -> None:
+    load = torch.tensor([[5, 5, 5, 5], [10, 10, 0, 0], [7, 0, 0, 0]])
+    assert load_entropy(load).tolist() == pytest.approx([1, 0.5, 0])
+
+
+def test_padding_is_left_out_and_a_pair_of_tokens_counts_where_both_do() -> None:
+    counted = torch.tensor([[False, True, True, True], [True, True, True, False]])
+    experts = torch.tensor([[[0], [1], [2], [3]], [[0], [1], [2], [3]]])
+    whole = Routing(torch.rand(2, 4, 5), experts)
+    of_depth_1 = Routing(torch.rand(2, 3, 5), experts[:, :3])
+    assert expert_load([whole], counted).tolist() == [[[0, 1, 1, 1, 0], [1, 1, 1, 0, 0]]]
+    assert expert_load([of_depth_1], counted).tolist() == [[[0, 1, 1, 0, 0], [1, 1, 0, 0, 0]]]
+
+
+def test_biases_move_until_their_share_of_the_run() -> None:
+    cfg = tiny_config("balance.bias_update_speed=0.25", "balance.bias_update_until=0.7").balance
+    speeds = [bias_speed(step, cfg=cfg, max_steps=10) for step in range(10)]
+    assert speeds == [0.25] * 7 + [0.0] * 3

@@ -96,6 +96,22 @@ RULES = [
     ),
     ("model.ffn.n_activated_experts=5", "model.ffn.n_activated_experts=5", "n_routed_experts=4"),
     ("model.ffn.n_groups=3", "model.ffn.n_groups=3", "divide n_routed_experts=4"),
+    ("model/ffn=dense", "balance.bias_update_speed=0.001", "balance=none"),
+    ("model/ffn=dense balance=switch", "balance.switch_loss_weight=0.01", "balance=none"),
+    (
+        "balance=sequence model.n_dense_layers=2 model.mtp_depth=0",
+        "balance.sequence_loss_weight=0.01",
+        "balance=none",
+    ),
+    ("balance.bias_update_until=1.5", "balance.bias_update_until=1.5", "less than or equal to 1"),
+    ("balance.switch_loss_weight=-1", "balance.switch_loss_weight=-1", "greater than or equal"),
+    ("model.ffn.execution=fast", "model.ffn.execution=fast", "grouped_mm"),
+    (
+        "model.dim=100 model.ffn.execution=grouped_mm",
+        "model.ffn.execution=grouped_mm",
+        "multiples of 8",
+    ),
+    ("trainer.activation_checkpointing=yes", "trainer.activation_checkpointing=yes", "must be"),
     ("model.ffn.n_groups=2 model.ffn.topk_groups=3", "model.ffn.topk_groups=3", "n_groups=2"),
     ("model.ffn.n_groups=4 model.ffn.topk_groups=4", "model.ffn.n_groups=4", "one expert a group"),
     (

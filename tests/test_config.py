@@ -17,6 +17,7 @@ CONFIGS = ROOT / "configs"
 FILES = ("data=text", "data=jsonl", "data=parquet")
 NEEDS = dict.fromkeys(FILES, ("data.path=my.txt",)) | {
     "data=hub": ("data.name=owner/set",),
+    "model/ffn=dense": ("balance=none",),
     "data/tokenizer=pretrained": ("data.tokenizer.path=x", "data.tokenizer.vocab_size=1000"),
 }
 PRESETS = {"tinystories": "hub", "fineweb_edu": "hub", "wikitext": "hub"}
@@ -61,7 +62,9 @@ def test_every_option_validates(option: str) -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_size_presets_do_not_bind_the_groups_below_them(size: str, attention: str) -> None:
-    cfg = load_config([f"model={size}", f"model/attention={attention}", "model/ffn=dense"])
+    cfg = load_config(
+        [f"model={size}", f"model/attention={attention}", "model/ffn=dense", "balance=none"]
+    )
     assert cfg.model.attention.kind == attention
     assert cfg.model.ffn.kind == "dense"
 

@@ -47,7 +47,9 @@ def train(cfg: RunConfig, *, steps: int) -> list[float]:
         loss.backward()
         optimizer.step()
         if out.routing:
-            for router, load in zip(model.routers(), expert_load(out.routing), strict=True):
+            for router, load in zip(
+                model.routers().values(), expert_load(out.routing).sum(1), strict=True
+            ):
                 update_bias(
                     router.e_score_correction_bias, load, speed=cfg.balance.bias_update_speed
                 )

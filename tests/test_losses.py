@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -7,7 +8,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mla_lm.data.batch import IGNORED
-from mla_lm.losses import mtp_targets, next_token_loss, sequence_balance_loss
+from mla_lm.losses import (
+    mtp_targets,
+    next_token_loss,
+    sequence_balance_loss,
+    switch_balance_loss,
+)
 from mla_lm.model import Routing
 
 
@@ -114,3 +120,35 @@ def test_a_step_down_the_gradient_evens_out_the_scores() -> None:
     (gradient,) = torch.autograd.grad(before, logits)
     after = sequence_balance_loss(routing_of((logits - gradient).sigmoid(), 2))
     assert after < before
+
+
+@given(st.integers(2, 9), st.data())
+def test_switch_loss_is_one_at_perfect_balance(n_experts: int, data: st.DataObject) -> None:
+    top_k = data.draw(st.integers(1, n_experts))
+    loss = switch_balance_loss(routing_of(cyclic_scores(n_experts), top_k))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(1, abs=1e-6)
+
+
+def test_switch_loss_is_over_the_batch_not_a_mean_over_sequences() -> None:
+    first, second = torch.tensor([[0.9, 0.1]] * 3), torch.tensor([[0.1, 0.9]] * 3)
+    together = switch_balance_loss(routing_of(torch.stack((first, second)), 1))
+    assert together.item() == pytest.approx(1)
+
+
+def test_switch_loss_counts_the_experts_that_were_chosen() -> None:
+    scores = torch.tensor([[[0.8, 0.2], [0.6, 0.4]]])
+    chosen = torch.tensor([[[1], [1]]])  # whatever moved the choice
+    assert switch_balance_loss(Routing(scores, chosen)).item() == pytest.approx(2 * 0.3)
+
+
+@pytest.mark.parametrize("loss", [sequence_balance_loss, switch_balance_loss])
+def test_padding_changes_no_balance_loss(loss: Callable[..., Tensor]) -> None:
+    scores = torch.rand(2, 7, 4).requires_grad_()
+    counted = torch.tensor([[False] * 2 + [True] * 5] * 2)
+    padded = loss(routing_of(scores, 2), counted)
+    torch.testing.assert_close(padded, loss(routing_of(scores[:, 2:], 2)))
+    (gradient,) = torch.autograd.grad(padded, scores)
+    assert not gradient[:, :2].any()
+    assert gradient[:, 2:].abs().max() > 0
+    assert loss(routing_of(scores, 2), torch.zeros_like(counted)).item() == 0

@@ -24,6 +24,7 @@ from mla_lm.config.model import (
     YarnConfig,
 )
 from mla_lm.config.run import (
+    BalanceConfig,
     CheckpointConfig,
     EvalConfig,
     LossConfig,
@@ -33,6 +34,7 @@ from mla_lm.config.run import (
 )
 
 __all__ = [
+    "BalanceConfig",
     "CheckpointConfig",
     "CorpusConfig",
     "DataConfig",

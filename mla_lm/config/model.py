@@ -78,6 +78,8 @@ class MoEConfig(Section):
     topk_groups: Size
     route_scale: Positive
     norm_topk: bool
+    execution: Literal["auto", "padded", "grouped_mm", "few_tokens", "loop"]
+    force_balance: bool
 
     def rules(self) -> Rules:
         experts, groups, kept = self.n_routed_experts, self.n_groups, self.topk_groups
@@ -183,6 +185,9 @@ class ModelConfig(Section):
             divides = self.n_heads % kv_heads == 0
             yield "n_heads", divides, f"must be divisible by attention.n_kv_heads={kv_heads}"
         yield at_most(self, "n_dense_layers", "n_layers")
+        if isinstance(self.ffn, MoEConfig) and self.ffn.execution == "grouped_mm":
+            aligned = self.dim % 8 == self.ffn.moe_inter_dim % 8 == 0
+            yield "ffn.execution", aligned, "needs dim and moe_inter_dim to be multiples of 8"
         if isinstance(self.rope, YarnConfig):
             reach = self.rope.reach
             within = self.max_seq_len <= reach
@@ -196,6 +201,11 @@ class ModelConfig(Section):
         if isinstance(rope, YarnConfig) and context > rope.reach:
             rope = rope.model_copy(update={"factor": context / rope.original_max_seq_len})
         return self.model_copy(update={"max_seq_len": context, "rope": rope})
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any block, MTP blocks included, holds experts."""
+        return self.is_moe(self.n_layers - 1 + min(1, self.mtp_depth))
 
     def is_moe(self, layer: int) -> bool:
         """Whether block `layer` holds experts; MTP blocks are the layers from `n_layers` on."""

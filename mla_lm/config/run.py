@@ -21,10 +21,20 @@ Precision = Literal["auto", "32-true", "bf16-mixed"]
 
 
 class BalanceConfig(Section):
-    """Load balancing: bias updates (arXiv 2408.15664) and the sequence loss of DeepSeek-V3."""
+    """Load balancing: bias updates (arXiv 2408.15664), and losses of DeepSeek-V3 and of Switch.
+
+    0 turns a strategy off; they combine. The biases stay from a share of the run on.
+    """
 
     bias_update_speed: NonNegative
+    bias_update_until: Annotated[float, Field(ge=0, le=1)]
     sequence_loss_weight: NonNegative
+    switch_loss_weight: NonNegative
+
+    def strategies(self) -> list[tuple[str, float]]:
+        """The key of each strategy and how strong it is."""
+        keys = ("bias_update_speed", "sequence_loss_weight", "switch_loss_weight")
+        return [(key, getattr(self, key)) for key in keys]
 
 
 class OptimConfig(Section):
@@ -59,6 +69,7 @@ class TrainerConfig(Section):
     max_steps: Size
     accumulate_grad_batches: Size
     gradient_clip_val: Positive | None
+    activation_checkpointing: Literal["none", "reentrant", "non_reentrant"]
     val_every_n_steps: Size
     limit_val_batches: Size | None
     log_every_n_steps: Size
@@ -94,6 +105,13 @@ class RunConfig(Section):
         size = self.data.tokenizer.vocab_size
         holds = self.model.vocab_size >= size
         yield "model.vocab_size", holds, f"must be at least data.tokenizer.vocab_size={size}"
+        for key, strength in self.balance.strategies():
+            acts = strength == 0 or self.model.has_experts
+            yield (
+                f"balance.{key}",
+                acts,
+                "the model has no experts to balance: take balance=none",
+            )
         fits = self.model.mtp_depth < self.data.seq_len
         yield "model.mtp_depth", fits, f"must be below data.seq_len={self.data.seq_len}"
 

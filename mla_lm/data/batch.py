@@ -1,4 +1,4 @@
-"""What a batch of tokens means: what is to be predicted, and where documents begin.
+"""What a batch of tokens means: what is to be predicted, what is padding, where documents begin.
 
 Both follow from the ids alone, so loaders and checkpoints carry nothing else. B batch, N = T + 1.
 """
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mla_lm.config import DataConfig
-from mla_lm.data.corpora.synthetic import CLOSING, OPENING
+from mla_lm.data.corpora.synthetic import CLOSING, FILLER, OPENING
 from mla_lm.data.tokenizer import Tokenizer
 
 IGNORED = -100  # a label no loss or metric counts, as in torch's cross-entropy
@@ -20,6 +20,7 @@ class Batch(NamedTuple):
     tokens: Tensor  # (B, N) int64
     labels: Tensor  # (B, N): the ids, or `IGNORED`
     documents: Tensor | None  # (B, N): number of the document within the row; None: do not mask
+    counted: Tensor | None  # (B, N) bool: not padding, so experts are balanced for it; None: all
 
     @property
     def inputs(self) -> Tensor:
@@ -31,6 +32,11 @@ class Batch(NamedTuple):
         """Documents (B, T) of the inputs."""
         return None if self.documents is None else self.documents[:, :-1]
 
+    @property
+    def input_counted(self) -> Tensor | None:
+        """Which inputs are not padding: (B, T)."""
+        return None if self.counted is None else self.counted[:, :-1]
+
 
 class Annotator:
     """Tokens (B, N) to a `Batch`: masks documents where `cfg` says so, grades synthetic answers."""
@@ -39,14 +45,16 @@ class Annotator:
         self.end_of_text, self.masked = tokenizer.end_of_text, cfg.mask_documents
         self.graded = cfg.kind == "synthetic"
         if self.graded:
-            (self.opening,), (self.closing,) = map(tokenizer.encode, (OPENING, CLOSING))
+            marks = map(tokenizer.encode, (OPENING, CLOSING, FILLER))
+            (self.opening,), (self.closing,), (self.filler,) = marks
 
     def __call__(self, tokens: Tensor) -> Batch:
-        labels = tokens
+        labels, counted = tokens, None
         if self.graded:
             labels = tokens.where(self._answers(tokens), IGNORED)
+            counted = tokens != self.filler
         documents = (tokens == self.end_of_text).cumsum(dim=1) if self.masked else None
-        return Batch(tokens, labels, documents)
+        return Batch(tokens, labels, documents, counted)
 
     def _answers(self, tokens: Tensor) -> Tensor:
         """Whether a token stands between `OPENING` and `CLOSING`."""

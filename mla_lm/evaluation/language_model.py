@@ -4,7 +4,8 @@ B batch, T tokens, V vocabulary, L MoE layers, E experts.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mla_lm import balance, losses
 from mla_lm.data.batch import IGNORED, Annotator
-from mla_lm.model import Transformer
+from mla_lm.model import Routing, Transformer
 
 
 class Sums(NamedTuple):
@@ -70,20 +71,34 @@ def summarize(sums: Tensor, *, graded: bool) -> dict[str, float]:
     return metrics
 
 
+class Evaluation(NamedTuple):
+    """Metrics by name, and the load of experts: (L, E), and (Q, L, E) by kind of token."""
+
+    metrics: dict[str, float]
+    load: Tensor | None
+    load_by_kind: Tensor | None
+
+
 @torch.no_grad()
 def evaluate(
-    model: Transformer, batches: Iterable[Tensor], byte_lengths: Tensor, annotate: Annotator
-) -> tuple[dict[str, float], Tensor | None]:
-    """Metrics by name, and the expert load (L, E) of a model with experts.
+    model: Transformer,
+    batches: Iterable[Tensor],
+    byte_lengths: Tensor,
+    annotate: Annotator,
+    *,
+    kinds: Iterable[Tensor] | None = None,
+    n_kinds: int = 0,
+) -> Evaluation:
+    """Metrics over batches (B, T + 1); kinds (B, T + 1) are those of their tokens, -1 for none.
 
-    batches (B, T + 1). `mtp/acceptance_k` is teacher-forced: the share of positions where the
-    draft of depth k for a token equals the main model's own greedy choice for it; positions
-    whose target of that depth does not count are left out.
+    `mtp/acceptance_k` is teacher-forced: the share of positions where the draft of depth k for a
+    token equals the main model's own greedy choice for it; positions whose target of that depth
+    does not count are left out.
     """
     sums = torch.zeros(N_SUMS, dtype=torch.float64)
     agreed = torch.zeros(model.cfg.mtp_depth, 2, dtype=torch.int64)  # accepted drafts, drafts
-    load: Tensor | None = None
-    for tokens in batches:
+    load = by_kind = None
+    for tokens, kind in zip(batches, repeat(None) if kinds is None else kinds, strict=False):
         batch = annotate(tokens.to(model.embed.weight.device))
         out = model(batch.inputs, documents=batch.input_documents)
         sums += loss_sums(out.logits, batch.labels[:, 1:], byte_lengths).cpu()
@@ -94,13 +109,29 @@ def evaluate(
             accepted = counted & (drafts == greedy[:, depth:])
             agreed[depth - 1] += torch.stack([accepted.sum(), counted.sum()]).cpu()
         if out.routing:
-            batch_load = balance.expert_load(out.routing).cpu()
+            batch_load = balance.expert_load(out.routing, batch.input_counted).sum(dim=1).cpu()
             load = batch_load if load is None else load + batch_load
+        if out.routing and kind is not None:
+            found = _load_by_kind(out.routing, kind[:, :-1].to(tokens.device), n_kinds).cpu()
+            by_kind = found if by_kind is None else by_kind + found
 
     metrics = summarize(sums, graded=annotate.graded)
     for depth, (accepted, drafts) in enumerate(agreed.tolist(), start=1):
         metrics[f"mtp/acceptance_{depth}"] = accepted / max(1, drafts)
     if load is not None:
         metrics["moe/max_violation"] = float(balance.max_violation(load).mean())
-        metrics["moe/dead_experts"] = float(balance.dead_experts(load))
-    return metrics, load
+        metrics["moe/load_entropy"] = float(balance.load_entropy(load).mean())
+        metrics["moe/dead_experts"] = float(balance.dead_experts(load).sum())
+    return Evaluation(metrics, load, by_kind)
+
+
+def _load_by_kind(routing: Sequence[Routing], kinds: Tensor, n_kinds: int) -> Tensor:
+    """Tokens of each kind (B, T) that each expert received: (Q, L, E) int64."""
+
+    def load(layer: Routing, kind: int) -> Tensor:
+        n_tokens, n_experts = layer.scores.shape[1:]
+        return balance.count(layer.experts, n_experts, kinds[:, :n_tokens] == kind).sum(dim=0)
+
+    return torch.stack(
+        [torch.stack([load(layer, kind) for layer in routing]) for kind in range(n_kinds)]
+    )

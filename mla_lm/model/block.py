@@ -1,6 +1,10 @@
 """Pre-norm residual block: attention, then a dense or mixture-of-experts feed-forward layer."""
 
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mla_lm.config import ModelConfig, MoEConfig
 from mla_lm.model.attention import build_attention
@@ -8,6 +12,8 @@ from mla_lm.model.cache import LayerCache, Positions
 from mla_lm.model.ffn import SwiGLU
 from mla_lm.model.moe import MoE, Routing
 from mla_lm.model.norm import RMSNorm
+
+Checkpointing = Literal["none", "reentrant", "non_reentrant"]
 
 
 class Block(nn.Module):
@@ -30,3 +36,24 @@ class Block(nn.Module):
         y = self.ffn(self.ffn_norm(x))
         y, routing = y if isinstance(y, tuple) else (y, None)
         return x + y, routing
+
+
+def run(
+    module: nn.Module,
+    *inputs: Tensor,
+    at: Positions,
+    cache: LayerCache | None = None,
+    checkpointing: Checkpointing = "none",
+) -> tuple[Tensor, Routing | None]:
+    """`module(*inputs, at, cache)`; with checkpointing its activations are computed again later."""
+    if checkpointing == "none" or not torch.is_grad_enabled():
+        result: tuple[Tensor, Routing | None] = module(*inputs, at, cache)
+        return result
+
+    def flat(*inputs: Tensor) -> tuple[Tensor, ...]:  # re-entrant: gradient through tensors only
+        y, routing = module(*inputs, at)
+        return (y, *(routing or ()))
+
+    reentrant = checkpointing == "reentrant"
+    y, *routing = checkpoint(flat, *inputs, use_reentrant=reentrant, preserve_rng_state=False)
+    return y, Routing(*routing) if routing else None

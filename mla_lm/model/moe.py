@@ -11,12 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mla_lm.config import MoEConfig
+from mla_lm.model.experts import Experts
 from mla_lm.model.ffn import SwiGLU
 from mla_lm.model.float32 import KeepsFloat32
-
-# Row counts are rounded up to a multiple of this: oneDNN builds a kernel for every new matrix shape
-# (about 2.5 ms on a CPU with AMX), and tokens per expert differ in every step.
-ROW_BLOCK = 64
 
 
 class Routing(NamedTuple):
@@ -47,12 +44,23 @@ class Router(KeepsFloat32):
         moe = self.moe
         with torch.autocast(x.device.type, enabled=False):  # bf16 scores would tie and flip experts
             scores = F.linear(x.float(), self.weight.float()).sigmoid()  # (B, T, E)
-        choice = self.keep_best_groups(scores.detach() + self.e_score_correction_bias)
-        experts = choice.topk(moe.n_activated_experts, dim=-1, sorted=False).indices
+        experts = self.in_turn(scores) if moe.force_balance else self.best(scores.detach())
         weights = scores.gather(-1, experts)  # unbiased
         if moe.norm_topk:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
         return Routing(scores, experts), weights * moe.route_scale
+
+    def best(self, scores: Tensor) -> Tensor:
+        """The experts (B, T, K) of highest score (B, T, E) and bias, within the best groups."""
+        choice = self.keep_best_groups(scores + self.e_score_correction_bias)
+        return choice.topk(self.moe.n_activated_experts, dim=-1, sorted=False).indices
+
+    def in_turn(self, scores: Tensor) -> Tensor:
+        """Experts (B, T, K) one after the other whatever they score: a ceiling of throughput."""
+        batch, n_tokens, n_experts = scores.shape
+        top_k = self.moe.n_activated_experts
+        turns = torch.arange(batch * n_tokens * top_k, device=scores.device) % n_experts
+        return turns.view(batch, n_tokens, top_k)
 
     def keep_best_groups(self, choice: Tensor) -> Tensor:
         """Exclude (-inf) the experts outside the `topk_groups` groups with the best two experts."""
@@ -63,68 +71,6 @@ class Router(KeepsFloat32):
         kept = group_scores.topk(self.moe.topk_groups, dim=-1, sorted=False).indices
         dropped = torch.ones_like(group_scores, dtype=torch.bool).scatter(-1, kept, False)
         return grouped.masked_fill(dropped.unsqueeze(-1), -torch.inf).flatten(-2)
-
-
-class Experts(nn.Module):
-    """E SwiGLU experts with stacked weights, gate and up in one."""
-
-    def __init__(self, dim: int, moe: MoEConfig) -> None:
-        super().__init__()
-        n_experts, inter_dim = moe.n_routed_experts, moe.moe_inter_dim
-        self.gate_up_proj = nn.Parameter(torch.empty(n_experts, 2 * inter_dim, dim))
-        self.down_proj = nn.Parameter(torch.empty(n_experts, dim, inter_dim))
-
-    def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum over the chosen: x (N, dim), experts and weights (N, K) -> (N, dim)."""
-        run = self.few_tokens if 0 < len(x) < ROW_BLOCK else self.padded
-        return run(x, experts, weights)
-
-    def few_tokens(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        """For decoding, which waits for weights: only the chosen experts, and no padding."""
-        chosen, top_k = experts.flatten().tolist(), experts.shape[1]
-        order = sorted(range(len(chosen)), key=chosen.__getitem__)  # slots grouped by expert
-        touched = sorted(set(chosen))
-        sizes = [chosen.count(expert) for expert in touched]
-        slots = torch.tensor(order, device=x.device)
-        token = slots // top_k
-        rows = zip(x[token].split(sizes), touched, strict=True)
-        h = torch.cat([F.linear(part, self.gate_up_proj[expert]) for part, expert in rows])
-        gate, up = h.chunk(2, dim=-1)
-        h = F.silu(gate) * up
-        rows = zip(h.split(sizes), touched, strict=True)
-        y = torch.cat([F.linear(part, self.down_proj[expert]) for part, expert in rows])
-        weighted = y * weights.flatten()[slots].unsqueeze(-1)
-        return torch.zeros_like(x, dtype=weighted.dtype).index_add(0, token, weighted).type_as(x)
-
-    def padded(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        """For training, which waits for arithmetic: each expert gets blocks of `ROW_BLOCK` rows."""
-        n_experts, top_k = self.gate_up_proj.shape[0], experts.shape[1]
-        chosen = experts.flatten()  # (N * K): slot s belongs to token s // K
-        order = chosen.argsort(stable=True)  # slots grouped by expert
-        counts = chosen.bincount(minlength=n_experts)
-        padded = (counts + ROW_BLOCK - 1) // ROW_BLOCK * ROW_BLOCK
-        shift = (padded.cumsum(0) - padded) - (counts.cumsum(0) - counts)
-        rows = torch.arange(order.numel(), device=x.device) + shift[chosen[order]]
-
-        token = order // top_k
-        sizes = padded.tolist()
-        inputs = x.new_zeros(sum(sizes), x.shape[1]).index_copy(0, rows, x[token])
-        outputs = torch.cat(
-            [
-                self.swiglu(chunk, gate_up, down)
-                for chunk, gate_up, down in zip(
-                    inputs.split(sizes), self.gate_up_proj, self.down_proj, strict=True
-                )
-            ]
-        )  # (padded rows, dim)
-        weighted = outputs[rows] * weights.flatten()[order].unsqueeze(-1)
-        return torch.zeros_like(x, dtype=weighted.dtype).index_add(0, token, weighted).type_as(x)
-
-    @staticmethod
-    def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-        """One expert: x (rows, dim), gate_up (2 * inter_dim, dim), down (dim, inter_dim)."""
-        gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, down)
 
 
 class MoE(nn.Module):

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from mla_lm.config import ModelConfig
 from mla_lm.errors import UserError
-from mla_lm.model.block import Block
+from mla_lm.model.block import Block, Checkpointing, run
 from mla_lm.model.cache import Cache, LayerCache, Positions
+from mla_lm.model.experts import Experts
 from mla_lm.model.float32 import KeepsFloat32
-from mla_lm.model.moe import Experts, MoE, Router, Routing
+from mla_lm.model.moe import MoE, Router, Routing
 from mla_lm.model.mtp import MTPModule
 from mla_lm.model.norm import RMSNorm
 from mla_lm.model.rope import rotary_tables
@@ -61,12 +62,14 @@ class Transformer(KeepsFloat32):
         cache: Cache | None = None,
         logits: bool = True,
         mtp: bool = True,
+        checkpointing: Checkpointing = "none",
     ) -> ModelOutput:
         """Run the model; `logits=False` leaves out the head, `mtp=False` the MTP modules.
 
         With documents (B, T), the number of the document a token belongs to, attention stays
         inside a document. With a cache the tokens follow those it holds and are added to it; the
-        MTP modules then run by `further` only. Raises UserError beyond `max_seq_len` tokens.
+        MTP modules then run by `further` only. `checkpointing` keeps only the input of each block
+        for the backward pass, which runs it again. Raises UserError beyond `max_seq_len` tokens.
         """
         n_tokens = tokens.shape[1]
         layers: Sequence[LayerCache | None] = [None] * len(self.blocks)
@@ -77,17 +80,19 @@ class Transformer(KeepsFloat32):
         x = embeddings = self.embed(tokens)  # (B, T, dim)
         routing = []
         for block, layer_cache in zip(self.blocks, layers, strict=True):
-            x, block_routing = block(x, at, layer_cache)
+            x, block_routing = run(block, x, at=at, cache=layer_cache, checkpointing=checkpointing)
             routing.append(block_routing)
         hidden = self.norm(x)
         mtp_states = []
         state = mtp_input = hidden if self.cfg.mtp_input == "post_norm" else x
         for depth, module in enumerate(self.mtp if mtp and cache is None else (), start=1):
             length = max(0, n_tokens - depth)  # later positions know no token that far ahead
-            state, block_routing = module(
+            state, block_routing = run(
+                module,
                 state[:, :length],
                 embeddings[:, depth:],
-                self._from_start(length, None if documents is None else documents[:, :length]),
+                at=self._from_start(length, None if documents is None else documents[:, :length]),
+                checkpointing=checkpointing,
             )
             mtp_states.append(state)
             routing.append(block_routing)
@@ -130,10 +135,12 @@ class Transformer(KeepsFloat32):
         mask = None if documents is None else _within(documents)
         return Positions(self.cos[:n_tokens], self.sin[:n_tokens], mask)
 
-    def routers(self) -> list[Router]:
-        """The routers in the order of `ModelOutput.routing`."""
-        blocks = [*self.blocks, *(cast(MTPModule, module).block for module in self.mtp)]
-        return [block.ffn.router for block in blocks if isinstance(block.ffn, MoE)]
+    def routers(self) -> dict[str, Router]:
+        """`layer_N` and `mtp_K` to their routers, in the order of `ModelOutput.routing`."""
+        blocks = {f"layer_{i}": block for i, block in enumerate(self.blocks)}
+        for depth, module in enumerate(self.mtp, start=1):
+            blocks[f"mtp_{depth}"] = cast(MTPModule, module).block
+        return {name: b.ffn.router for name, b in blocks.items() if isinstance(b.ffn, MoE)}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -21,7 +21,11 @@ from mla_lm.optim import build_optimizer, build_schedule, mtp_weight
 
 
 class LanguageModel(L.LightningModule):
-    """Trains a `Transformer` on batches (B, T + 1) of token ids."""
+    """Trains a `Transformer` on batches (B, T + 1) of token ids.
+
+    `load` (L, E) is what the experts received in the last optimizer step, over the global batch;
+    None without experts, and after a step that was skipped because its gradient was not finite.
+    """
 
     byte_lengths: Tensor
 
@@ -30,7 +34,9 @@ class LanguageModel(L.LightningModule):
         self.cfg, self.tokenizer, self.record = cfg, tokenizer, record
         self.model = Transformer(cfg.model)
         self.routers = self.model.routers()
-        self.expert_load: Tensor | None = None  # (L, E) since the last optimizer step
+        self.row_loads: list[Tensor] = []  # (L, B, E) of each micro-batch since the last step
+        self.load: Tensor | None = None
+        self.skips = False
         self.register_buffer(
             "byte_lengths", torch.from_numpy(tokenizer.byte_lengths), persistent=False
         )
@@ -39,26 +45,30 @@ class LanguageModel(L.LightningModule):
 
     def training_step(self, tokens: Tensor, batch_idx: int) -> Tensor:
         batch = self.annotate(tokens)
-        out = self.model(batch.inputs, documents=batch.input_documents)
+        out = self.model(
+            batch.inputs,
+            documents=batch.input_documents,
+            checkpointing=self.cfg.trainer.activation_checkpointing,
+        )
         terms = self.losses(out, batch)
         weights = {
             "ce": 1.0,
             "mtp": mtp_weight(
                 self.global_step, cfg=self.cfg.loss, max_steps=self.cfg.trainer.max_steps
             ),
-            "balance": self.cfg.balance.sequence_loss_weight,
+            "sequence_balance": self.cfg.balance.sequence_loss_weight,
+            "switch_balance": self.cfg.balance.switch_loss_weight,
         }
         loss = sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
         if out.routing:
-            load = balance.expert_load(out.routing)
-            self.expert_load = load if self.expert_load is None else self.expert_load + load
+            self.row_loads.append(balance.expert_load(out.routing, batch.input_counted))
         self.log("train/loss", loss)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         return loss
 
     def losses(self, out: ModelOutput, batch: Batch) -> dict[str, Tensor]:
-        """Unweighted terms: `ce`, and `mtp` (mean over depths) and `balance` where they exist."""
+        """Unweighted terms: `ce`, `mtp` (mean over depths), and the balance losses in use."""
         assert out.logits is not None
         terms = {"ce": losses.next_token_loss(out.logits, batch.labels[:, 1:])}
         if out.mtp:
@@ -71,10 +81,31 @@ class LanguageModel(L.LightningModule):
                 for hidden, depth_targets in zip(out.mtp, targets, strict=True)
             ]
             terms["mtp"] = torch.stack(by_depth).mean()
-        if out.routing:
-            by_layer = [losses.sequence_balance_loss(routing) for routing in out.routing]
-            terms["balance"] = torch.stack(by_layer).sum()
+        for name, weight, loss in (
+            ("sequence", self.cfg.balance.sequence_loss_weight, losses.sequence_balance_loss),
+            ("switch", self.cfg.balance.switch_loss_weight, losses.switch_balance_loss),
+        ):
+            if out.routing and weight:
+                by_layer = [loss(routing, batch.input_counted) for routing in out.routing]
+                terms[f"{name}_balance"] = torch.stack(by_layer).sum()
         return terms
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the global norm; without a finite one drop the gradient, so the step is void."""
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.log("train/grad_norm", norm)
+        self.skips = not bool(norm.isfinite())
+        if self.skips:
+            optimizer.zero_grad()
+            self.print(f"step {self.global_step + 1} skipped: the gradient is not finite")
+        elif gradient_clip_val is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def optimizer_step(
         self,
@@ -88,18 +119,35 @@ class LanguageModel(L.LightningModule):
         The closure runs the last micro-batch, so the load is complete only afterwards.
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if self.expert_load is None:
+        row_loads, self.row_loads, self.load = self.row_loads, [], None
+        if not row_loads or self.skips:
             return
-        load = self.trainer.strategy.reduce(self.expert_load, reduce_op="sum")
-        self.expert_load = None
-        for router, layer_load in zip(self.routers, load, strict=True):
-            balance.update_bias(
-                router.e_score_correction_bias,
-                layer_load,
-                speed=self.cfg.balance.bias_update_speed,
+        rows = torch.cat(row_loads, dim=1)
+        row_violation = balance.max_violation(rows).mean(dim=1)
+        self.load = self.trainer.strategy.reduce(rows.sum(dim=1), reduce_op="sum")
+        speed = balance.bias_speed(
+            self.global_step, cfg=self.cfg.balance, max_steps=self.cfg.trainer.max_steps
+        )
+        for router, load in zip(self.routers.values(), self.load, strict=True):
+            balance.update_bias(router.e_score_correction_bias, load, speed=speed)
+        self.log_load(self.load, row_violation)
+
+    def log_load(self, load: Tensor, row_violation: Tensor) -> None:
+        """Metrics of the load (L, E) and of the mean violation within a row (L,), by layer too."""
+        biases = [router.e_score_correction_bias for router in self.routers.values()]
+        by_layer = {
+            "max_violation": balance.max_violation(load),
+            "sequence_violation": row_violation,
+            "load_entropy": balance.load_entropy(load),
+            "dead_experts": balance.dead_experts(load).float(),
+            "bias_range": torch.stack([bias.max() - bias.min() for bias in biases]),
+        }
+        for name, values in by_layer.items():
+            whole = values.sum() if name == "dead_experts" else values.mean()
+            layers = zip(self.routers, values, strict=True)
+            self.log_dict(
+                {f"moe/{name}": whole} | {f"moe/{layer}/{name}": v for layer, v in layers}
             )
-        self.log("moe/max_violation", balance.max_violation(load).mean())
-        self.log("moe/dead_experts", balance.dead_experts(load).float())
 
     def on_validation_epoch_start(self) -> None:
         self.val_sums = torch.zeros(N_SUMS, dtype=torch.float64)

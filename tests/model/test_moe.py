@@ -1,30 +1,22 @@
 """The gate against a numpy reference, the fast expert path against a plain loop."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from random import Random
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mla_lm.balance import expert_load
 from mla_lm.config import MoEConfig
-from mla_lm.model import moe as moe_module
-from mla_lm.model.moe import ROW_BLOCK, Experts, MoE, Router
-from tests.conftest import randomized
+from mla_lm.model.moe import MoE, Router
 
 DIM, INTER_DIM, BATCH, LENGTH = 11, 7, 2, 5
-
-
-@pytest.fixture(autouse=True, scope="module", params=[4, ROW_BLOCK], ids=["padded", "few tokens"])
-def _path(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Both ways to run experts: rows are padded to a multiple of this, fewer are not."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(moe_module, "ROW_BLOCK", request.param)
-        yield
+Execution = Literal["auto", "padded", "grouped_mm", "few_tokens", "loop"]
+many = settings(max_examples=300)
 
 
 def moe_config(
@@ -35,6 +27,7 @@ def moe_config(
     kept: int = 1,
     scale: float = 1.0,
     norm: bool = True,
+    execution: Execution = "auto",
 ) -> MoEConfig:
     return MoEConfig(
         kind="moe",
@@ -46,6 +39,8 @@ def moe_config(
         topk_groups=kept,
         route_scale=scale,
         norm_topk=norm,
+        execution=execution,
+        force_balance=False,
     )
 
 
@@ -68,6 +63,7 @@ def cases(draw: st.DrawFn) -> Case:
         kept=kept,
         scale=draw(st.sampled_from([1.0, 2.5])),
         norm=draw(st.booleans()),
+        execution=draw(st.sampled_from(["padded", "few_tokens", "loop"])),
     )
     bias = st.floats(-10, 10, width=32)
     biases = draw(st.lists(bias, min_size=n_experts, max_size=n_experts))
@@ -131,6 +127,7 @@ def check_against_numpy(case: Case) -> None:
         np.testing.assert_allclose(numpy_of(y[b, t]), expected, rtol=1e-4, atol=1e-5)
 
 
+@many
 @given(cases())
 def test_equals_numpy_reference(case: Case) -> None:
     check_against_numpy(case)
@@ -147,6 +144,7 @@ def test_the_reference_finds_groups_excluded_with_zero(monkeypatch: pytest.Monke
         check_against_numpy(case)
 
 
+@many
 @given(cases())
 def test_chosen_experts_are_distinct_and_inside_the_kept_groups(case: Case) -> None:
     layer, x = build(case)
@@ -160,6 +158,7 @@ def test_chosen_experts_are_distinct_and_inside_the_kept_groups(case: Case) -> N
         )
 
 
+@many
 @given(cases())
 def test_weights_come_from_unbiased_scores(case: Case) -> None:
     layer, x = build(case)
@@ -173,7 +172,7 @@ def test_weights_come_from_unbiased_scores(case: Case) -> None:
     torch.testing.assert_close(weights, gathered * case.moe.route_scale)
 
 
-@settings(max_examples=20)
+@many
 @given(cases(), st.floats(-5, 5, width=32))
 def test_a_constant_added_to_all_biases_changes_nothing(case: Case, constant: float) -> None:
     layer, x = build(case)
@@ -211,43 +210,6 @@ def test_scores_are_float32_under_autocast() -> None:
     torch.testing.assert_close(y.float(), layer(x)[0], rtol=0.05, atol=0.05)
 
 
-def plain_loop(layer: Experts, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-    rows = []
-    for x_n, experts_n, weights_n in zip(x, experts, weights, strict=True):
-        row = torch.zeros_like(x_n)
-        for e, w in zip(experts_n.tolist(), weights_n, strict=True):
-            gate, up = layer.gate_up_proj[e].chunk(2)
-            row = row + w * (layer.down_proj[e] @ (F.silu(gate @ x_n) * (up @ x_n)))
-        rows.append(row)
-    return torch.stack(rows)
-
-
-@pytest.mark.parametrize("n_tokens", [1, 5, 64, 150])
-@pytest.mark.parametrize("used", [[4], [0, 2, 5], [0, 1, 2, 3, 4, 5]])
-def test_experts_equal_a_plain_loop_forward_and_backward(n_tokens: int, used: list[int]) -> None:
-    layer = randomized(Experts(DIM, moe_config(6, 3)))
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.normal_(std=0.4)
-    top_k = min(3, len(used))
-    experts = torch.tensor(used)[torch.rand(n_tokens, len(used)).argsort(-1)[:, :top_k]]
-    x = torch.randn(n_tokens, DIM, requires_grad=True)
-    weights = torch.rand(n_tokens, top_k, requires_grad=True)
-    y, expected = layer(x, experts, weights), plain_loop(layer, x, experts, weights)
-    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
-
-    leaves = [x, weights, layer.gate_up_proj, layer.down_proj]
-    direction = torch.randn_like(y) / n_tokens
-    gradients = torch.autograd.grad(y, leaves, direction)
-    for gradient, reference in zip(
-        gradients, torch.autograd.grad(expected, leaves, direction), strict=True
-    ):
-        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-5)
-    idle = sorted(set(range(6)) - set(experts.flatten().tolist()))
-    for gradient in gradients[2:]:
-        assert not gradient[idle].any()
-
-
 def test_no_tokens_at_all() -> None:
     layer, _ = build(Case(moe_config(5, 2), [0.0] * 5, seed=0))
     y, routing = layer(torch.zeros(BATCH, 0, DIM))
@@ -255,10 +217,76 @@ def test_no_tokens_at_all() -> None:
     assert routing.experts.shape == (BATCH, 0, 2)
 
 
-def test_few_tokens_take_another_path_than_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    block = moe_module.ROW_BLOCK
-    layer = Experts(DIM, moe_config(6, 3))
-    for path in ("few_tokens", "padded"):
-        monkeypatch.setattr(Experts, path, lambda *_, path=path: path)
-    for n_tokens, path in ((1, "few_tokens"), (block - 1, "few_tokens"), (block, "padded")):
-        assert layer(torch.zeros(n_tokens, DIM), torch.zeros(0), torch.zeros(0)) == path
+@many
+@given(cases())
+def test_no_gradient_reaches_the_bias_and_none_an_idle_expert(case: Case) -> None:
+    layer, x = build(case)
+    y, routing = layer(x)
+    y.square().sum().backward()
+    assert layer.router.e_score_correction_bias.grad is None
+    assert not layer.router.e_score_correction_bias.requires_grad
+    idle = set(range(case.moe.n_routed_experts)) - set(routing.experts.flatten().tolist())
+    for gradient in (layer.experts.gate_up_proj.grad, layer.experts.down_proj.grad):
+        assert not gradient[sorted(idle)].any()
+
+
+@many
+@given(cases(), st.randoms(use_true_random=False))
+def test_permuted_experts_permute_the_choice_and_nothing_else(case: Case, rng: Random) -> None:
+    """Within a group, and whole groups: what `n_groups` holds together stays together."""
+    layer, x = build(case)
+    y, routing = layer(x)
+    moe = case.moe
+    size = moe.n_routed_experts // moe.n_groups
+    groups = [[g * size + i for i in range(size)] for g in range(moe.n_groups)]
+    for group in groups:
+        rng.shuffle(group)
+    rng.shuffle(groups)
+    order = [expert for group in groups for expert in group]  # old expert at each new place
+    for tensor in (
+        layer.router.weight,
+        layer.router.e_score_correction_bias,
+        layer.experts.gate_up_proj,
+        layer.experts.down_proj,
+    ):
+        tensor.data = tensor.data[order]
+    permuted, after = layer(x)
+    old = torch.tensor(order)[after.experts]
+    assert torch.equal(old.sort(-1).values, routing.experts.sort(-1).values)
+    torch.testing.assert_close(permuted, y, rtol=1e-4, atol=1e-5)
+
+
+@many
+@given(cases(), st.lists(st.booleans(), min_size=BATCH * LENGTH, max_size=BATCH * LENGTH))
+def test_counts_sum_to_the_tokens_that_count_times_top_k(case: Case, counted: list[bool]) -> None:
+    layer, x = build(case)
+    _, routing = layer(x)
+    mask = torch.tensor(counted).view(BATCH, LENGTH)
+    load = expert_load([routing], mask)
+    assert load.shape == (1, BATCH, case.moe.n_routed_experts)
+    top_k = case.moe.n_activated_experts
+    assert load.sum(-1).tolist() == [[top_k * n for n in mask.sum(1).tolist()]]
+    assert int(expert_load([routing]).sum()) == top_k * BATCH * LENGTH
+
+
+@many
+@given(cases())
+def test_all_scores_equal_still_give_distinct_experts_of_equal_weight(case: Case) -> None:
+    layer, x = build(case)
+    torch.nn.init.zeros_(layer.router.weight)
+    layer.router.e_score_correction_bias.zero_()
+    routing, weights = layer.router(x)
+    for experts in routing.experts.flatten(0, 1).tolist():
+        assert len(set(experts)) == case.moe.n_activated_experts
+    share = 1 / case.moe.n_activated_experts if case.moe.norm_topk else 0.5
+    torch.testing.assert_close(weights, torch.full_like(weights, share * case.moe.route_scale))
+
+
+def test_forced_balance_gives_every_expert_its_turn() -> None:
+    moe = moe_config(5, 2).model_copy(update={"force_balance": True})
+    layer, x = build(Case(moe, [9.0, 0.0, 0.0, 0.0, 0.0], seed=0))
+    y, routing = layer(x)
+    assert expert_load([routing]).sum((0, 1)).tolist() == [BATCH * LENGTH * 2 // 5] * 5
+    assert all(len(set(experts)) == 2 for experts in routing.experts.flatten(0, 1).tolist())
+    y.sum().backward()
+    assert layer.router.weight.grad.abs().max() > 0

@@ -148,7 +148,7 @@ def test_embedding_and_head_are_the_main_models_own() -> None:
 def test_routing_follows_the_order_of_routers_and_includes_mtp(n_dense_layers: int) -> None:
     model, batch = build(f"model.n_dense_layers={n_dense_layers}")
     scores: list[Tensor] = []
-    routers = model.routers()
+    routers = list(model.routers().values())
     for router in routers:
         router.register_forward_hook(lambda _, __, output: scores.append(output[0].scores))
     out = model(batch[:, :-1])

@@ -33,6 +33,7 @@ NAMES = {
     "val/bpb",
     "mtp/acceptance_1",
     "moe/max_violation",
+    "moe/load_entropy",
     "moe/dead_experts",
 }
 
@@ -92,7 +93,7 @@ def test_batch_size_does_not_change_the_metrics(
 ) -> None:
     model, cfg, tokenizer = load_checkpoint(trained.folder)
     batches = EvalLoader(prepare(cfg.data).val, seq_len=32, batch_size=batch_size)
-    metrics, _ = evaluate(model, batches, *counting(cfg, tokenizer))
+    metrics = evaluate(model, batches, *counting(cfg, tokenizer)).metrics
     for name in ("val/loss", "val/bpb"):
         assert metrics[name] == pytest.approx(evaluated[0][name], rel=1e-6)
 
@@ -116,7 +117,7 @@ def test_limit_takes_that_many_batches(
     batches = list(EvalLoader(prepare(cfg.data).val, seq_len=32, batch_size=2))
     evaluate_here(f"ckpt={folder}", "limit=1", "batch_size=2")
     assert f"1 of {len(batches)} batches" in capsys.readouterr().out
-    first, _ = evaluate(model, batches[:1], *counting(cfg, tokenizer))
+    first = evaluate(model, batches[:1], *counting(cfg, tokenizer)).metrics
     written = json.loads((folder / "metrics.json").read_text())
     assert written["val/bpb"] == pytest.approx(first["val/bpb"], rel=1e-5)
 
@@ -177,7 +178,7 @@ def test_acceptance_is_one_exactly_for_drafts_of_the_right_token(
 ) -> None:
     model, batches, byte_lengths = model_and_batches("model.mtp_depth=2")
     monkeypatch.setattr(model, "forward", drafts_shifted_by(extra, model.forward))
-    metrics, _ = evaluate(model, batches, byte_lengths, plain())
+    metrics = evaluate(model, batches, byte_lengths, plain()).metrics
     for depth in (1, 2):
         assert (metrics[f"mtp/acceptance_{depth}"] == 1.0) == accepted
 
@@ -194,7 +195,7 @@ def test_acceptance_by_hand() -> None:
                     choice = out.logits[row, i + depth].argmax()
                     agreed[depth - 1] += int(draft == choice)
                     drafted[depth - 1] += 1
-    metrics, _ = evaluate(model, batches, byte_lengths, plain())
+    metrics = evaluate(model, batches, byte_lengths, plain()).metrics
     for depth in (1, 2):
         expected = agreed[depth - 1] / drafted[depth - 1]
         assert metrics[f"mtp/acceptance_{depth}"] == pytest.approx(expected)
@@ -203,7 +204,7 @@ def test_acceptance_by_hand() -> None:
 def test_uniform_model_scores_the_logarithm_of_the_vocabulary() -> None:
     model, batches, byte_lengths = model_and_batches()
     torch.nn.init.zeros_(model.lm_head.weight)
-    metrics, _ = evaluate(model, batches, byte_lengths, plain())
+    metrics = evaluate(model, batches, byte_lengths, plain()).metrics
     targets = torch.cat([batch[:, 1:].flatten() for batch in batches])
     vocab_size = model.cfg.vocab_size
     bits = math.log2(vocab_size) * targets.numel() / int(byte_lengths[targets].sum())
@@ -222,7 +223,7 @@ def test_evaluation_leaves_the_model_alone() -> None:
 
 def test_dense_model_without_mtp_has_only_its_own_metrics() -> None:
     model, batches, byte_lengths = model_and_batches("model/ffn=dense", "model.mtp_depth=0")
-    metrics, load = evaluate(model, batches, byte_lengths, plain())
+    metrics, load, _ = evaluate(model, batches, byte_lengths, plain())
     assert set(metrics) == {"val/loss", "val/perplexity", "val/bpb"}
     assert load is None
 
@@ -257,7 +258,7 @@ def test_acceptance_counts_drafts_inside_a_document_only() -> None:
     annotate = Annotator(cfg, Tokenizer.train((), vocab_size=257, end_of_text="<|endoftext|>"))
     for batch in batches:
         batch[:, 4::5] = annotate.end_of_text
-    masked, _ = evaluate(model, batches, byte_lengths, annotate)
+    masked = evaluate(model, batches, byte_lengths, annotate).metrics
     agreed, drafted = [0, 0], [0, 0]
     for tokens in batches:
         batch = annotate(tokens)

@@ -28,15 +28,16 @@ from tests.runs.conftest import (
     write_corpus,
 )
 
+LOADS = ("max_violation", "sequence_violation", "load_entropy", "dead_experts", "bias_range")
 METRICS = {
     "train/loss",
     "train/ce",
     "train/mtp",
-    "train/balance",
+    "train/sequence_balance",
+    "train/grad_norm",
     "train/lr",
     "train/tokens_per_second",
-    "moe/max_violation",
-    "moe/dead_experts",
+    *(f"moe/{layer}{name}" for layer in ("", "layer_1/", "mtp_1/") for name in LOADS),
     "val/loss",
     "val/perplexity",
     "val/bpb",
@@ -93,7 +94,7 @@ def test_logged_loss_is_the_weighted_sum_and_falls(trained: Run) -> None:
     for step, row in enumerate(rows):
         weight = cfg.loss.mtp_weight if step < switch else cfg.loss.mtp_final_weight
         total = row["train/ce"] + weight * row["train/mtp"]
-        total += cfg.balance.sequence_loss_weight * row["train/balance"]
+        total += cfg.balance.sequence_loss_weight * row["train/sequence_balance"]
         assert row["train/loss"] == pytest.approx(total, rel=1e-5)
     assert rows[-1]["train/ce"] < rows[0]["train/ce"] - 0.2
 

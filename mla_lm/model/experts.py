@@ -1,0 +1,184 @@
+"""E SwiGLU experts with stacked weights, and the ways to run them on the tokens routed to each.
+
+N tokens, K experts a token, slot s of the N * K belongs to token s // K. All ways compute the same;
+`loop` is the reference.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mla_lm.config import MoEConfig
+
+# Row counts are rounded up to a multiple of this: oneDNN builds a kernel for every new matrix shape
+# (about 2.5 ms on a CPU with AMX), and tokens per expert differ in every step.
+ROW_BLOCK = 64
+ALIGNED = 8  # widths in bfloat16 that `grouped_mm` takes: multiples of 16 bytes
+
+
+class Experts(nn.Module):
+    """E SwiGLU experts, gate and up in one matrix each."""
+
+    def __init__(self, dim: int, moe: MoEConfig) -> None:
+        super().__init__()
+        n_experts, inter_dim = moe.n_routed_experts, moe.moe_inter_dim
+        self.execution = moe.execution
+        self.gate_up_proj = nn.Parameter(torch.empty(n_experts, 2 * inter_dim, dim))
+        self.down_proj = nn.Parameter(torch.empty(n_experts, dim, inter_dim))
+
+    def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sum over the chosen: x (N, dim), experts and weights (N, K) -> (N, dim)."""
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        with torch.autocast(device, enabled=False):
+            gate_up, down = self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
+            way = fastest(len(x), gate_up) if self.execution == "auto" else self.execution
+            y = WAYS[way](x.to(dtype), experts, weights, gate_up, down)
+        return y.type_as(x)
+
+
+def fastest(n_tokens: int, gate_up: Tensor) -> str:
+    """The way that takes least for so many tokens and gate_up (E, 2 * inter_dim, dim)."""
+    if 0 < n_tokens < ROW_BLOCK:
+        return "few_tokens"
+    aligned = gate_up.shape[1] % (2 * ALIGNED) == gate_up.shape[2] % ALIGNED == 0
+    if gate_up.device.type == "cuda" and gate_up.dtype == torch.bfloat16 and aligned:
+        major, _ = torch.cuda.get_device_capability(gate_up.device)
+        return "grouped_mm" if major in (9, 10) else "padded"  # elsewhere it is a loop that waits
+    return "padded"
+
+
+def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """One expert: x (rows, dim), gate_up (2 * inter_dim, dim), down (dim, inter_dim)."""
+    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
+    return F.linear(F.silu(gate) * up, down)
+
+
+def loop(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Expert by expert, as the equation is written."""
+    y = torch.zeros_like(x, dtype=weights.dtype)
+    for expert in range(len(gate_up)):
+        token, place = (experts == expert).nonzero(as_tuple=True)
+        outputs = swiglu(x[token], gate_up[expert], down[expert])
+        y = y.index_add(0, token, outputs * weights[token, place].unsqueeze(-1))
+    return y
+
+
+def few_tokens(
+    x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor
+) -> Tensor:
+    """For decoding, which waits for weights: only the chosen experts, and no padding."""
+    chosen, top_k = experts.flatten().tolist(), experts.shape[1]
+    order = sorted(range(len(chosen)), key=chosen.__getitem__)  # slots grouped by expert
+    touched = sorted(set(chosen))
+    sizes = [chosen.count(expert) for expert in touched]
+    slots = torch.tensor(order, device=x.device)
+    token = slots // top_k
+    rows = zip(x[token].split(sizes), touched, strict=True)
+    h = torch.cat([F.linear(part, gate_up[expert]) for part, expert in rows])
+    gate, up = h.chunk(2, dim=-1)
+    rows = zip((F.silu(gate) * up).split(sizes), touched, strict=True)
+    y = torch.cat([F.linear(part, down[expert]) for part, expert in rows])
+    weighted = y * weights.flatten()[slots].unsqueeze(-1)
+    return torch.zeros_like(x, dtype=weighted.dtype).index_add(0, token, weighted)
+
+
+def grouped_mm(
+    x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor
+) -> Tensor:
+    """One kernel for all experts, no wait for their sizes; fast in bfloat16 on sm90 and sm100."""
+    n_tokens, top_k = experts.shape
+    chosen = experts.flatten()
+    order = chosen.argsort(stable=True)  # slots grouped by expert
+    ends = chosen.bincount(minlength=len(gate_up)).cumsum(0).to(torch.int32)
+    h = F.grouped_mm(x[order // top_k], gate_up.mT, offs=ends)
+    gate, up = h.chunk(2, dim=-1)
+    y = F.grouped_mm(F.silu(gate) * up, down.mT, offs=ends)
+    y = y[order.argsort()].view(n_tokens, top_k, -1)
+    return (y * weights.unsqueeze(-1)).sum(dim=1)
+
+
+def padded(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """For training on a CPU: each expert gets blocks of `ROW_BLOCK` rows."""
+    y: Tensor = Padded.apply(x, experts, weights, gate_up, down)  # type: ignore[no-untyped-call]
+    return y
+
+
+class Padded(torch.autograd.Function):
+    """`padded`, with a backward that gathers where autograd would scatter.
+
+    R rows, those of an expert together; `token` (R,) is whose row it is, N for padding, `place`
+    (N, K) the row of each slot. Every expert is taken from its inputs to its outputs while they are
+    in the processor's cache; of the activations only those of gate and up are kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor
+    ) -> Tensor:
+        token, place, sizes = layout(experts, len(gate_up))
+        rows = with_zero(x)
+        h = x.new_empty(len(token), gate_up.shape[1])
+        outputs = x.new_empty(len(token), x.shape[1])
+        parts = zip(token.split(sizes), h.split(sizes), outputs.split(sizes), strict=True)
+        for expert, (who, hidden, out) in enumerate(parts):
+            torch.mm(rows[who], gate_up[expert].T, out=hidden)
+            gate, up = hidden.chunk(2, dim=-1)
+            torch.mm(F.silu(gate) * up, down[expert].T, out=out)
+        ctx.save_for_backward(x, weights, gate_up, down, token, place, h)
+        ctx.sizes = sizes
+        y = torch.zeros_like(x, dtype=weights.dtype)
+        for k in range(place.shape[1]):
+            y.addcmul_(outputs[place[:, k]], weights[:, k : k + 1])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weights, gate_up, down, token, place, h = ctx.saved_tensors
+        rows, grad_rows = with_zero(x), with_zero(grads[0].type_as(x))
+        weight = weights.new_zeros(len(token)).index_copy_(0, place.flatten(), weights.flatten())
+        grad_inputs = x.new_empty(len(token), x.shape[1])
+        grad_weight = torch.empty_like(weight)
+        grad_gate_up, grad_down = torch.empty_like(gate_up), torch.empty_like(down)
+        parts = (t.split(ctx.sizes) for t in (token, h, weight, grad_inputs, grad_weight))
+        for expert, (who, hidden, w, grad_in, grad_w) in enumerate(zip(*parts, strict=True)):
+            gate, up = hidden.chunk(2, dim=-1)
+            silu, grad_out = F.silu(gate), grad_rows[who]
+            activated, w = silu * up, w.unsqueeze(-1)
+            grad = grad_out @ down[expert]  # of the activation, before the weight
+            torch.sum((grad * activated).to(weight.dtype), dim=-1, out=grad_w)
+            torch.mm(grad_out.T, (activated * w).type_as(x), out=grad_down[expert])
+            grad = (grad * w).type_as(x)
+            grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
+            grad_hidden = torch.cat((grad_gate, grad * silu), dim=-1)
+            torch.mm(grad_hidden, gate_up[expert], out=grad_in)
+            torch.mm(grad_hidden.T, rows[who], out=grad_gate_up[expert])
+        grad_x = torch.zeros_like(x, dtype=weights.dtype)
+        for k in range(place.shape[1]):
+            grad_x += grad_inputs[place[:, k]]
+        return grad_x.type_as(x), None, grad_weight[place], grad_gate_up, grad_down
+
+
+def layout(experts: Tensor, n_experts: int) -> tuple[Tensor, Tensor, list[int]]:
+    """For `Padded`: token (R,), place (N, K), and the rows of each expert."""
+    n_tokens, top_k = experts.shape
+    chosen = experts.flatten()
+    order = chosen.argsort(stable=True)  # slots grouped by expert
+    counts = chosen.bincount(minlength=n_experts)
+    sizes = (counts + ROW_BLOCK - 1) // ROW_BLOCK * ROW_BLOCK
+    shift = (sizes.cumsum(0) - sizes) - (counts.cumsum(0) - counts)
+    rows = torch.arange(len(order), device=experts.device) + shift[chosen[order]]
+    place = torch.empty_like(order).index_copy_(0, order, rows).view(n_tokens, top_k)
+    n_rows = sizes.tolist()
+    token = order.new_full((sum(n_rows),), n_tokens).index_copy_(0, rows, order // top_k)
+    return token, place, n_rows
+
+
+def with_zero(x: Tensor) -> Tensor:
+    """x (N, dim) and a row of zeros, which padding reads: (N + 1, dim)."""
+    return F.pad(x, (0, 0, 0, 1))
+
+
+WAYS = {"loop": loop, "padded": padded, "grouped_mm": grouped_mm, "few_tokens": few_tokens}

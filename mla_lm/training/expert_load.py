@@ -1,0 +1,60 @@
+"""Watches the experts of a run: an alarm for those that get no token, a picture of their load."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from mla_lm.evaluation.expert_maps import draw_over_training
+from mla_lm.training.module import LanguageModel
+
+COLUMNS = 200  # of the picture
+
+
+class ExpertLoad(L.Callback):
+    """Names an expert without a token for `patience` steps; draws `expert_load.png` at the end."""
+
+    def __init__(self, patience: int) -> None:
+        if not isinstance(patience, int) or patience < 1:
+            raise ValueError(f"patience={patience} must be a positive number of steps")
+        self.patience = patience
+        self.idle: Tensor | None = None  # (L, E) steps since the last token
+        self.sum: Tensor | None = None  # (L, E) load since the last column
+        self.steps: list[int] = []  # at the end of each column
+        self.loads: list[Tensor] = []  # (L, E) each
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, idx: int
+    ) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        if pl_module.load is None:
+            return
+        load, pl_module.load = pl_module.load.cpu(), None
+        before = torch.zeros_like(load) if self.idle is None else self.idle
+        self.idle = torch.where(load == 0, before + 1, 0)
+        for layer, expert in (self.idle == self.patience).nonzero().tolist():
+            name = list(pl_module.routers)[layer]
+            trainer.print(
+                f"step {trainer.global_step}: expert {expert} of {name} "
+                f"has had no token for {self.patience} steps"
+            )
+        self.sum = load if self.sum is None else self.sum + load
+        if trainer.global_step % -(-trainer.max_steps // COLUMNS) == 0:
+            self.steps.append(trainer.global_step)
+            self.loads.append(self.sum)
+            self.sum = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        if self.loads and trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "expert_load.png"
+            draw_over_training(path, self.steps, torch.stack(self.loads), list(pl_module.routers))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"idle": self.idle, "sum": self.sum, "steps": self.steps, "loads": self.loads}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.idle, self.sum = state_dict["idle"], state_dict["sum"]
+        self.steps, self.loads = state_dict["steps"], state_dict["loads"]
