@@ -47,8 +47,12 @@ def count(experts: Tensor, n_experts: int, counted: Tensor | None) -> Tensor:
 
 
 def bias_speed(step: int, *, cfg: BalanceConfig, max_steps: int) -> float:
-    """How far biases move at `step`; DeepSeek-V3 moved them for 14.3 of 14.8 T tokens."""
-    return cfg.bias_update_speed if step < cfg.bias_update_until * max_steps else 0.0
+    """How far biases move at `step`: linearly to 0 over the last `bias_decay_fraction` of the run.
+
+    DeepSeek-V3 kept 1e-3 for 14.3 of 14.8 T tokens, then 0; a short run must move faster at first.
+    """
+    decay_steps = max(1.0, cfg.bias_decay_fraction * max_steps)
+    return cfg.bias_update_speed * min(1.0, max(0, max_steps - step) / decay_steps)
 
 
 def update_bias(bias: Tensor, load: Tensor, *, speed: float) -> None:

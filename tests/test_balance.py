@@ -115,7 +115,18 @@ def test_padding_is_left_out_and_a_pair_of_tokens_counts_where_both_do() -> None
     assert expert_load([of_depth_1], counted).tolist() == [[[0, 1, 1, 0, 0], [1, 1, 0, 0, 0]]]
 
 
-def test_biases_move_until_their_share_of_the_run() -> None:
-    cfg = tiny_config("balance.bias_update_speed=0.25", "balance.bias_update_until=0.7").balance
-    speeds = [bias_speed(step, cfg=cfg, max_steps=10) for step in range(10)]
-    assert speeds == [0.25] * 7 + [0.0] * 3
+@pytest.mark.parametrize(
+    ("fraction", "shares"),
+    [
+        (0.0, [1, 1, 1, 1, 1, 0]),
+        (0.4, [1, 1, 1, 1, 0.5, 0]),
+        (1.0, [1, 0.8, 0.6, 0.4, 0.2, 0]),
+    ],
+)
+def test_biases_move_slower_over_the_last_part_of_a_run(
+    fraction: float, shares: list[float]
+) -> None:
+    words = ("balance.bias_update_speed=0.25", f"balance.bias_decay_fraction={fraction}")
+    cfg = tiny_config(*words).balance
+    speeds = [bias_speed(step, cfg=cfg, max_steps=5) for step in range(6)]
+    assert speeds == pytest.approx([0.25 * share for share in shares])

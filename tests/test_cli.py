@@ -96,14 +96,18 @@ RULES = [
     ),
     ("model.ffn.n_activated_experts=5", "model.ffn.n_activated_experts=5", "n_routed_experts=4"),
     ("model.ffn.n_groups=3", "model.ffn.n_groups=3", "divide n_routed_experts=4"),
-    ("model/ffn=dense", "balance.bias_update_speed=0.001", "balance=none"),
+    ("model/ffn=dense", "balance.bias_update_speed=0.01", "balance=none"),
     ("model/ffn=dense balance=switch", "balance.switch_loss_weight=0.01", "balance=none"),
     (
         "balance=sequence model.n_dense_layers=2 model.mtp_depth=0",
         "balance.sequence_loss_weight=0.01",
         "balance=none",
     ),
-    ("balance.bias_update_until=1.5", "balance.bias_update_until=1.5", "less than or equal to 1"),
+    (
+        "balance.bias_decay_fraction=1.5",
+        "balance.bias_decay_fraction=1.5",
+        "less than or equal to 1",
+    ),
     ("balance.switch_loss_weight=-1", "balance.switch_loss_weight=-1", "greater than or equal"),
     ("model.ffn.execution=fast", "model.ffn.execution=fast", "grouped_mm"),
     (

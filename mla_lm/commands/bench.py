@@ -1,4 +1,4 @@
-"""`python -m mla_lm bench [suite=data|decode] [out=FILE.json] ...`: measure this machine.
+"""`python -m mla_lm bench [suite=data|decode|moe] [out=FILE.json] ...`: measure this machine.
 
 Ratios against peers in one interleaved run, medians with their spread.
 """
@@ -29,7 +29,7 @@ class BenchOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    suite: Literal["data", "decode"] = "data"
+    suite: Literal["data", "decode", "moe"] = "data"
     megabytes: Sizes = (25, 100)
     contexts: Sizes = (256, 2048, 4096)
     ckpt: Annotated[str, Field(min_length=1)] | None = None
@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> None:
 
     import json
 
-    from mla_lm.bench import data, decode, plot, speculation
+    from mla_lm.bench import data, decode, moe, plot, speculation
     from mla_lm.bench.report import show
     from mla_lm.machine import keep_freed_memory
 
@@ -53,6 +53,8 @@ def run(arguments: Sequence[str]) -> None:
     curves: dict[str, object] = {}
     if options.suite == "data":
         rows = data.run(options.megabytes)
+    elif options.suite == "moe":
+        rows = moe.run()
     else:
         rows = decode.run(options.contexts)
         if options.ckpt:

@@ -23,11 +23,11 @@ Precision = Literal["auto", "32-true", "bf16-mixed"]
 class BalanceConfig(Section):
     """Load balancing: bias updates (arXiv 2408.15664), and losses of DeepSeek-V3 and of Switch.
 
-    0 turns a strategy off; they combine. The biases stay from a share of the run on.
+    0 turns a strategy off; they combine.
     """
 
     bias_update_speed: NonNegative
-    bias_update_until: Annotated[float, Field(ge=0, le=1)]
+    bias_decay_fraction: Annotated[float, Field(ge=0, le=1)]
     sequence_loss_weight: NonNegative
     switch_loss_weight: NonNegative
 

@@ -124,14 +124,14 @@ class Padded(torch.autograd.Function):
         outputs = x.new_empty(len(token), x.shape[1])
         parts = zip(token.split(sizes), h.split(sizes), outputs.split(sizes), strict=True)
         for expert, (who, hidden, out) in enumerate(parts):
-            torch.mm(rows[who], gate_up[expert].T, out=hidden)
+            torch.mm(rows.index_select(0, who), gate_up[expert].T, out=hidden)
             gate, up = hidden.chunk(2, dim=-1)
             torch.mm(F.silu(gate) * up, down[expert].T, out=out)
         ctx.save_for_backward(x, weights, gate_up, down, token, place, h)
         ctx.sizes = sizes
         y = torch.zeros_like(x, dtype=weights.dtype)
         for k in range(place.shape[1]):
-            y.addcmul_(outputs[place[:, k]], weights[:, k : k + 1])
+            y.addcmul_(outputs.index_select(0, place[:, k]), weights[:, k : k + 1])
         return y
 
     @staticmethod
@@ -145,19 +145,19 @@ class Padded(torch.autograd.Function):
         parts = (t.split(ctx.sizes) for t in (token, h, weight, grad_inputs, grad_weight))
         for expert, (who, hidden, w, grad_in, grad_w) in enumerate(zip(*parts, strict=True)):
             gate, up = hidden.chunk(2, dim=-1)
-            silu, grad_out = F.silu(gate), grad_rows[who]
-            activated, w = silu * up, w.unsqueeze(-1)
+            silu, grad_out = F.silu(gate), grad_rows.index_select(0, who)
+            activated, w = silu * up, w.unsqueeze(-1).type_as(x)
             grad = grad_out @ down[expert]  # of the activation, before the weight
-            torch.sum((grad * activated).to(weight.dtype), dim=-1, out=grad_w)
-            torch.mm(grad_out.T, (activated * w).type_as(x), out=grad_down[expert])
-            grad = (grad * w).type_as(x)
+            torch.sum(grad * activated, dim=-1, dtype=weight.dtype, out=grad_w)
+            torch.mm(grad_out.T, activated * w, out=grad_down[expert])
+            grad = grad * w
             grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
             grad_hidden = torch.cat((grad_gate, grad * silu), dim=-1)
             torch.mm(grad_hidden, gate_up[expert], out=grad_in)
-            torch.mm(grad_hidden.T, rows[who], out=grad_gate_up[expert])
+            torch.mm(grad_hidden.T, rows.index_select(0, who), out=grad_gate_up[expert])
         grad_x = torch.zeros_like(x, dtype=weights.dtype)
         for k in range(place.shape[1]):
-            grad_x += grad_inputs[place[:, k]]
+            grad_x += grad_inputs.index_select(0, place[:, k])
         return grad_x.type_as(x), None, grad_weight[place], grad_gate_up, grad_down
 
 

@@ -197,6 +197,7 @@ def test_accumulated_micro_batches_move_the_bias_as_one_batch(
             f"trainer.accumulate_grad_batches={accumulate}",
             f"trainer.max_steps={steps}",
             f"balance.bias_update_speed={speed}",
+            "balance.bias_decay_fraction=0.0",
         )
         by_shape[name] = list(loads)
         loads.clear()

@@ -46,7 +46,7 @@ class Case(NamedTuple):
             "model.vocab_size=320",
             "optim.lr=1e-38",
             "balance.bias_update_speed=0.05",
-            "balance.bias_update_until=1.0",
+            "balance.bias_decay_fraction=0.0",
             f"trainer.activation_checkpointing={self.checkpointing}",
             f"model.mtp_depth={self.mtp_depth}",
             f"trainer.max_steps={STEPS}",
