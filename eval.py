@@ -32,21 +32,24 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     device = accelerator_type()
     precision = resolve_precision(cfg.precision, device)
     n_batches = min(len(batches), cfg.limit or len(batches))
+    layers = list(model.routers())
     code = run.data.kind == "stdlib"
-    seen = data.val[0 : n_batches * cfg.batch_size * seq_len + 1]
-    kinds = token_kinds(seen, tokenizer, code=code)
+    kinds = None
+    if layers:
+        seen = data.val[0 : n_batches * cfg.batch_size * seq_len + 1]
+        of_token = token_kinds(seen, tokenizer, code=code)
+        kinds = EvalLoader(of_token, seq_len=seq_len, batch_size=cfg.batch_size)
     with autocast(precision, device):
         metrics, load, load_by_kind = evaluate(
             model.to(device),
             track(islice(batches, n_batches), "evaluating", total=n_batches, transient=True),
             torch.from_numpy(tokenizer.byte_lengths).to(device),
             Annotator(run.data, tokenizer),
-            kinds=EvalLoader(kinds, seq_len=seq_len, batch_size=cfg.batch_size),
+            kinds=kinds,
             n_kinds=len(CODE if code else PROSE),
         )
 
     print(f"{path}  {precision}  {n_batches} of {len(batches)} batches of {seq_len}")
-    layers = list(model.routers())
     metrics_table(metrics, load, layers)
     if load_by_kind is not None:
         picture = run_folder(path) / "expert_kinds.png"

@@ -75,7 +75,9 @@ def max_violation(load: Tensor) -> Tensor:
 def load_entropy(load: Tensor) -> Tensor:
     """Entropy of the experts' shares over its maximum: (..., E) -> (...) float32; 1 is balance."""
     share = load / load.sum(dim=-1, keepdim=True).clamp(min=1)
-    return torch.special.entr(share).sum(dim=-1) / math.log(load.shape[-1])
+    highest = math.log(load.shape[-1])
+    missing = highest - torch.special.entr(share).sum(dim=-1)
+    return 1 - missing / max(highest, 1e-9)  # a single expert is in balance
 
 
 def dead_experts(load: Tensor) -> Tensor:

@@ -103,7 +103,8 @@ def test_dead_experts_by_hand() -> None:
 
 def test_load_entropy_by_hand() -> None:
     load = torch.tensor([[5, 5, 5, 5], [10, 10, 0, 0], [7, 0, 0, 0]])
-    assert load_entropy(load).tolist() == pytest.approx([1, 0.5, 0])
+    assert load_entropy(load).tolist() == pytest.approx([1, 0.5, 0], abs=1e-6)
+    assert load_entropy(torch.tensor([[7]])).tolist() == [1]
 
 
 def test_padding_is_left_out_and_a_pair_of_tokens_counts_where_both_do() -> None:

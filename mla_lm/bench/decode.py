@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mla_lm.accounting import cache_numbers_per_token
 from mla_lm.bench.peer import Peer, write_peer
-from mla_lm.bench.report import Row, interleaved, median_row, timed
+from mla_lm.bench.report import Row, fastest, interleaved, median_row, timed
 from mla_lm.cli import load_config
 from mla_lm.generation import Decoder, Sampling
 from mla_lm.machine import kernels_for
@@ -187,11 +187,6 @@ def compared(
         yield median_row(f"{name}: {label}", [n_tokens / value for value in values], "tokens/s")
     ratios = [b / a for a, b in zip(*seconds, strict=True)]
     yield median_row(f"{name}: ratio", ratios, "x", goal="" if goal is None else f">= {goal:g}")
-
-
-def fastest(ways: dict[str, Step]) -> str:
-    """The name of the way that takes least; each is run twice."""
-    return min(ways, key=lambda name: (ways[name](), ways[name]())[1])
 
 
 def cache_sizes() -> Iterator[Row]:

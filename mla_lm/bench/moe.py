@@ -5,12 +5,13 @@ weights and gives the same output. The dense SwiGLU is as wide as the experts a 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mla_lm.bench.report import Row, interleaved, median_row, timed
+from mla_lm.bench.report import Row, fastest, interleaved, median_row, timed
 from mla_lm.cli import load_config
 from mla_lm.model.ffn import SwiGLU
 from mla_lm.model.moe import MoE
@@ -48,13 +49,12 @@ def figures(number_format: str) -> Iterator[Row]:
     with torch.autocast("cpu", torch.bfloat16, enabled=number_format == "bfloat16"):
         for side in peers.values():
             assert_equal(ours, side, x, within=1e-5 if number_format == "float32" else 0.1)
-        peer = min(peers, key=lambda name: min(timed(lambda: step(peers[name], x)) for _ in "12"))
+        peer = fastest({name: partial(seconds_of, side, x) for name, side in peers.items()})
         competing = {"ours": ours, f"transformers {peer}": peers[peer], "dense": dense}
-        step(ours, x), step(dense, x)
-        seconds = interleaved(
-            [lambda side=side: timed(lambda: step(side, x)) for side in competing.values()],  # type: ignore[misc]
-            rounds=ROUNDS,
-        )
+        for side in (ours, dense):
+            seconds_of(side, x)
+        steps = [partial(seconds_of, side, x) for side in competing.values()]
+        seconds = interleaved(steps, rounds=ROUNDS)
         kept = {name: saved_bytes(side, x) for name, side in competing.items()}
     what = f"moe layer, {number_format}"
     for name, values in zip(competing, seconds, strict=True):
@@ -119,12 +119,11 @@ def peer(layer: MoE, dim: int, way: str) -> Side:
     return Side(theirs, theirs)
 
 
-def step(side: Side, x: Tensor) -> Tensor:
-    """Forward and backward; the output."""
+def seconds_of(side: Side, x: Tensor) -> float:
+    """What forward and backward take."""
     side.module.zero_grad()
-    y = side.run(x.detach().requires_grad_())
-    y.square().mean().backward()
-    return y.detach()
+    leaf = x.detach().requires_grad_()
+    return timed(lambda: side.run(leaf).square().mean().backward())
 
 
 def assert_equal(one: Side, other: Side, x: Tensor, *, within: float) -> None:

@@ -26,6 +26,7 @@ from mla_lm.config.model import (
 from mla_lm.config.run import (
     BalanceConfig,
     CheckpointConfig,
+    Checkpointing,
     EvalConfig,
     LossConfig,
     OptimConfig,
@@ -36,6 +37,7 @@ from mla_lm.config.run import (
 __all__ = [
     "BalanceConfig",
     "CheckpointConfig",
+    "Checkpointing",
     "CorpusConfig",
     "DataConfig",
     "EvalConfig",

@@ -18,6 +18,7 @@ from mla_lm.config.section import (
 )
 
 Precision = Literal["auto", "32-true", "bf16-mixed"]
+Checkpointing = Literal["none", "reentrant", "non_reentrant"]
 
 
 class BalanceConfig(Section):
@@ -69,7 +70,7 @@ class TrainerConfig(Section):
     max_steps: Size
     accumulate_grad_batches: Size
     gradient_clip_val: Positive | None
-    activation_checkpointing: Literal["none", "reentrant", "non_reentrant"]
+    activation_checkpointing: Checkpointing
     val_every_n_steps: Size
     limit_val_batches: Size | None
     log_every_n_steps: Size

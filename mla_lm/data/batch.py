@@ -1,6 +1,6 @@
 """What a batch of tokens means: what is to be predicted, what is padding, where documents begin.
 
-Both follow from the ids alone, so loaders and checkpoints carry nothing else. B batch, N = T + 1.
+All follow from the ids alone, so loaders and checkpoints carry nothing else. B batch, N = T + 1.
 """
 
 from typing import NamedTuple

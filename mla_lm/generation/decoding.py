@@ -69,7 +69,7 @@ class Decoder:
                 f"n_drafts={n_drafts}: must be at most model.mtp_depth={model.cfg.mtp_depth}"
             )
         self.model, self.sampling, self.stop, self.n_drafts = model, sampling, stop, n_drafts
-        self.first, self.absorb = first, absorb
+        self.first = first
         self.rows = list(range(len(prompts)))  # those that run, in the order of the batch
         self.lengths = [len(prompt) for prompt in prompts]
         self.ends = [min(length + max_new_tokens, context + 1) for length in self.lengths]
@@ -89,10 +89,7 @@ class Decoder:
             yield self._prefill()
         while self.rows:
             n_drafts = self._n_useful_drafts()
-            n_rows = len(self.rows) * (n_drafts + 1)
-            if self.absorb is False:  # keys and values are made of all that is held
-                n_rows *= self.capacity
-            with kernels_for(n_rows, self.cache.dtype):
+            with kernels_for(len(self.rows) * (n_drafts + 1), self.cache.dtype):
                 new = self._step(n_drafts)
             yield new
 

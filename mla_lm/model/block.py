@@ -1,19 +1,15 @@
 """Pre-norm residual block: attention, then a dense or mixture-of-experts feed-forward layer."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mla_lm.config import ModelConfig, MoEConfig
+from mla_lm.config import Checkpointing, ModelConfig, MoEConfig
 from mla_lm.model.attention import build_attention
 from mla_lm.model.cache import LayerCache, Positions
 from mla_lm.model.ffn import SwiGLU
 from mla_lm.model.moe import MoE, Routing
 from mla_lm.model.norm import RMSNorm
-
-Checkpointing = Literal["none", "reentrant", "non_reentrant"]
 
 
 class Block(nn.Module):

@@ -32,20 +32,21 @@ class Experts(nn.Module):
         """Weighted sum over the chosen: x (N, dim), experts and weights (N, K) -> (N, dim)."""
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        with torch.autocast(device, enabled=False):
-            gate_up, down = self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
-            way = fastest(len(x), gate_up) if self.execution == "auto" else self.execution
-            y = WAYS[way](x.to(dtype), experts, weights, gate_up, down)
-        return y.type_as(x)
+        inputs = x.to(dtype)
+        matrices: list[Tensor] = [self.gate_up_proj, self.down_proj]
+        way = fastest(inputs, matrices[0]) if self.execution == "auto" else self.execution
+        if way != "few_tokens":  # there autocast converts the chosen ones only
+            matrices = [matrix.to(dtype) for matrix in matrices]
+        return WAYS[way](inputs, experts, weights, *matrices).type_as(x)
 
 
-def fastest(n_tokens: int, gate_up: Tensor) -> str:
-    """The way that takes least for so many tokens and gate_up (E, 2 * inter_dim, dim)."""
-    if 0 < n_tokens < ROW_BLOCK:
+def fastest(x: Tensor, gate_up: Tensor) -> str:
+    """The way that takes least for tokens x (N, dim) and gate_up (E, 2 * inter_dim, dim)."""
+    if 0 < len(x) < ROW_BLOCK:
         return "few_tokens"
     aligned = gate_up.shape[1] % (2 * ALIGNED) == gate_up.shape[2] % ALIGNED == 0
-    if gate_up.device.type == "cuda" and gate_up.dtype == torch.bfloat16 and aligned:
-        major, _ = torch.cuda.get_device_capability(gate_up.device)
+    if x.device.type == "cuda" and x.dtype == torch.bfloat16 and aligned:
+        major, _ = torch.cuda.get_device_capability(x.device)
         return "grouped_mm" if major in (9, 10) else "padded"  # elsewhere it is a loop that waits
     return "padded"
 

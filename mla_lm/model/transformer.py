@@ -9,9 +9,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from mla_lm.config import ModelConfig
+from mla_lm.config import Checkpointing, ModelConfig
 from mla_lm.errors import UserError
-from mla_lm.model.block import Block, Checkpointing, run
+from mla_lm.model.block import Block, run
 from mla_lm.model.cache import Cache, LayerCache, Positions
 from mla_lm.model.experts import Experts
 from mla_lm.model.float32 import KeepsFloat32

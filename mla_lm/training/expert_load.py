@@ -31,7 +31,7 @@ class ExpertLoad(L.Callback):
         assert isinstance(pl_module, LanguageModel)
         if pl_module.load is None:
             return
-        load, pl_module.load = pl_module.load.cpu(), None
+        load = pl_module.load.cpu()
         before = torch.zeros_like(load) if self.idle is None else self.idle
         self.idle = torch.where(load == 0, before + 1, 0)
         for layer, expert in (self.idle == self.patience).nonzero().tolist():

@@ -23,8 +23,8 @@ from mla_lm.optim import build_optimizer, build_schedule, mtp_weight
 class LanguageModel(L.LightningModule):
     """Trains a `Transformer` on batches (B, T + 1) of token ids.
 
-    `load` (L, E) is what the experts received in the last optimizer step, over the global batch;
-    None without experts, and after a step that was skipped because its gradient was not finite.
+    `load` (L, E) is what the experts received in the optimizer step just done, over the global
+    batch; None between steps, without experts, and where the gradient was not finite.
     """
 
     byte_lengths: Tensor
@@ -44,6 +44,7 @@ class LanguageModel(L.LightningModule):
         self.val_sums = torch.zeros(N_SUMS, dtype=torch.float64)
 
     def training_step(self, tokens: Tensor, batch_idx: int) -> Tensor:
+        self.load = None
         batch = self.annotate(tokens)
         out = self.model(
             batch.inputs,
@@ -119,7 +120,7 @@ class LanguageModel(L.LightningModule):
         The closure runs the last micro-batch, so the load is complete only afterwards.
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        row_loads, self.row_loads, self.load = self.row_loads, [], None
+        row_loads, self.row_loads = self.row_loads, []
         if not row_loads or self.skips:
             return
         rows = torch.cat(row_loads, dim=1)

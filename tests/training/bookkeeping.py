@@ -125,7 +125,6 @@ class Loads(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         if pl_module.load is not None:
             self.loads.append(pl_module.load.tolist())
-            pl_module.load = None
 
 
 def trained(case: Case, rank: int, n_ranks: int) -> dict[str, Any]:

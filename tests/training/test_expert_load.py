@@ -25,7 +25,7 @@ def watch(
         module.load = load
         trainer = SimpleNamespace(global_step=step, max_steps=total, print=said.append)
         callback.on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
-        assert module.load is None
+        assert module.load is load
     return said
 
 
