@@ -6,19 +6,19 @@ from mla_lm.config import RunConfig
 
 def train(cfg: RunConfig, overrides: list[str]) -> None:
     """Run what `cfg` says and leave a checkpoint; `overrides` made it, and are stored."""
-    import json
     from pathlib import Path
 
     import lightning as L
 
     from mla_lm.accounting import describe
-    from mla_lm.checkpoint import Record, require_corpus
+    from mla_lm.checkpoint import Record, newest, require_corpus, write_run_files
     from mla_lm.data import EvalLoader, TrainLoader, prepare
     from mla_lm.machine import accelerator_type, keep_freed_memory, resolve_precision
-    from mla_lm.resume import resolve_resume
-    from mla_lm.training.callbacks import RandomState
+    from mla_lm.resume import claimed, environment_of, resolve_resume
+    from mla_lm.training.checkpoint_io import CheckpointFiles
     from mla_lm.training.checkpoints import Checkpoints
     from mla_lm.training.module import LanguageModel
+    from mla_lm.training.random_state import RandomState
 
     keep_freed_memory()
     cfg, overrides = resolve_resume(cfg, overrides)
@@ -43,17 +43,13 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
     loggers = cli.instantiate("logger", cfg.logger)
     callbacks = cli.instantiate("callbacks", cfg.callbacks)
     run_dir = Path(cfg.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.json").write_text(cfg.model_dump_json(indent=2) + "\n")
-    (run_dir / "data.json").write_text(json.dumps(data.manifest, indent=2) + "\n")
-    (run_dir / "tokenizer.json").write_text(data.tokenizer.json)
-
     L.seed_everything(cfg.seed, verbose=False)
-    record = Record(
-        config=cfg.model_dump(mode="json"),
+    record = Record.of(
+        cfg,
         overrides=overrides,
         tokenizer=data.tokenizer.json,
         data=data.manifest,
+        environment=environment_of(cfg),
     )
     module = LanguageModel(cfg, data.tokenizer, record)
     checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint)
@@ -75,9 +71,13 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
         default_root_dir=run_dir,
         logger=loggers,
         callbacks=[RandomState(), checkpoints, *callbacks],
+        plugins=[CheckpointFiles()],
     )
-    trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
-    print(f"saved {checkpoints.save_end(trainer)}")
+    with claimed(run_dir):
+        write_run_files(run_dir, cfg, record)
+        trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
+    path = newest(run_dir)
+    print(f"saved {path}" if path else f"{cfg.resume} is the end of the run already")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,38 @@
-"""Checkpoint files: which is the newest good one, what it records, and the model inside.
+"""Checkpoints of a run: which is the newest good one, what it records, and the model inside.
 
-A file is read with `weights_only=True`: plain containers and tensors, nothing is executed.
 Knows the record the project adds to Lightning's checkpoint, not Lightning.
 """
 
+import json
 import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from mla_lm import checkpoint_file
 from mla_lm.config import RunConfig
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
 from mla_lm.model import Transformer
 
 RECORD = "mla_lm"  # the key of the record in the file
-PREFIX = "model."  # where Lightning keeps the network's tensors
+STEP = "global_step"  # Lightning's key of the optimizer steps done
+WEIGHTS, PREFIX = "state_dict", "model."  # where Lightning keeps the network's tensors
+NOT_STORED: dict[str, Any] = {  # classes to import, which come from local YAML, and the command
+    "callbacks": {},
+    "logger": {},
+    "resume": None,
+    "resume_allow": (),
+}
+CONFIG_FILE = "config.json"  # of a run folder
+SECTIONS = "model|balance|data|optim|trainer|loss|checkpoint"
+CHOICE = re.compile(rf"(({SECTIONS}|callbacks|logger|experiment)(/\w+)*|seed|precision)=[\w-]+")
+VALUE = re.compile(rf"[+~]{{0,2}}({SECTIONS})(\.\w+)+(=(?!.*\$).*)?")
 
 
 class Record(BaseModel):
@@ -27,32 +40,99 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    config: dict[str, Any]
-    overrides: list[str]
+    config: dict[str, Any]  # without the keys of NOT_STORED
+    overrides: list[str]  # those that are `storable`
     tokenizer: str  # the content of tokenizer.json
     data: dict[str, Any]  # the manifest of the prepared corpus
+    environment: dict[str, str | int]  # what else decides the bits: `machine.environment`
+
+    @classmethod
+    def of(cls, cfg: RunConfig, *, overrides: list[str], **rest: Any) -> Self:
+        """The record of a run; `rest` are the other fields."""
+        config = cfg.model_dump(mode="json", exclude=set(NOT_STORED))
+        return cls(config=config, overrides=storable(overrides), **rest)
+
+    def stored(self) -> dict[str, Any]:
+        """The tree to put into a checkpoint; the tokenizer's text, which may be long, as bytes."""
+        text = np.frombuffer(self.tokenizer.encode(), dtype=np.uint8).copy()
+        return {**self.model_dump(), "tokenizer": torch.from_numpy(text)}
+
+    @classmethod
+    def from_stored(cls, tree: dict[str, Any]) -> Self:
+        """Raises an error of whatever kind when `tree` is not what `stored` makes."""
+        record = cls(**{**tree, "tokenizer": tree["tokenizer"].numpy().tobytes().decode()})
+        if storable(record.overrides) != record.overrides:
+            raise ValueError("an override is more than a choice or a plain value")
+        record.run_config()
+        return record
+
+    def run_config(self) -> RunConfig:
+        """The configuration, typed and checked, without what is not stored."""
+        if found := sorted(NOT_STORED.keys() & self.config.keys()):
+            raise ValueError(f"{found} in the configuration")
+        return RunConfig.model_validate({**self.config, **NOT_STORED})
 
 
-def read(path: Path) -> tuple[Record, dict[str, Any]]:
-    """The record and the whole content; raises UserError when `path` is no checkpoint of a run."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
+def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:
+    """The record and the content below `keys`, all without any.
+
+    Raises UserError when `path` is no checkpoint of a run, is damaged, or is that of another step
+    or run than its name and folder say.
+    """
+    content = checkpoint_file.read(path, *({RECORD, STEP, *keys} if keys else ()))
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return Record(**content[RECORD]), content
-    except Exception as error:  # a damaged file fails in many ways, all of them mean the same
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:100]
-        raise UserError(f"{path}: not a checkpoint of mla_lm, or damaged ({reason})") from None
+        record = Record.from_stored(content[RECORD])
+    except Exception as error:  # a record made by hand fails in many ways
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path}: does not fit this version of mla_lm ({reason})") from None
+    named = step_of(path)
+    if named not in (None, content[STEP]):
+        raise UserError(f"{path}: holds step {content[STEP]}, not {named}")
+    here, own = _run_id(run_folder(path)), record.config["run_id"]
+    if here not in (None, own):
+        raise UserError(f"{path}: belongs to run_id={own}, the run here is {here}")
+    return record, content
+
+
+def storable(overrides: list[str]) -> list[str]:
+    """The overrides that only choose among local YAML files or set a plain value.
+
+    Anything else (Hydra's own keys, packages, interpolations, nodes with a `_target_`) could make
+    Hydra import or read what the author of a file wants.
+    """
+    return [o for o in overrides if CHOICE.fullmatch(o) or VALUE.fullmatch(o)]
+
+
+def step_of(path: Path) -> int | None:
+    """The step in the name of a checkpoint, `step-000200.ckpt`."""
+    match = re.fullmatch(r"step-(\d+)\.ckpt", path.name)
+    return int(match[1]) if match else None
+
+
+def write_run_files(run_dir: Path, cfg: RunConfig, record: Record) -> None:
+    """Beside the checkpoints, for people: the configuration, the corpus and the tokenizer."""
+    files = {
+        CONFIG_FILE: cfg.model_dump_json(indent=2) + "\n",
+        "data.json": json.dumps(record.data, indent=2) + "\n",
+        "tokenizer.json": record.tokenizer,
+    }
+    for name, text in files.items():
+        with checkpoint_file.replacing(run_dir / name) as temporary:
+            temporary.write_text(text)
+
+
+def _run_id(run_dir: Path) -> str | None:
+    """The id of the run in a folder; None where it has left none."""
+    try:
+        return str(json.loads((run_dir / CONFIG_FILE).read_text())["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def saved(folder: Path) -> list[Path]:
     """The checkpoint files of a folder, the highest step first, good or not."""
-    steps = {path: re.fullmatch(r"step-(\d+)\.ckpt", path.name) for path in folder.glob("*.ckpt")}
-    return sorted(
-        (path for path, match in steps.items() if match),
-        key=lambda path: int(path.stem.removeprefix("step-")),
-        reverse=True,
-    )
+    steps = {path: step_of(path) for path in folder.glob("*.ckpt")}
+    return sorted((p for p in steps if steps[p] is not None), key=lambda p: -(steps[p] or 0))
 
 
 def run_folder(path: Path) -> Path:
@@ -62,10 +142,10 @@ def run_folder(path: Path) -> Path:
 
 
 def newest(run_dir: Path) -> Path | None:
-    """The checkpoint of the highest step in a run folder that can be read; bad ones are named."""
+    """The checkpoint of the highest step in a run folder that verifies; bad ones are named."""
     for path in saved(run_dir / "checkpoints"):
         try:
-            read(path)
+            read(path, RECORD)
         except UserError as error:
             print(f"skipped {error}", file=sys.stderr)
         else:
@@ -86,7 +166,7 @@ def locate(path: str) -> Path:
 
 def require_corpus(path: Path, manifest: dict[str, Any]) -> None:
     """Refuse a prepared corpus whose text, split or tokenizer `path` was not trained with."""
-    trained = read(path)[0].data
+    trained = read(path, RECORD)[0].data
     for key in ("corpus", "threshold", "tokenizer_sha256"):
         if trained.get(key) != manifest[key]:
             raise UserError(
@@ -104,13 +184,13 @@ def load_checkpoint(
     damaged or does not fit.
     """
     found = locate(str(path))
-    record, content = read(found)
+    record, content = read(found, WEIGHTS)
     try:
-        cfg = RunConfig.model_validate(record.config)
+        cfg = record.run_config()
         if context is not None:
             cfg = cfg.model_copy(update={"model": cfg.model.extended(context)})
         model = Transformer(cfg.model)
-        state = content["state_dict"]
+        state = content[WEIGHTS]
         model.load_state_dict({k.removeprefix(PREFIX): v for k, v in state.items()})
         tokenizer = Tokenizer(record.tokenizer, end_of_text=cfg.data.tokenizer.end_of_text)
     except Exception as error:  # a record made by hand fails in many ways

@@ -6,6 +6,9 @@ The only file that knows Hydra. Torch is not imported before the configuration i
 import difflib
 import os
 import re
+import secrets
+import signal
+import string
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from mla_lm.config import EvalConfig, RunConfig
 from mla_lm.errors import UserError
 
+STOPPED = 143  # the exit status after SIGTERM: 128 + its number
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 Config = TypeVar("Config", RunConfig, EvalConfig)
 Options = TypeVar("Options", bound=BaseModel)
@@ -47,13 +51,16 @@ def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def resolve(cfg: Any) -> dict[str, Any]:
-    """A composed DictConfig as plain containers; a missing `run_dir` gets a time stamp."""
+    """A composed DictConfig as plain containers; a missing `run_dir` or `run_id` gets its own."""
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("vocabulary_of", _vocabulary_of, replace=True)
     OmegaConf.register_new_resolver("padded", lambda size: -(-size // 64) * 64, replace=True)
     if "run_dir" in cfg and cfg.run_dir is None:
         cfg.run_dir = time.strftime("runs/%Y-%m-%d_%H-%M-%S")
+    if "run_id" in cfg and cfg.run_id is None:
+        # letters only: Hydra would read some others as a number when the run is resumed
+        cfg.run_id = "".join(secrets.choice(string.ascii_lowercase) for _ in range(8))
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
@@ -105,6 +112,8 @@ def instantiate(group: str, nodes: Mapping[str, Any]) -> list[Any]:
 
 def main(task: Callable[[Config, list[str]], None], *, name: str, kind: type[Config]) -> None:
     """Run `task(config, overrides)` from the command line; Hydra's own flags go to Hydra."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # a run that has begun takes them over
+        signal.signal(number, lambda *_: sys.exit(STOPPED))
 
     def run(compose_values: Callable[[], dict[str, Any]], overrides: list[str]) -> None:
         guard(lambda: task(validate(kind, compose_values()), overrides))

@@ -1,9 +1,14 @@
-"""What pays on this machine: its number format, and how its memory allocator is set."""
+"""The machine: which number format pays, how memory is kept, and what else decides the bits."""
 
 import ctypes
+import os
+import platform
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -67,3 +72,29 @@ def keep_freed_memory() -> None:
         m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def environment(precision: Resolved, device_type: str) -> dict[str, str | int]:
+    """What a run's bits depend on besides its configuration, and the code's commit."""
+    return {
+        "threads": torch.get_num_threads(),
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "precision": precision,
+        "device": torch.cuda.get_device_name() if device_type == "cuda" else platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": version("lightning"),
+        "commit": _commit(Path(__file__).resolve().parent.parent),
+    }
+
+
+def _commit(root: Path) -> str:
+    """The commit checked out in a clone, `-dirty` where files differ; `unknown` elsewhere."""
+    if not (root / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()

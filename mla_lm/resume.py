@@ -1,26 +1,31 @@
 """Which checkpoint a command continues, and whether its configuration still fits.
 
 `resume=PATH` composes the overrides stored in the checkpoint plus those on the command line;
-what defines the run must come out as it was.
+what defines the run must come out as it was. In the folder of its run it is the same run, with the
+same `run_id`; in another it is a new one.
 """
 
-import re
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mla_lm.checkpoint import locate, newest, read, run_folder
+from filelock import FileLock, Timeout
+
+from mla_lm.checkpoint import CONFIG_FILE, RECORD, STEP, locate, newest, read, run_folder, saved
 from mla_lm.cli import load_config
 from mla_lm.config import RunConfig
 from mla_lm.errors import UserError
+from mla_lm.machine import accelerator_type, environment, resolve_precision
 
 NEVER = ("model.", "optim.", "data.kind", "data.val_fraction", "data.tokenizer.")
 UNLESS_ALLOWED = ("balance.", "loss.", "data.", "seed", "trainer.accumulate_grad_batches")
 FREE = ("data.cache_dir", "data.verify", "model.ffn.execution")
-GIVEN_ANEW = ("resume=", "resume_allow=", "run_dir=")
-SECTIONS = "model|balance|data|optim|trainer|loss|checkpoint"
-CHOICE = re.compile(rf"(({SECTIONS}|callbacks|logger|experiment)(/\w+)*|seed|precision)=[\w-]+")
-VALUE = re.compile(rf"[+~]{{0,2}}({SECTIONS})(\.\w+)+(=(?!.*\$).*)?")
+GIVEN_ANEW = ("resume=", "resume_allow=", "run_dir=", "run_id=")
+REFUSED = ("world_size",)  # of the environment, unless allowed
+TOLD = ("threads", "precision", "device", "python", "torch", "lightning")
+LOCK = ".lock"  # in the folder of a run that is going on
 
 
 def resolve_resume(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, list[str]]:
@@ -37,23 +42,45 @@ def resolve_resume(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, lis
         raise UserError("resume=auto: needs run_dir=DIR, the folder of the run to continue")
     path = newest(run_dir) if cfg.resume == "auto" else _given(cfg.resume)
     if path is None:
-        begun = cfg.resume == "auto" and (run_dir / "config.json").exists()
+        if cfg.resume == "auto" and saved(run_dir / "checkpoints"):
+            raise UserError(f"run_dir={run_dir}: holds no checkpoint that is good")
+        begun = cfg.resume == "auto" and (run_dir / CONFIG_FILE).exists()
         _require_empty(run_dir, unless=begun)
         return cfg.model_copy(update={"resume": None}), overrides
 
-    record, content = read(path)
+    record, content = read(path, RECORD)
     if not named:
         run_dir = run_folder(path)
-    if run_dir.resolve() != path.resolve().parent.parent:
+    in_place = run_dir.resolve() == path.resolve().parent.parent
+    if not in_place:
         _require_empty(run_dir)
     elif path == Path(str(cfg.resume)) and newest(path.parent.parent) != path:
         raise UserError(f"{path}: {run_dir} holds later checkpoints; name an empty run_dir=DIR")
-    merged = [*filter(_may_come_from_a_file, record.overrides), *overrides]
+    merged = [*(o for o in record.overrides if o not in overrides), *overrides]
     merged = [o for o in merged if not o.lstrip("+").startswith(GIVEN_ANEW)]
-    resumed = load_config([*merged, f"run_dir={run_dir}"])
+    run_id = record.config["run_id"] if in_place else cfg.run_id
+    resumed = load_config([*merged, f"run_dir={run_dir}", f"run_id={run_id}"])
     _refuse_changes(path, record.config, resumed.model_dump(mode="json"), cfg.resume_allow)
-    print(f"resumed {path} step {content['global_step']}")
+    _tell_changes(path, record.environment, environment_of(resumed), cfg.resume_allow)
+    print(f"resumed {path} step {content[STEP]}", flush=True)
     return resumed.model_copy(update={"resume": str(path)}), merged
+
+
+def environment_of(cfg: RunConfig) -> dict[str, str | int]:
+    """What the bits of a run here and now depend on besides `cfg`."""
+    device = accelerator_type(cfg.trainer.accelerator)
+    return environment(resolve_precision(cfg.precision, device), device)
+
+
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Keep other processes from training in a run folder; UserError where one does."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run_dir / LOCK, timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"run_dir={run_dir}: another process trains there") from None
 
 
 def _given(path: str | None) -> Path | None:
@@ -61,17 +88,25 @@ def _given(path: str | None) -> Path | None:
 
 
 def _require_empty(run_dir: Path, *, unless: bool = False) -> None:
-    if run_dir.is_dir() and any(run_dir.iterdir()) and not unless:
+    seen = [path for path in run_dir.glob("*") if path.name != LOCK] if run_dir.is_dir() else []
+    if seen and not unless:
         raise UserError(f"run_dir={run_dir}: not empty; name a new folder, or resume=auto")
 
 
-def _may_come_from_a_file(override: str) -> bool:
-    """Whether a stored override only chooses among local YAML files or sets a plain value.
-
-    Anything else (Hydra's own keys, packages, interpolations, nodes with a `_target_`) could make
-    Hydra import or read what the author of the file wants.
-    """
-    return bool(CHOICE.fullmatch(override) or VALUE.fullmatch(override))
+def _tell_changes(
+    path: Path,
+    stored: dict[str, str | int],
+    here: dict[str, str | int],
+    allowed: tuple[str, ...],
+) -> None:
+    for key in (*REFUSED, *TOLD):
+        before, after = stored.get(key), here[key]
+        if before == after or key in allowed:
+            continue
+        difference = f"{key}={after}: {path} was trained with {before}"
+        if key in REFUSED:
+            raise UserError(f"{difference}; pass resume_allow=[{key}] to go on")
+        print(f"warning: {difference}, so not bit for bit", file=sys.stderr)
 
 
 def _refuse_changes(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
-from mla_lm import load_config
+from mla_lm import Transformer, checkpoint_file, load_config
+from mla_lm.checkpoint import PREFIX, RECORD, STEP, WEIGHTS, Record
 from mla_lm.config import ModelConfig, RunConfig
+from mla_lm.data import Tokenizer
 from mla_lm.model.moe import Router
 
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
@@ -70,6 +73,14 @@ def randomized(model: Model) -> Model:
 
 def random_tokens(cfg: ModelConfig, batch: int, length: int) -> Tensor:
     return torch.randint(cfg.vocab_size, (batch, length))
+
+
+def write_checkpoint(path: Path, cfg: RunConfig, tokenizer: Tokenizer, model: Transformer) -> Path:
+    """A file as training leaves it behind step 3, without what only training needs."""
+    record = Record.of(cfg, overrides=[], tokenizer=tokenizer.json, data={}, environment={})
+    state = {f"{PREFIX}{name}": tensor for name, tensor in model.state_dict().items()}
+    checkpoint_file.write(path, {RECORD: record.stored(), WEIGHTS: state, STEP: 3})
+    return path
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -108,11 +108,12 @@ def test_a_configuration_cannot_be_changed() -> None:
 
 
 def test_load_config_is_deterministic_apart_from_the_run_folder() -> None:
-    first, second = (load_config(["model=nano", "run_dir=x"]) for _ in range(2))
+    first, second = (load_config(["model=nano", "run_dir=x", "run_id=y"]) for _ in range(2))
     assert first == second
     unnamed = load_config(["model=nano"])
     assert unnamed.run_dir.startswith("runs/")
-    apart = {"run_dir", "logger"}
+    assert unnamed.run_id != load_config(["model=nano"]).run_id
+    apart = {"run_dir", "run_id", "logger"}
     assert unnamed.model_dump(exclude=apart) == first.model_dump(exclude=apart)
 
 

@@ -71,15 +71,17 @@ class TrainerConfig(Section):
     accumulate_grad_batches: Size
     gradient_clip_val: Positive | None
     activation_checkpointing: Checkpointing
+    max_skipped_steps: Size
     val_every_n_steps: Size
     limit_val_batches: Size | None
     log_every_n_steps: Size
 
 
 class CheckpointConfig(Section):
-    """When to save, and how many of the newest checkpoints to keep."""
+    """When to save, and how many of the newest checkpoints to keep; the best is kept anyway."""
 
     every_n_steps: Size
+    every_minutes: Positive | None
     keep: Annotated[int, Field(ge=2)]
 
 
@@ -87,6 +89,7 @@ class RunConfig(Section):
     """Everything `train.py` does. `logger` and `callbacks` are the user's own `_target_` files."""
 
     run_dir: str
+    run_id: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     precision: Precision
     resume: str | None

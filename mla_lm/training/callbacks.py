@@ -1,6 +1,5 @@
-"""What a user sees during a run (progress, samples), and the random state a resume needs."""
+"""What a user sees during a run: progress and samples."""
 
-import random
 import sys
 import time
 from collections.abc import Sequence
@@ -8,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
@@ -60,6 +57,11 @@ class Progress(L.Callback):
         if self.bar:
             self.bar.stop()
 
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self.teardown(trainer, pl_module, "fit")  # Lightning leaves it out: the cursor stays hidden
+
     def _restart_clock(self, trainer: L.Trainer) -> None:
         self.tokens, self.step, self.since = 0, trainer.global_step, time.perf_counter()
 
@@ -91,35 +93,3 @@ class Samples(L.Callback):
                 file.write(f"```\n{text}\n```\n\n")
                 if seed == 0:
                     print(text, flush=True)
-
-
-class RandomState(L.Callback):
-    """Stores every generator in the checkpoint and restores it before the first resumed batch."""
-
-    def __init__(self) -> None:
-        self.restored: dict[str, Any] | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        numpy_state: Any = np.random.get_state()  # noqa: NPY002
-        name, keys, *rest = numpy_state
-        return {
-            "python": random.getstate(),
-            "numpy": (name, keys.tolist(), *rest),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.restored = state_dict
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if self.restored is None:
-            return
-        random.setstate(self.restored["python"])
-        np.random.set_state(self.restored["numpy"])  # noqa: NPY002
-        torch.set_rng_state(self.restored["torch"])
-        if self.restored["cuda"]:
-            torch.cuda.set_rng_state_all(self.restored["cuda"])
-        self.restored = None

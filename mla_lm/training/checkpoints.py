@@ -1,35 +1,156 @@
-"""When a run saves: every n optimizer steps and at its end, the newest few kept."""
+"""When a run saves: by steps, by the clock, at its best, at its end, and when told to stop.
 
+A checkpoint is always of whole optimizer steps: of a step that is validated, with the validation,
+and of the last step of an epoch, with the end of the epoch.
+"""
+
+import math
+import os
+import shutil
+import signal
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+import torch
+from lightning.pytorch.callbacks import Checkpoint
 
-from mla_lm.checkpoint import saved
+from mla_lm.checkpoint import saved, step_of
+from mla_lm.checkpoint_file import remove_temporaries
+from mla_lm.cli import STOPPED
 from mla_lm.config import CheckpointConfig
+from mla_lm.errors import UserError
+from mla_lm.training.loop_state import settle
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+BEST = "val/loss"
+GO_ON, SAVE, STOP = range(3)
 
 
-class Checkpoints(ModelCheckpoint):
-    """`step-NNNNNN.ckpt` files; the step in the name says which is newest."""
+class Checkpoints(Checkpoint):
+    """`step-NNNNNN.ckpt` files: the newest few, and the one with the lowest validation loss.
+
+    SIGTERM and SIGUSR1 finish the optimizer step, save, and end the process with status 143; in a
+    validation they leave it for the resumed run. A second signal ends it at once.
+    """
 
     def __init__(self, folder: Path, cfg: CheckpointConfig) -> None:
-        super().__init__(
-            dirpath=folder,
-            filename="step-{step:06d}",
-            auto_insert_metric_name=False,
-            monitor="step",
-            mode="max",
-            save_top_k=cfg.keep,
-            enable_version_counter=False,
-            every_n_train_steps=cfg.every_n_steps,
-            save_on_train_epoch_end=True,  # else the last batch of an epoch waits for validation
-        )
+        self.folder, self.cfg = folder, cfg
+        self.best_step: int | None = None
+        self.best_loss: float | None = None
+        self.step = self.saved_step = 0
+        self.saved_at = time.monotonic()
+        self.signal: signal.Signals | None = None
 
-    def save_end(self, trainer: L.Trainer) -> Path:
-        """Save the end of the run and keep the newest few; the path of the file."""
-        assert self.dirpath is not None
-        path = Path(self.dirpath) / f"step-{trainer.global_step:06d}.ckpt"
-        trainer.save_checkpoint(path)
-        for old in saved(path.parent)[self.save_top_k :]:
-            old.unlink()
-        return path
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.step = self.saved_step = trainer.global_step
+        self.saved_at = time.monotonic()
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_temporaries(self.folder)
+            for path in saved(self.folder):
+                if (step_of(path) or 0) > self.step:  # damaged, else this run would resume it
+                    path.rename(path.with_suffix(".damaged"))
+            self._require_space(pl_module)
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._note)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Mend what loggers call the step: resumed behind a validated epoch, it is one too high."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        inside_window, self.step = trainer.global_step == self.step, trainer.global_step
+        if not (inside_window or _validates(trainer) or trainer.is_last_batch):
+            self._save_if_due(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget what a validation that was cut short has counted; it is begun anew."""
+        trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset_on_restart()
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self._asked(trainer) == STOP:
+            self._save(trainer)
+            self._stop(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loss = float(trainer.callback_metrics[BEST])
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
+            self.best_step, self.best_loss = trainer.global_step, loss
+        if not trainer.is_last_batch:
+            self._save_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_last_batch:
+            self._save_if_due(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.saved_step != trainer.global_step:  # ended early, by another callback
+            self._save(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_step": self.best_step, "best_loss": self.best_loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_step, self.best_loss = state_dict["best_step"], state_dict["best_loss"]
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        settle(checkpoint["loops"]["fit_loop"])
+
+    def _save_if_due(self, trainer: L.Trainer) -> None:
+        step, asked = trainer.global_step, self._asked(trainer)
+        remarkable = step in (self.best_step, trainer.max_steps) or trainer.should_stop
+        if remarkable or asked != GO_ON or step % self.cfg.every_n_steps == 0:
+            self._save(trainer)
+        if asked == STOP:
+            self._stop(trainer)
+
+    def _asked(self, trainer: L.Trainer) -> int:
+        """What any rank was told, or the clock of any says."""
+        minutes = (time.monotonic() - self.saved_at) / 60
+        timed = self.cfg.every_minutes is not None and minutes >= self.cfg.every_minutes
+        own = STOP if self.signal else SAVE if timed else GO_ON
+        if trainer.world_size == 1:
+            return own
+        asked = torch.tensor(own, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(asked, reduce_op="max"))
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.folder / f"step-{trainer.global_step:06d}.ckpt")
+        self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
+        if trainer.is_global_zero:
+            for old in saved(self.folder)[self.cfg.keep :]:
+                if step_of(old) != self.best_step:
+                    old.unlink()
+
+    def _stop(self, trainer: L.Trainer) -> None:
+        trainer.print(f"stopped and saved at step {trainer.global_step}")
+        raise SystemExit(STOPPED)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.signal is not None:
+            os._exit(STOPPED)
+        self.signal = signal.Signals(number)
+
+    def _require_space(self, pl_module: L.LightningModule) -> None:
+        """Refuse a run whose checkpoints would not fit: weights and at most two moments each."""
+        size = 3 * sum(p.nbytes for p in pl_module.parameters())
+        there = sum(path.stat().st_size for path in saved(self.folder))
+        needed = (self.cfg.keep + 2) * size - there  # the best, and the one being written
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise UserError(
+                f"{self.folder}: {self.cfg.keep + 2} checkpoints need up to {needed / 1e6:,.0f} MB "
+                f"more, and {free / 1e6:,.0f} MB are free"
+            )
+
+
+def _validates(trainer: L.Trainer) -> bool:
+    """Whether the batch just trained on is followed by a validation."""
+    batches = trainer.fit_loop.total_batch_idx + 1
+    return trainer.enable_validation and batches % int(trainer.val_check_batch or 1) == 0

@@ -3,6 +3,7 @@
 Knows neither files nor the command line. B batch, T tokens, L MoE layers, E experts.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from mla_lm import balance, losses
-from mla_lm.checkpoint import RECORD, Record
+from mla_lm.checkpoint import RECORD, WEIGHTS, Record
 from mla_lm.config import RunConfig
 from mla_lm.data.batch import Annotator, Batch
 from mla_lm.data.tokenizer import Tokenizer
+from mla_lm.errors import UserError
 from mla_lm.evaluation.language_model import N_SUMS, loss_sums, summarize
 from mla_lm.model import ModelOutput, Transformer
 from mla_lm.optim import build_optimizer, build_schedule, mtp_weight
@@ -23,8 +25,9 @@ from mla_lm.optim import build_optimizer, build_schedule, mtp_weight
 class LanguageModel(L.LightningModule):
     """Trains a `Transformer` on batches (B, T + 1) of token ids.
 
-    `load` (L, E) is what the experts received in the optimizer step just done, over the global
-    batch; None between steps, without experts, and where the gradient was not finite.
+    `load` (L, E) is what the experts received in the optimizer step just done, and `loss` its mean,
+    both over the global batch. A step whose loss or gradient is not finite is void: it changes no
+    weight, moment or bias, and leaves `load` and `loss` None, as they are between steps.
     """
 
     byte_lengths: Tensor
@@ -36,7 +39,9 @@ class LanguageModel(L.LightningModule):
         self.routers = self.model.routers()
         self.row_loads: list[Tensor] = []  # (L, B, E) of each micro-batch since the last step
         self.load: Tensor | None = None
-        self.skips = False
+        self.micro_losses: list[Tensor] = []  # of each micro-batch since the last step
+        self.loss: float | None = None
+        self.n_skipped = 0  # steps in a row
         self.register_buffer(
             "byte_lengths", torch.from_numpy(tokenizer.byte_lengths), persistent=False
         )
@@ -44,7 +49,7 @@ class LanguageModel(L.LightningModule):
         self.val_sums = torch.zeros(N_SUMS, dtype=torch.float64)
 
     def training_step(self, tokens: Tensor, batch_idx: int) -> Tensor:
-        self.load = None
+        self.load = self.loss = None
         batch = self.annotate(tokens)
         out = self.model(
             batch.inputs,
@@ -63,7 +68,7 @@ class LanguageModel(L.LightningModule):
         loss = sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
         if out.routing:
             self.row_loads.append(balance.expert_load(out.routing, batch.input_counted))
-        self.log("train/loss", loss)
+        self.micro_losses.append(loss.detach())
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         return loss
@@ -97,15 +102,21 @@ class LanguageModel(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the global norm; without a finite one drop the gradient, so the step is void."""
+        """Clip by the global norm, or drop a gradient that is not finite, on all ranks alike."""
         parameters = [p for p in self.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self.log("train/grad_norm", norm)
-        self.skips = not bool(norm.isfinite())
-        if self.skips:
+        own_loss = torch.stack(self.micro_losses).mean()
+        mean_loss = self.trainer.strategy.reduce(own_loss, reduce_op="mean")
+        loss = float(mean_loss)
+        self.log_dict({"train/loss": loss, "train/grad_norm": norm})
+        if not (math.isfinite(loss) and norm.isfinite()):
             optimizer.zero_grad()
-            self.print(f"step {self.global_step + 1} skipped: the gradient is not finite")
-        elif gradient_clip_val is not None:
+            self.n_skipped += 1
+            what = "loss" if norm.isfinite() else "gradient"
+            self.print(f"step {self.global_step + 1} skipped: the {what} is not finite")
+            return
+        self.loss, self.n_skipped = loss, 0
+        if gradient_clip_val is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def optimizer_step(
@@ -120,8 +131,13 @@ class LanguageModel(L.LightningModule):
         The closure runs the last micro-batch, so the load is complete only afterwards.
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        row_loads, self.row_loads = self.row_loads, []
-        if not row_loads or self.skips:
+        row_loads, self.row_loads, self.micro_losses = self.row_loads, [], []
+        if self.n_skipped >= self.cfg.trainer.max_skipped_steps:
+            raise UserError(
+                f"stopped at step {self.global_step + 1}: trainer.max_skipped_steps="
+                f"{self.n_skipped} in a row had a loss or gradient that is not finite"
+            )
+        if not row_loads or self.n_skipped:
             return
         rows = torch.cat(row_loads, dim=1)
         row_violation = balance.max_violation(rows).mean(dim=1)
@@ -170,4 +186,20 @@ class LanguageModel(L.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[RECORD] = self.record.model_dump()
+        """Add the record; refuses the midst of an accumulation window, which nothing could resume.
+
+        Raises RuntimeError there: save by `checkpoint.every_minutes` or at the end of a step.
+        """
+        if self.micro_losses:
+            raise RuntimeError("a checkpoint can only be saved between optimizer steps")
+        checkpoint[RECORD] = self.record.stored()
+        checkpoint["n_skipped"] = self.n_skipped
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises UserError when the tensors are not those of this model."""
+        found, own = checkpoint[WEIGHTS], self.state_dict()
+        for name in sorted(found.keys() | own.keys()):
+            shapes = [list(state[name].shape) if name in state else None for state in (found, own)]
+            if shapes[0] != shapes[1]:
+                raise UserError(f"{name}: {shapes[0]} in the checkpoint, {shapes[1]} in the model")
+        self.n_skipped = checkpoint["n_skipped"]

@@ -14,7 +14,7 @@ from mla_lm import __main__ as verbs
 from mla_lm import load_checkpoint, load_config
 from mla_lm.data import Tokenizer
 from mla_lm.model import Transformer
-from tests.conftest import randomized
+from tests.conftest import randomized, write_checkpoint
 from tests.generation.conftest import decode
 from tests.processes import command, environment, run
 
@@ -30,23 +30,12 @@ class Checkpoints(NamedTuple):
     without_mtp: Path
 
 
-def write_checkpoint(folder: Path, tokenizer: Tokenizer, *overrides: str) -> Path:
+def run_of(folder: Path, tokenizer: Tokenizer, *overrides: str) -> Path:
+    """The folder of a run with one checkpoint."""
     cfg = load_config(["model=nano", f"data.seq_len={CONTEXT}", *overrides])
     torch.manual_seed(0)
-    state = randomized(Transformer(cfg.model)).state_dict()
-    record = {
-        "config": cfg.model_dump(mode="json"),
-        "overrides": [],
-        "tokenizer": tokenizer.json,
-        "data": {},
-    }
-    content = {
-        "mla_lm": record,
-        "state_dict": {f"model.{name}": value for name, value in state.items()},
-        "global_step": 3,
-    }
-    (folder / "checkpoints").mkdir(parents=True)
-    torch.save(content, folder / "checkpoints" / "step-000003.ckpt")
+    model = randomized(Transformer(cfg.model))
+    write_checkpoint(folder / "checkpoints" / "step-000003.ckpt", cfg, tokenizer, model)
     return folder
 
 
@@ -54,8 +43,8 @@ def write_checkpoint(folder: Path, tokenizer: Tokenizer, *overrides: str) -> Pat
 def ckpt(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Checkpoints:
     place = tmp_path_factory.mktemp("generate")
     return Checkpoints(
-        write_checkpoint(place / "drafting", tokenizer),
-        write_checkpoint(place / "without", tokenizer, "model.mtp_depth=0"),
+        run_of(place / "drafting", tokenizer),
+        run_of(place / "without", tokenizer, "model.mtp_depth=0"),
     )
 
 

@@ -20,7 +20,7 @@ from mla_lm.model import Transformer
 from mla_lm.model import rope as rope_module
 from mla_lm.model.attention import GroupedQueryAttention, MultiHeadLatentAttention
 from mla_lm.model.rope import rotary_tables, softmax_scale
-from tests.conftest import each_attention, random_tokens, randomized, tiny_config
+from tests.conftest import each_attention, random_tokens, randomized, tiny_config, write_checkpoint
 from tests.model.test_cache import CONTEXT as TRAINED
 from tests.model.test_cache import SMALL
 
@@ -272,20 +272,13 @@ def test_a_model_reads_four_times_what_it_was_trained_on(attention: tuple[str, .
     assert (logits[:, :TRAINED] - model(tokens[:, :TRAINED]).logits).abs().max() > 1e-2
 
 
-def write_checkpoint(path: Path) -> Transformer:
-    """A file as training leaves it, of an untrained model."""
+def untrained(path: Path) -> Transformer:
+    """The model of a checkpoint."""
     cfg = tiny_config(*SMALL)
     end_of_text = cfg.data.tokenizer.end_of_text
     tokenizer = Tokenizer.train([], vocab_size=257, end_of_text=end_of_text)
     model = randomized(Transformer(cfg.model))
-    record = {"config": cfg.model_dump(mode="json"), "tokenizer": tokenizer.json}
-    torch.save(
-        {
-            "mla_lm": {**record, "overrides": [], "data": {}},
-            "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
-        },
-        path,
-    )
+    write_checkpoint(path, cfg, tokenizer, model)
     return model.eval()
 
 
@@ -294,7 +287,7 @@ def write_checkpoint(path: Path) -> Transformer:
 def test_a_checkpoint_is_loaded_for_the_context_asked_for(
     tmp_path: Path, context: int | None
 ) -> None:
-    trained = write_checkpoint(tmp_path / "x.ckpt")
+    trained = untrained(tmp_path / "x.ckpt")
     model, cfg, _ = load_checkpoint(tmp_path / "x.ckpt", context=context)
     tokens = random_tokens(cfg.model, 1, context or TRAINED)
     out = model(tokens)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 
-from mla_lm import load_config
+from mla_lm import checkpoint_file, load_config
 from mla_lm.errors import UserError
 from mla_lm.resume import resolve_resume
 from tests.processes import run
@@ -70,7 +69,7 @@ def checkpoint(folder: Path, step: int) -> Path:
 
 
 def content(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)
+    return checkpoint_file.read(path)
 
 
 def logged(folder: Path, *, version: int = 0) -> list[dict[str, str]]:

@@ -1,7 +1,6 @@
 """A checkpoint is whole and plain, or refused by name; nothing in it is executed."""
 
 import os
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from mla_lm import load_config
-from mla_lm.checkpoint import load_checkpoint, locate, newest
+from mla_lm import checkpoint_file
+from mla_lm.checkpoint import load_checkpoint, locate, newest, read, storable
 from mla_lm.errors import UserError
-from mla_lm.resume import resolve_resume
 from tests.runs.conftest import STEPS, Run, checkpoint, content, copied, refusal, resolve
 
 
@@ -49,16 +47,6 @@ def folder_without_checkpoint(path: Path) -> None:
     path.mkdir()
 
 
-class Planted:
-    """Unpickles by making a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, (self.path,)
-
-
 @pytest.mark.parametrize(
     "make", [text_file, empty_file, other_content, no_file, folder_without_checkpoint]
 )
@@ -68,15 +56,6 @@ def test_what_is_no_checkpoint_is_refused(
     path = tmp_path / "x.ckpt"
     make(path)
     assert str(path) in refusal(lambda: resolve(trained, f"resume={path}"))
-
-
-def test_checkpoint_cannot_run_code(trained: Run, tmp_path: Path) -> None:
-    path = tmp_path / "x.ckpt"
-    path.write_bytes(pickle.dumps(Planted(tmp_path / "owned")))
-    refusal(lambda: resolve(trained, f"resume={path}"))
-    torch.save({"mla_lm": Planted(tmp_path / "owned")}, path)
-    refusal(lambda: resolve(trained, f"resume={path}"))
-    assert not (tmp_path / "owned").exists()
 
 
 @pytest.mark.parametrize(
@@ -95,16 +74,12 @@ def test_checkpoint_cannot_run_code(trained: Run, tmp_path: Path) -> None:
 def test_checkpoint_chooses_nothing_but_local_files_and_values(
     trained: Run, tmp_path: Path, override: str
 ) -> None:
-    path = tmp_path / "run" / "checkpoints" / "step-000012.ckpt"
-    path.parent.mkdir(parents=True)
+    path = tmp_path / "x.ckpt"
     stored = content(checkpoint(trained.folder, STEPS))
     stored["mla_lm"]["overrides"].append(override)
-    torch.save(stored, path)
-    words = [f"resume={path}"]
-    cfg, overrides = resolve_resume(load_config(words), words)
-    assert override not in overrides
-    local = load_config([f"run_dir={cfg.run_dir}"])
-    assert (cfg.callbacks, cfg.logger) == (local.callbacks, local.logger)
+    checkpoint_file.write(path, stored)
+    assert "more than a choice" in refusal(lambda: resolve(trained, f"resume={path}"))
+    assert override not in storable([*trained.overrides, override])
 
 
 @pytest.mark.parametrize(
@@ -117,7 +92,7 @@ def test_a_record_made_by_hand_is_refused_in_one_line(
     path = tmp_path / "x.ckpt"
     stored = content(checkpoint(trained.folder, STEPS))
     stored["mla_lm"][key] = value
-    torch.save(stored, path)
+    checkpoint_file.write(path, stored)
     with pytest.raises(UserError, match=str(path)) as caught:
         load_checkpoint(path)
     assert "\n" not in str(caught.value)
@@ -125,10 +100,28 @@ def test_a_record_made_by_hand_is_refused_in_one_line(
 
 def test_highest_step_is_newest_whatever_its_digits(trained: Run, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    for name in ("step-999999.ckpt", "step-1000000.ckpt", "step-foo.ckpt"):
-        shutil.copy(checkpoint(trained.folder, STEPS), folder / name)
+    for step, name in ((999_999, "999999"), (1_000_000, "1000000"), (7_000_000, "foo")):
+        stored = content(checkpoint(trained.folder, STEPS))
+        checkpoint_file.write(folder / f"step-{name}.ckpt", {**stored, "global_step": step})
     assert newest(tmp_path) == folder / "step-1000000.ckpt"
+
+
+def test_name_and_folder_must_agree_with_what_is_inside(trained: Run, tmp_path: Path) -> None:
+    good = checkpoint(trained.folder, STEPS)
+    renamed = Path(shutil.copy(good, tmp_path / "step-000010.ckpt"))
+    assert "holds step 12, not 10" in refusal(lambda: read(renamed))
+    assert read(Path(shutil.copy(good, tmp_path / "mine.ckpt")))[1]["global_step"] == STEPS
+    (tmp_path / "config.json").write_text('{"run_id": "another"}')
+    assert "the run here is another" in refusal(lambda: read(tmp_path / "mine.ckpt"))
+
+
+@pytest.mark.parametrize("damage", ['{"run_id"', "[]", ""])
+def test_a_damaged_config_file_does_not_cost_the_run(
+    trained: Run, tmp_path: Path, damage: str
+) -> None:
+    folder = copied(trained.folder, tmp_path / "run")
+    (folder / "config.json").write_text(damage)
+    assert newest(folder) == checkpoint(folder, STEPS)
 
 
 def test_locate_takes_files_and_folders(trained: Run) -> None:

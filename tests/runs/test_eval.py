@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mla_lm import Transformer, cli, load_checkpoint
+from mla_lm import Transformer, checkpoint_file, cli, load_checkpoint
 from mla_lm.config import EvalConfig, RunConfig
 from mla_lm.data import Annotator, EvalLoader, Tokenizer, prepare
 from mla_lm.data.batch import IGNORED
@@ -128,7 +128,7 @@ def test_changed_corpus_is_refused(trained: Run, tmp_path: Path, held_out: bool)
     path = checkpoint(moved / "run", STEPS)
     stored = content(path)
     stored["mla_lm"]["config"]["data"]["path"] = str(moved / "text")
-    torch.save(stored, path)
+    checkpoint_file.write(path, stored)
     evaluate_here(f"ckpt={path}")
 
     _, cfg, _ = load_checkpoint(path)

@@ -4,15 +4,16 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
+from mla_lm import checkpoint_file
 from mla_lm.checkpoint import newest
-from mla_lm.data import TrainLoader
-from mla_lm.optim import MuonAdamW
+from mla_lm.resume import claimed
 from tests.processes import command, environment, run
+from tests.reliability.runs import differences, state
 from tests.runs.conftest import (
     STEPS,
     Run,
@@ -60,27 +61,9 @@ def interrupted(killed: Path, tmp_path: Path) -> Path:
     return copied(killed, tmp_path / "interrupted")
 
 
-def differences(one: Any, other: Any, key: str = "") -> list[str]:
-    """Where two nested states differ in a single bit."""
-    if isinstance(one, torch.Tensor):
-        return [] if torch.equal(one, other) else [key]
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), key
-        return [d for k in one for d in differences(one[k], other[k], f"{key}.{k}")]
-    if isinstance(one, list | tuple):
-        assert len(one) == len(other), key
-        return [
-            d
-            for i, (a, b) in enumerate(zip(one, other, strict=True))
-            for d in differences(a, b, f"{key}.{i}")
-        ]
-    return [] if one == other else [key]
-
-
 def end_differences(folder: Path, trained: Run) -> list[str]:
-    got, wanted = (content(checkpoint(place, STEPS)) for place in (folder, trained.folder))
-    keys = ("global_step", "state_dict", "optimizer_states", "lr_schedulers")
-    return differences({k: got[k] for k in keys}, {k: wanted[k] for k in keys})
+    got, wanted = (state(checkpoint(place, STEPS)) for place in (folder, trained.folder))
+    return differences(got, wanted)
 
 
 def test_killed_run_continues_bit_for_bit(trained: Run, interrupted: Path) -> None:
@@ -109,42 +92,34 @@ def test_a_checkpoint_knows_how_to_continue(trained: Run, interrupted: Path, for
 
 
 def test_run_continues_behind_the_end_of_an_epoch(trained: Run, interrupted: Path) -> None:
+    shutil.rmtree(interrupted / "checkpoints")
+    (interrupted / "checkpoints").mkdir()
+    shutil.copy(trained.folder / "config.json", interrupted)
     shutil.copy(checkpoint(trained.folder, 10), checkpoint(interrupted, 10))
     train_here(f"resume={checkpoint(interrupted, 10)}")
     assert end_differences(interrupted, trained) == []
-
-
-@pytest.mark.parametrize(
-    ("part", "method"),
-    [(TrainLoader, "load_state_dict"), (MuonAdamW, "load_state_dict")],
-    ids=["loader", "optimizer"],
-)
-def test_state_that_is_not_restored_is_noticed(
-    trained: Run, interrupted: Path, part: type, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(part, method, lambda self, state: None)
-    train_here(f"resume={interrupted}")
-    assert end_differences(interrupted, trained) != []
 
 
 def test_random_state_is_restored_before_the_first_batch() -> None:
     import random
 
     import numpy as np
+    import torch
 
-    from mla_lm.training.callbacks import RandomState
+    from mla_lm.training.random_state import RandomState
 
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
 
-    state = RandomState().state_dict()
+    stored = RandomState().state_dict()
     expected = draw()
     assert draw() != expected
     resumed = RandomState()
-    resumed.load_state_dict(state)
-    resumed.on_train_batch_start(None, None, None, 0)  # type: ignore[arg-type]
+    resumed.load_state_dict(stored)
+    rank_0 = SimpleNamespace(global_rank=0)
+    resumed.on_train_batch_start(rank_0)  # type: ignore[arg-type]
     assert draw() == expected
-    resumed.on_train_batch_start(None, None, None, 1)  # type: ignore[arg-type]
+    resumed.on_train_batch_start(rank_0)  # type: ignore[arg-type]
     assert draw() != expected
 
 
@@ -225,6 +200,52 @@ def test_auto_starts_fresh_where_a_run_died_before_its_first_checkpoint(
 ) -> None:
     shutil.rmtree(interrupted / "checkpoints")
     assert resolve(trained, "resume=auto", f"run_dir={interrupted}").resume is None
+
+
+def test_the_run_keeps_its_id_in_its_folder_only(trained: Run, tmp_path: Path) -> None:
+    path = checkpoint(trained.folder, STEPS)
+    run_id = content(path)["mla_lm"]["config"]["run_id"]
+    assert resolve(trained, f"resume={trained.folder}").run_id == run_id
+    branch = resolve(trained, f"resume={path}", f"run_dir={tmp_path / 'branch'}")
+    assert branch.run_id != run_id
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("threads", 64), ("torch", "2.0.0"), ("precision", "bf16-mixed")]
+)
+def test_what_changes_the_bits_is_told_unless_allowed(
+    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: Any
+) -> None:
+    path = elsewhere(trained, tmp_path, **{key: value})
+    resolve(trained, f"resume={path}", f"run_dir={tmp_path / 'new'}")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {key}=")
+    assert str(value) in line
+    resolve(trained, f"resume={path}", f"run_dir={tmp_path / 'new'}", f"resume_allow=[{key}]")
+    assert capsys.readouterr().err == ""
+
+
+def test_another_number_of_ranks_is_refused_unless_allowed(trained: Run, tmp_path: Path) -> None:
+    path = elsewhere(trained, tmp_path, world_size=8)
+    words = (f"resume={path}", f"run_dir={tmp_path / 'new'}")
+    assert "world_size=1" in refusal(lambda: resolve(trained, *words))
+    assert resolve(trained, *words, "resume_allow=[world_size]").resume == str(path)
+
+
+def elsewhere(trained: Run, place: Path, **environment: Any) -> Path:
+    """The last checkpoint, as if made where something else holds."""
+    stored = content(checkpoint(trained.folder, STEPS))
+    stored["mla_lm"]["environment"] |= environment
+    checkpoint_file.write(place / "x.ckpt", stored)
+    return place / "x.ckpt"
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    with claimed(tmp_path):
+        message = refusal(lambda: claimed(tmp_path).__enter__())
+    assert "another process" in message
+    with claimed(tmp_path):
+        pass
 
 
 def test_another_folder_must_be_empty(trained: Run, tmp_path: Path) -> None:

@@ -45,8 +45,9 @@ METRICS = {
 
 
 def test_run_folder_holds_what_made_the_run(trained: Run) -> None:
-    cfg = load_config([*trained.overrides, f"run_dir={trained.folder}"])
     stored = RunConfig.model_validate(json.loads((trained.folder / "config.json").read_text()))
+    places = (f"run_dir={trained.folder}", f"run_id={stored.run_id}")
+    cfg = load_config([*trained.overrides, *places])
     assert stored.model_dump() == cfg.model_dump()
     data = json.loads((trained.folder / "data.json").read_text())
     assert data["python"].count(".") == 2
@@ -234,9 +235,14 @@ def test_tensorboard_holds_the_same_names(trained: Run, tmp_path: Path) -> None:
 def test_wandb_is_offline_and_leaves_a_file(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     write_corpus(tmp_path / "text")
-    words = (*short_run(tmp_path), "logger=wandb", "trainer.max_steps=4")
+    words = (*short_run(tmp_path), "logger=wandb", f"run_dir={tmp_path / 'run'}", "resume=auto")
     offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    result = run("train.py", *words, f"run_dir={tmp_path / 'run'}", cwd=tmp_path, **offline)
-    assert result.returncode == 0, result.stderr
-    (file,) = (tmp_path / "run").rglob("run-*.wandb")
-    assert file.stat().st_size > 0
+    for _ in range(2):
+        result = run("train.py", *words, cwd=tmp_path, **offline)
+        assert result.returncode == 0, result.stderr
+        checkpoint(tmp_path / "run", STEPS).unlink()
+    run_id = json.loads((tmp_path / "run" / "config.json").read_text())["run_id"]
+    files = list((tmp_path / "run").rglob("run-*.wandb"))
+    assert {file.name for file in files} == {f"run-{run_id}.wandb"}
+    assert len(files) == 2
+    assert all(file.stat().st_size > 0 for file in files)

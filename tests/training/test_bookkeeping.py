@@ -14,8 +14,8 @@ from tests.training.bookkeeping import Case, cases, reference
 Found = dict[str, dict[str, Any]]
 
 
-def start(out: Path, **extra: str) -> subprocess.Popen[str]:
-    script = str(ROOT / "tests" / "training" / "bookkeeping.py")
+def start(script: str, out: Path, **extra: str) -> subprocess.Popen[str]:
+    script = str(ROOT / "tests" / "training" / script)
     return subprocess.Popen(
         command(script, str(out)),
         cwd=out.parent,
@@ -39,19 +39,22 @@ def torchrun(rank: int, port: int) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
-    """What each rank counted: alone, and as one of two."""
-    place = tmp_path_factory.mktemp("bookkeeping")
+def run_ranks(script: str, place: Path) -> dict[str, Found]:
+    """What each rank of a script found: alone, and as one of two."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ways = {"alone": {}, "first": torchrun(0, port), "second": torchrun(1, port)}
-    running = {name: start(place / f"{name}.json", **extra) for name, extra in ways.items()}
+    running = {name: start(script, place / f"{name}.json", **extra) for name, extra in ways.items()}
     for process in running.values():
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
     return {name: json.loads((place / f"{name}.json").read_text()) for name in ways}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
+    return run_ranks("bookkeeping.py", tmp_path_factory.mktemp("bookkeeping"))
 
 
 def test_there_are_96_ways() -> None:

@@ -1,0 +1,194 @@
+"""One pickle-free file: tensors as safetensors, everything else as JSON in its metadata.
+
+A tree of dicts, lists, tuples, plain values and tensors goes in and comes out equal; a tensor is
+named by its place (`optimizer_states/0/state/3/exp_avg`), and one that stands in two places is
+stored once. The first field of the metadata is the SHA-256 of the whole file with that field
+zeroed, so that no bit can change unnoticed. Knows nothing of runs.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mla_lm.errors import UserError
+
+FORMAT = 1
+KEY = "mla_lm"  # the only key of the metadata
+TENSOR, TUPLE, ITEMS = "$tensor", "$tuple", "$items"
+UNKNOWN = "0" * 64
+HEADER = b'{"__metadata__":{"mla_lm":"{\\"sha256\\":\\"'  # behind the 8 bytes of its length
+DIGEST_AT = 8 + len(HEADER)
+CHUNK = 2**20
+TEMPORARY = ".tmp"
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` so that `path` holds it whole, or what it held before.
+
+    Raises UserError when the file system refuses, TypeError for a value that is not plain.
+    """
+    tensors: dict[str, Tensor] = {}
+    plain = _Taker(tensors).take("", content)
+    document = {"sha256": UNKNOWN, "format": FORMAT, "content": plain}
+    text = json.dumps(document, separators=(",", ":"))
+    try:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, {KEY: text})
+            with temporary.open("r+b") as file:
+                assert _stored_digest(file) == UNKNOWN
+                digest = _digest(file)
+                file.seek(DIGEST_AT)
+                file.write(digest.encode())
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path}: cannot be written ({reason}); what was there is kept") from None
+
+
+def read(path: Path, *keys: str) -> dict[str, Any]:
+    """The content, or the part of it below the given top-level `keys`; tensors are on the CPU.
+
+    The whole file is verified first. Raises UserError when a single bit is not as it was written.
+    """
+    try:
+        with path.open("rb") as file:
+            if _digest(file) != _stored_digest(file):
+                raise ValueError("its SHA-256 is another")
+        with safe_open(path, "pt") as tensors:
+            document = json.loads(tensors.metadata()[KEY])
+            if document["format"] != FORMAT:
+                raise ValueError(f"format {document['format']}, here it is {FORMAT}")
+            content = document["content"]
+            wanted = {key: content[key] for key in keys} if keys else content
+            return _Giver(tensors).give(wanted)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except Exception as error:  # a damaged file fails in many ways, all of them mean the same
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+        raise UserError(f"{path}: not a checkpoint of mla_lm, or damaged ({reason})") from None
+
+
+def is_one(path: Path) -> bool:
+    """Whether a file looks like a checkpoint, verified or not."""
+    with path.open("rb") as file:
+        return file.read(DIGEST_AT).endswith(HEADER)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write to, which then takes the place of `path`, or is gone.
+
+    In a folder of its own beside `path`, so that no file system has to copy it and no name of a
+    library's temporary files matters; on disk before it is renamed, and the folder after.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY) as folder:
+        temporary = Path(folder) / path.name
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what others may do; safetensors would let nobody read
+        yield temporary
+        temporary.chmod(mode)
+        _to_disk(temporary)
+        os.replace(temporary, path)
+    _to_disk(path.parent)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what writers that were killed left in a folder."""
+    for stale in folder.glob(f".*{TEMPORARY}"):
+        shutil.rmtree(stale)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _stored_digest(file: BinaryIO) -> str:
+    file.seek(0)
+    if not file.read(DIGEST_AT).endswith(HEADER):
+        raise ValueError("another header")
+    return file.read(len(UNKNOWN)).decode("ascii")
+
+
+def _digest(file: BinaryIO) -> str:
+    """SHA-256 of the file as if its own field were zeros."""
+    file.seek(0)
+    sha256 = hashlib.sha256(file.read(DIGEST_AT))
+    file.read(len(UNKNOWN))
+    sha256.update(UNKNOWN.encode())
+    while chunk := file.read(CHUNK):
+        sha256.update(chunk)
+    return sha256.hexdigest()
+
+
+class _Taker:
+    """Takes a tree apart: tensors into `tensors`, the rest into what JSON can say."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors = tensors
+        self.names: dict[tuple[Any, ...], str] = {}  # where a tensor lies -> its name
+        self.storages: set[int] = set()
+
+    def take(self, name: str, value: Any) -> Any:
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, Tensor):
+            return {TENSOR: self.take_tensor(name, value.detach())}
+        if isinstance(value, list | tuple):
+            taken = [self.take(f"{name}/{i}", item) for i, item in enumerate(value)]
+            return {TUPLE: taken} if isinstance(value, tuple) else taken
+        if not isinstance(value, Mapping):
+            kind = type(value).__name__
+            raise TypeError(f"{name}: a checkpoint holds plain values and tensors, not {kind}")
+        items = {k: self.take(f"{name}/{k}".lstrip("/"), v) for k, v in value.items()}
+        if all(isinstance(key, str) and not key.startswith("$") for key in items):
+            return items
+        return {ITEMS: [[self.take(name, key), item] for key, item in items.items()]}
+
+    def take_tensor(self, name: str, tensor: Tensor) -> str:
+        where = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and where in self.names:
+            return self.names[where]
+        storage = tensor.untyped_storage().data_ptr()
+        alone = storage not in self.storages and tensor.is_contiguous()
+        self.storages.add(storage)
+        self.names[where] = name
+        self.tensors[name] = tensor.cpu() if alone else tensor.cpu().contiguous().clone()
+        return name
+
+
+class _Giver:
+    """Puts a tree together again."""
+
+    def __init__(self, tensors: Any) -> None:
+        self.tensors = tensors
+        self.given: dict[str, Tensor] = {}
+
+    def give(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self.give(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if TENSOR in value:
+            name = value[TENSOR]
+            if name not in self.given:  # a copy: the file's own pages die with a truncated file
+                self.given[name] = self.tensors.get_tensor(name).clone()
+            return self.given[name]
+        if TUPLE in value:
+            return tuple(self.give(value[TUPLE]))
+        if ITEMS in value:
+            return {self.give(key): self.give(item) for key, item in value[ITEMS]}
+        return {key: self.give(item) for key, item in value.items()}

@@ -1,0 +1,51 @@
+"""Runs in processes forked from one that has imported everything: a trial takes a second, not ten.
+
+`train` is what `python train.py WORDS` does; `changes` are made to the process before.
+"""
+
+import os
+import random
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import matplotlib.pyplot  # noqa: F401
+import numpy as np
+import torch
+
+import mla_lm.evaluation.expert_maps  # noqa: F401
+import train as application
+from mla_lm import cli
+from mla_lm.config import RunConfig
+
+Change = Callable[[], None]
+
+
+def train(words: Sequence[str], log: str, changes: Sequence[Change] = ()) -> None:
+    """Train, standard output and errors to the end of the file `log`."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    for change in changes:
+        change()
+    sys.argv = ["train.py", *words]
+    cli.main(application.train, name="train", kind=RunConfig)
+
+
+class Draws(L.Callback):
+    """Every batch and every validation draws from all generators, and moves a weight by it."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        with torch.no_grad():
+            pl_module.model.norm.weight += 1e-3 * drawn()
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        drawn()
+
+
+def drawn() -> float:
+    return random.random() + float(np.random.rand()) + float(torch.rand(()))  # noqa: NPY002

@@ -1,0 +1,171 @@
+"""`kill -9` at random times and at every point of a save: resumed, a run ends bit for bit alike."""
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mla_lm import checkpoint_file
+from tests.processes import command, environment
+from tests.reliability.conftest import Reference
+from tests.reliability.record import record
+from tests.reliability.runs import (
+    checkpoint,
+    differences,
+    resumption,
+    run,
+    start,
+    state,
+    status,
+    steps,
+    wait,
+)
+
+ELSEWHERE = "/dev/shm"  # another device than that of the run
+POINTS = (
+    "before write",
+    "half-way",
+    "before fsync",
+    "before replace",
+    "after replace",
+    "while pruning",
+    "after pruning",
+)
+
+
+def wait_for(path: Path, process: Any) -> None:
+    while not path.exists() and status(process) is None:
+        time.sleep(0.001)
+
+
+def killed_and_resumed(reference: Reference, place: Path, number: int) -> str | None:
+    """What went wrong; None where the run had ended before it was killed."""
+    folder = place / str(number)
+    log = folder.with_suffix(".log")
+    process = start([*reference.words, f"run_dir={folder}", "resume=auto"], log)
+    wait_for(checkpoint(folder, 2), process)
+    time.sleep(random.Random(number).uniform(0, 0.5))
+    process.kill()
+    if wait(process) != -signal.SIGKILL:
+        return None
+    return resumption(folder, reference.words, reference.end)
+
+
+@pytest.mark.parametrize("trials", [12, pytest.param(200, marks=pytest.mark.slow)])
+def test_killed_at_random_times(reference: Reference, tmp_path: Path, trials: int) -> None:
+    trial = partial(killed_and_resumed, reference, tmp_path)
+    numbers = itertools.count()
+    found: list[str] = []
+    with ThreadPoolExecutor(2) as pool:
+        while len(found) < trials:
+            batch = itertools.islice(numbers, trials - len(found))
+            found += [wrong for wrong in pool.map(trial, batch) if wrong is not None]
+            assert next(numbers) < 3 * trials, "most runs end before they are killed"
+    if trials == 200:
+        record("`kill -9` at random times", found.count(""), trials)
+    assert [wrong for wrong in found if wrong] == []
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(point: str, nth: int, temporary_folder: str | None) -> None:
+    """Change this process so that it dies at a point of its nth save."""
+    if temporary_folder is not None:
+        os.environ["TMPDIR"] = tempfile.tempdir = temporary_folder
+    saves = itertools.count(1)
+    armed: list[str] = []
+
+    def dying_at(here: str, function: Callable[..., Any], only: str) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            meant = point in armed and str(args[0]).endswith(only)
+            if (meant and point == f"before {here}") or (point == f"while {here}" and meant):
+                die()
+            result = function(*args, **kwargs)
+            if meant and point == f"after {here}":
+                die()
+            return result
+
+        return wrapped
+
+    write = checkpoint_file.save_file
+
+    def dying_write(tensors: Any, path: Path, metadata: Any) -> None:
+        if next(saves) == nth:
+            armed.append(point)
+        if point in armed and point == "before write":
+            die()
+        write(tensors, path, metadata)
+        if point in armed and point == "half-way":
+            os.truncate(path, path.stat().st_size // 2)
+            die()
+
+    checkpoint_file.save_file = dying_write
+    os.replace = dying_at("replace", os.replace, ".ckpt")
+    checkpoint_file._to_disk = dying_at("fsync", checkpoint_file._to_disk, ".ckpt")
+    Path.unlink = dying_at("pruning", Path.unlink, ".ckpt")  # type: ignore[method-assign]
+
+
+def test_the_other_device_is_another(tmp_path: Path) -> None:
+    assert os.stat(ELSEWHERE).st_dev != tmp_path.stat().st_dev
+
+
+@pytest.mark.parametrize("saves", [(4,), pytest.param((3, 4, 5, 6, 7), marks=pytest.mark.slow)])
+def test_killed_at_every_point_of_a_save(
+    reference: Reference, tmp_path: Path, saves: tuple[int, ...]
+) -> None:
+    def trial(point: str, nth: int) -> str:
+        folder = tmp_path / f"{point} {nth}"
+        log = folder.with_suffix(".log")
+        change = partial(die_at, point, nth, ELSEWHERE if nth % 2 == 0 else None)
+        words = [*reference.words, f"run_dir={folder}", "resume=auto"]
+        ended = run(words, log, change)
+        if ended != -signal.SIGKILL:
+            return f"{point} {nth}: status {ended}"
+        return resumption(folder, reference.words, reference.end)
+
+    trials = list(itertools.product(POINTS, saves))
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(trial, *zip(*trials, strict=True)))
+    if len(saves) > 1:
+        record("`kill -9` at named points of a save", found.count(""), len(trials))
+    assert [wrong for wrong in found if wrong] == []
+
+
+@pytest.mark.parametrize("trials", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_killed_by_the_shell(reference: Reference, tmp_path: Path, trials: int) -> None:
+    """The same through the command line: `python train.py ...`, killed, and again."""
+    good = 0
+    for number in range(trials):
+        folder = tmp_path / str(number)
+        words = ["train.py", *reference.words, f"run_dir={folder}", "resume=auto"]
+        process = subprocess.Popen(command(*words), env=environment(), stdout=subprocess.DEVNULL)
+        while not checkpoint(folder, (2, 3, 4, 6, 8)[number]).exists() and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(random.Random(number).uniform(0, 0.1))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        log = folder.with_suffix(".log")
+        with log.open("w") as file:
+            assert subprocess.run(command(*words), env=environment(), stdout=file).returncode == 0
+        (step,) = [
+            int(line.split()[-1])
+            for line in log.read_text().splitlines()
+            if line.startswith("resumed ")
+        ]
+        assert steps(log) == list(range(step + 1, 13))
+        good += differences(state(checkpoint(folder, 12)), reference.end) == []
+    if trials == 5:
+        record("the same through the command line", good, trials)
+    assert good == trials

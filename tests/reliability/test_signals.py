@@ -1,0 +1,160 @@
+"""SIGTERM and SIGUSR1 at random times: the step is finished and saved, the status is 143."""
+
+import os
+import random
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mla_lm import checkpoint_file
+from mla_lm.checkpoint import newest, step_of
+from mla_lm.cli import STOPPED
+from mla_lm.training.module import LanguageModel
+from tests.reliability.conftest import Reference
+from tests.reliability.record import record
+from tests.reliability.runs import (
+    Corpus,
+    checkpoint,
+    resumption,
+    run,
+    short,
+    start,
+    state,
+    steps,
+    wait,
+)
+
+NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
+WINDOW = ("data.batch_size=1", "trainer.accumulate_grad_batches=3")
+VALIDATION = "epoch_loop.val_loop.batch_progress"
+
+
+def slowly(seconds: float) -> None:
+    """Let every batch of a training or validation last at least so long."""
+    for name in ("training_step", "validation_step"):
+        step = getattr(LanguageModel, name)
+
+        def waiting(self: Any, *args: Any, step: Any = step) -> Any:
+            time.sleep(seconds)
+            return step(self, *args)
+
+        setattr(LanguageModel, name, waiting)
+
+
+def in_validation(path: Path) -> bool:
+    progress = checkpoint_file.read(path, "loops")["loops"]["fit_loop"][VALIDATION]["current"]
+    return bool(progress["ready"] != progress["completed"])
+
+
+@pytest.fixture(scope="module")
+def accumulated(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """An undisturbed run with three forward passes a step."""
+    folder = tmp_path_factory.mktemp("accumulated") / "run"
+    words = short(corpus, *WINDOW)
+    assert run([*words, f"run_dir={folder}"], folder.with_suffix(".log")) == 0
+    return Reference(corpus, words, folder, state(checkpoint(folder, 12)))
+
+
+@pytest.mark.parametrize("trials", [6, pytest.param(40, marks=pytest.mark.slow)])
+def test_signals_at_random_times(
+    reference: Reference, accumulated: Reference, tmp_path: Path, trials: int
+) -> None:
+    cut_short: list[int] = []
+
+    def trial(number: int) -> str:
+        undisturbed = (reference, accumulated)[number % 2]
+        folder, rng = tmp_path / str(number), random.Random(number)
+        log = folder.with_suffix(".log")
+        words = [*undisturbed.words, f"run_dir={folder}", "resume=auto"]
+        process = start(words, log, partial(slowly, 0.05))
+        while "step 1/" not in (log.read_text() if log.exists() else ""):
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.9))
+        os.kill(process.pid or 0, NUMBERS[number // 2 % 2])
+        ended, path, done = wait(process), newest(folder), steps(log)
+        if ended != STOPPED or path is None:
+            return f"{number}: status {ended}, {path}\n{log.read_text()}"
+        if step_of(path) != done[-1]:
+            return f"{number}: did the steps {done}, saved {path}"
+        if in_validation(path):
+            cut_short.append(number)
+        return resumption(folder, undisturbed.words, undisturbed.end)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(trial, range(trials)))
+    if trials == 40:
+        record("signals at random times, exit status 143", found.count(""), trials)
+        assert len(cut_short) >= 5, "hardly a signal came in a validation"
+    assert [wrong for wrong in found if wrong] == []
+
+
+def tell_myself(number: int, stage: str, batch: int) -> None:
+    """Send this process a signal at the beginning of a batch of the first such stage."""
+    step = getattr(LanguageModel, f"{stage}_step")
+
+    def telling(self: Any, tokens: Any, batch_idx: int) -> Any:
+        if batch_idx == batch:
+            os.kill(os.getpid(), number)
+        return step(self, tokens, batch_idx)
+
+    setattr(LanguageModel, f"{stage}_step", telling)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize(
+    ("stage", "batch", "step"),
+    [("training", 3, 2), ("training", 4, 2), ("training", 5, 2), ("validation", 1, 3)],
+)
+def test_the_window_is_finished_and_the_validation_begun_anew(
+    accumulated: Reference, tmp_path: Path, number: int, stage: str, batch: int, step: int
+) -> None:
+    folder = tmp_path / "run"
+    words = [*accumulated.words, f"run_dir={folder}"]
+    log = folder.with_suffix(".log")
+    assert run(words, log, partial(tell_myself, number, stage, batch)) == STOPPED
+    assert f"stopped and saved at step {step}\n" in log.read_text()
+    assert newest(folder) == checkpoint(folder, step)
+    assert in_validation(checkpoint(folder, step)) == (stage == "validation")
+    assert resumption(folder, accumulated.words, accumulated.end) == ""
+
+
+def test_a_second_signal_ends_at_once(reference: Reference, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(
+        [*reference.words, f"run_dir={folder}"], folder.with_suffix(".log"), partial(slowly, 60)
+    )
+    while not (folder / "config.json").exists():
+        time.sleep(0.01)
+    time.sleep(1)
+    for _ in range(2):
+        os.kill(process.pid or 0, signal.SIGTERM)
+        time.sleep(0.1)
+    assert wait(process) == STOPPED
+    assert newest(folder) is None
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_before_it_trains_a_run_ends_at_once(
+    reference: Reference, tmp_path: Path, number: int
+) -> None:
+    folder = tmp_path / "run"
+    change = partial(tell_when_built, number)
+    assert (
+        run([*reference.words, f"run_dir={folder}"], folder.with_suffix(".log"), change) == STOPPED
+    )
+    assert newest(folder) is None
+
+
+def tell_when_built(number: int) -> None:
+    build = LanguageModel.__init__
+
+    def telling(self: Any, *args: Any) -> None:
+        build(self, *args)
+        os.kill(os.getpid(), number)
+
+    LanguageModel.__init__ = telling  # type: ignore[method-assign]
