@@ -83,8 +83,7 @@ def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:
     try:
         record = Record.from_stored(content[RECORD])
     except Exception as error:  # a record made by hand fails in many ways
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path}: does not fit this version of mla_lm ({reason})") from None
+        raise _unfit(path, error) from None
     named = step_of(path)
     if named not in (None, content[STEP]):
         raise UserError(f"{path}: holds step {content[STEP]}, not {named}")
@@ -92,6 +91,11 @@ def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:
     if here not in (None, own):
         raise UserError(f"{path}: belongs to run_id={own}, the run here is {here}")
     return record, content
+
+
+def _unfit(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:160]
+    return UserError(f"{path}: does not fit this version of mla_lm ({reason})")
 
 
 def storable(overrides: list[str]) -> list[str]:
@@ -194,6 +198,5 @@ def load_checkpoint(
         model.load_state_dict({k.removeprefix(PREFIX): v for k, v in state.items()})
         tokenizer = Tokenizer(record.tokenizer, end_of_text=cfg.data.tokenizer.end_of_text)
     except Exception as error:  # a record made by hand fails in many ways
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{found}: does not fit this version of mla_lm ({reason})") from None
+        raise _unfit(found, error) from None
     return model.eval(), cfg, tokenizer

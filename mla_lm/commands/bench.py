@@ -1,6 +1,7 @@
-"""`python -m mla_lm bench [suite=data|decode|moe] [out=FILE.json] ...`: measure this machine.
+"""`python -m mla_lm bench [suite=NAME] [out=FILE.json] ...`: measure this machine.
 
-Ratios against peers in one interleaved run, medians with their spread.
+Suites: data, decode, moe, checkpoint. Ratios against peers in one interleaved run, medians with
+their spread.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ class BenchOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    suite: Literal["data", "decode", "moe"] = "data"
+    suite: Literal["data", "decode", "moe", "checkpoint"] = "data"
     megabytes: Sizes = (25, 100)
     contexts: Sizes = (256, 2048, 4096)
     ckpt: Annotated[str, Field(min_length=1)] | None = None
@@ -45,7 +46,7 @@ def run(arguments: Sequence[str]) -> None:
 
     import json
 
-    from mla_lm.bench import data, decode, moe, plot, speculation
+    from mla_lm.bench import checkpoint, data, decode, moe, plot, speculation
     from mla_lm.bench.report import show
     from mla_lm.machine import keep_freed_memory
 
@@ -55,6 +56,8 @@ def run(arguments: Sequence[str]) -> None:
         rows = data.run(options.megabytes)
     elif options.suite == "moe":
         rows = moe.run()
+    elif options.suite == "checkpoint":
+        rows = checkpoint.run()
     else:
         rows = decode.run(options.contexts)
         if options.ckpt:

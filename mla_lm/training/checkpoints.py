@@ -32,8 +32,8 @@ GO_ON, SAVE, STOP = range(3)
 class Checkpoints(Checkpoint):
     """`step-NNNNNN.ckpt` files: the newest few, and the one with the lowest validation loss.
 
-    SIGTERM and SIGUSR1 finish the optimizer step, save, and end the process with status 143; in a
-    validation they leave it for the resumed run. A second signal ends it at once.
+    SIGTERM and SIGUSR1 finish the optimizer step, save, and end the process with status 143; a
+    validation, but for the last, is left to the resumed run. A second signal ends it at once.
     """
 
     def __init__(self, folder: Path, cfg: CheckpointConfig) -> None:
@@ -72,8 +72,11 @@ class Checkpoints(Checkpoint):
         trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset_on_restart()
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self._asked(trainer) == STOP:
+        if self._asked(trainer) != STOP:
+            return
+        if self.saved_step != trainer.global_step:
             self._save(trainer)
+        if trainer.global_step < trainer.max_steps:  # the last one, nothing would run again
             self._stop(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -20,6 +20,7 @@ from tests.reliability.record import record
 from tests.reliability.runs import (
     Corpus,
     checkpoint,
+    differences,
     resumption,
     run,
     short,
@@ -93,14 +94,14 @@ def test_signals_at_random_times(
     assert [wrong for wrong in found if wrong] == []
 
 
-def tell_myself(number: int, stage: str, batch: int) -> None:
-    """Send this process a signal at the beginning of a batch of the first such stage."""
-    step = getattr(LanguageModel, f"{stage}_step")
+def tell_myself(number: int, stage: str, batch: int, step: int | None = None) -> None:
+    """Send this process a signal at the beginning of a batch, of any step or of one."""
+    original = getattr(LanguageModel, f"{stage}_step")
 
     def telling(self: Any, tokens: Any, batch_idx: int) -> Any:
-        if batch_idx == batch:
+        if batch_idx == batch and self.global_step == (step or self.global_step):
             os.kill(os.getpid(), number)
-        return step(self, tokens, batch_idx)
+        return original(self, tokens, batch_idx)
 
     setattr(LanguageModel, f"{stage}_step", telling)
 
@@ -121,6 +122,15 @@ def test_the_window_is_finished_and_the_validation_begun_anew(
     assert newest(folder) == checkpoint(folder, step)
     assert in_validation(checkpoint(folder, step)) == (stage == "validation")
     assert resumption(folder, accumulated.words, accumulated.end) == ""
+
+
+def test_the_last_validation_is_finished(reference: Reference, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words, log = [*reference.words, f"run_dir={folder}"], folder.with_suffix(".log")
+    change = partial(tell_myself, signal.SIGTERM, "validation", 1, 12)
+    assert run(words, log, change) == STOPPED
+    assert "stopped and saved at step 12\n" in log.read_text()
+    assert differences(state(checkpoint(folder, 12)), reference.end) == []
 
 
 def test_a_second_signal_ends_at_once(reference: Reference, tmp_path: Path) -> None:
