@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.processes import environment
+from tests.reliability.record import table
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = "".join(f"def function_{i}(x):\n    return x + {i}\n\n" for i in range(2000))
@@ -61,3 +62,7 @@ def test_readme_commands_run(tmp_path: Path) -> None:
             text=True,
         )
         assert result.returncode == 0, f"{words}\n{result.stdout}\n{result.stderr}"
+
+
+def test_readme_shows_what_the_tests_have_counted() -> None:
+    assert table() in (ROOT / "README.md").read_text()
