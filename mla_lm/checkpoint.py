@@ -120,6 +120,7 @@ def write_run_files(run_dir: Path, cfg: RunConfig, record: Record) -> None:
         "data.json": json.dumps(record.data, indent=2) + "\n",
         "tokenizer.json": record.tokenizer,
     }
+    checkpoint_file.remove_temporaries(run_dir)
     for name, text in files.items():
         with checkpoint_file.replacing(run_dir / name) as temporary:
             temporary.write_text(text)

@@ -105,7 +105,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def remove_temporaries(folder: Path) -> None:
     """Delete what writers that were killed left in a folder."""
     for stale in folder.glob(f".*{TEMPORARY}"):
-        shutil.rmtree(stale)
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def _to_disk(path: Path) -> None:

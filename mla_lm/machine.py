@@ -76,11 +76,12 @@ def keep_freed_memory() -> None:
 
 def environment(precision: Resolved, device_type: str) -> dict[str, str | int]:
     """What a run's bits depend on besides its configuration, and the code's commit."""
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return {
         "threads": torch.get_num_threads(),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
         "precision": precision,
-        "device": torch.cuda.get_device_name() if device_type == "cuda" else platform.machine(),
+        "device": torch.cuda.get_device_name() if device_type == "cuda" else cpu,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "lightning": version("lightning"),

@@ -88,7 +88,8 @@ def _given(path: str | None) -> Path | None:
 
 
 def _require_empty(run_dir: Path, *, unless: bool = False) -> None:
-    seen = [path for path in run_dir.glob("*") if path.name != LOCK] if run_dir.is_dir() else []
+    """Hidden files do not count: the lock, and what a start that was killed was about to write."""
+    seen = any(not path.name.startswith(".") for path in run_dir.glob("*"))
     if seen and not unless:
         raise UserError(f"run_dir={run_dir}: not empty; name a new folder, or resume=auto")
 

@@ -202,6 +202,17 @@ def test_auto_starts_fresh_where_a_run_died_before_its_first_checkpoint(
     assert resolve(trained, "resume=auto", f"run_dir={interrupted}").resume is None
 
 
+def test_auto_starts_fresh_where_a_run_died_while_it_wrote_its_first_file(
+    trained: Run, tmp_path: Path
+) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".config.json.abc.tmp").mkdir()
+    words = [*trained.overrides, f"run_dir={tmp_path}", "resume=auto", "trainer.max_steps=1"]
+    train_here(*words)
+    assert not (tmp_path / ".config.json.abc.tmp").exists()
+    assert newest(tmp_path) == checkpoint(tmp_path, 1)
+
+
 def test_the_run_keeps_its_id_in_its_folder_only(trained: Run, tmp_path: Path) -> None:
     path = checkpoint(trained.folder, STEPS)
     run_id = content(path)["mla_lm"]["config"]["run_id"]
