@@ -10,7 +10,7 @@ import torch
 from mla_lm import checkpoint_file
 from mla_lm.bench.report import Row, interleaved, median_row, timed
 from mla_lm.cli import load_config
-from mla_lm.losses import next_token_loss
+from mla_lm.losses import mtp_targets, next_token_loss
 from mla_lm.machine import autocast, resolve_precision
 from mla_lm.model import Transformer
 from mla_lm.optim import build_optimizer
@@ -29,7 +29,10 @@ def run() -> list[Row]:
     def train() -> None:
         tokens = torch.randint(cfg.model.vocab_size, shape)
         with autocast(precision, "cpu"):
-            loss = next_token_loss(model(tokens[:, :-1]).logits, tokens[:, 1:])
+            out = model(tokens[:, :-1])
+            loss = next_token_loss(out.logits, tokens[:, 1:])
+            for depth, hidden in enumerate(out.mtp, start=1):
+                loss = loss + next_token_loss(model.lm_head(hidden), mtp_targets(tokens, depth))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
