@@ -70,7 +70,7 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
         enable_model_summary=False,
         default_root_dir=run_dir,
         logger=loggers,
-        callbacks=[RandomState(), checkpoints, *callbacks],
+        callbacks=[RandomState(), *callbacks, checkpoints],
         plugins=[CheckpointFiles()],
     )
     with claimed(run_dir):

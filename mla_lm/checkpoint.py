@@ -82,6 +82,8 @@ def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:
     content = checkpoint_file.read(path, *({RECORD, STEP, *keys} if keys else ()))
     try:
         record = Record.from_stored(content[RECORD])
+        if type(content[STEP]) is not int:
+            raise ValueError(f"{STEP} is no number")
     except Exception as error:  # a record made by hand fails in many ways
         raise _unfit(path, error) from None
     named = step_of(path)

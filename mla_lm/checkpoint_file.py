@@ -165,6 +165,8 @@ class _Taker:
         storage = tensor.untyped_storage().data_ptr()
         alone = storage not in self.storages and tensor.is_contiguous()
         self.storages.add(storage)
+        while name in self.tensors:  # "a/b" and "b" in "a"
+            name += "'"
         self.names[where] = name
         self.tensors[name] = tensor.cpu() if alone else tensor.cpu().contiguous().clone()
         return name

@@ -5,6 +5,7 @@ what defines the run must come out as it was. In the folder of its run it is the
 same `run_id`; in another it is a new one.
 """
 
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,10 +22,11 @@ from mla_lm.machine import accelerator_type, environment, resolve_precision
 
 NEVER = ("model.", "optim.", "data.kind", "data.val_fraction", "data.tokenizer.")
 UNLESS_ALLOWED = ("balance.", "loss.", "data.", "seed", "trainer.accumulate_grad_batches")
-FREE = ("data.cache_dir", "data.verify", "model.ffn.execution")
+FREE = ("trainer.log_every_n_steps", "data.cache_dir", "data.verify", "model.ffn.execution")
 GIVEN_ANEW = ("resume=", "resume_allow=", "run_dir=", "run_id=")
 REFUSED = ("world_size",)  # of the environment, unless allowed
 TOLD = ("threads", "precision", "device", "python", "torch", "lightning")
+TRAINING = ("loops", "lr_schedulers", "callbacks", "n_skipped")  # not in a file of weights only
 LOCK = ".lock"  # in the folder of a run that is going on
 
 
@@ -44,22 +46,23 @@ def resolve_resume(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, lis
     if path is None:
         if cfg.resume == "auto" and saved(run_dir / "checkpoints"):
             raise UserError(f"run_dir={run_dir}: holds no checkpoint that is good")
+        _refuse_lost_branch(run_dir)
         begun = cfg.resume == "auto" and (run_dir / CONFIG_FILE).exists()
         _require_empty(run_dir, unless=begun)
         return cfg.model_copy(update={"resume": None}), overrides
 
-    record, content = read(path, RECORD)
+    record, content = read(path, RECORD, *TRAINING)
     if not named:
         run_dir = run_folder(path)
     in_place = run_dir.resolve() == path.resolve().parent.parent
     if not in_place:
         _require_empty(run_dir)
-    elif path == Path(str(cfg.resume)) and newest(path.parent.parent) != path:
+    elif cfg.resume != "auto" and newest(path.parent.parent) != path:
         raise UserError(f"{path}: {run_dir} holds later checkpoints; name an empty run_dir=DIR")
     merged = [*(o for o in record.overrides if o not in overrides), *overrides]
     merged = [o for o in merged if not o.lstrip("+").startswith(GIVEN_ANEW)]
     run_id = record.config["run_id"] if in_place else cfg.run_id
-    resumed = load_config([*merged, f"run_dir={run_dir}", f"run_id={run_id}"])
+    resumed = load_config([*merged, _quoted("run_dir", run_dir), f"run_id={run_id}"])
     _refuse_changes(path, record.config, resumed.model_dump(mode="json"), cfg.resume_allow)
     _tell_changes(path, record.environment, environment_of(resumed), cfg.resume_allow)
     print(f"resumed {path} step {content[STEP]}", flush=True)
@@ -94,6 +97,21 @@ def _require_empty(run_dir: Path, *, unless: bool = False) -> None:
         raise UserError(f"run_dir={run_dir}: not empty; name a new folder, or resume=auto")
 
 
+def _quoted(key: str, value: object) -> str:
+    """An override whose value Hydra takes as it is."""
+    return "{}='{}'".format(key, str(value).replace("'", "\\'"))
+
+
+def _refuse_lost_branch(run_dir: Path) -> None:
+    """A run that was to continue another and has saved nothing is not begun at its first step."""
+    try:
+        origin = json.loads((run_dir / CONFIG_FILE).read_text())["resume"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if origin is not None:
+        raise UserError(f"run_dir={run_dir}: continued {origin} and saved nothing; begin it anew")
+
+
 def _tell_changes(
     path: Path,
     stored: dict[str, str | int],
@@ -122,6 +140,8 @@ def _refuse_changes(
             raise UserError(f"{difference}; start a fresh run")
         if key.startswith(UNLESS_ALLOWED) and key not in allowed:
             raise UserError(f"{difference}; start a fresh run, or pass resume_allow=[{key}]")
+        if key.startswith("trainer.") and key not in allowed:
+            print(f"warning: {difference}, so not bit for bit", file=sys.stderr)
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

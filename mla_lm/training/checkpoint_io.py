@@ -24,6 +24,9 @@ class CheckpointFiles(CheckpointIO):
         return checkpoint_file.read(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Delete a checkpoint, and nothing that is none: a file says what callbacks delete."""
-        if checkpoint_file.is_one(Path(path)):
-            Path(path).unlink()
+        """Delete a checkpoint that is there, and nothing that is none.
+
+        Which files a callback deletes stands in a checkpoint: it may be old, or forged.
+        """
+        if Path(path).is_file() and checkpoint_file.is_one(Path(path)):
+            Path(path).unlink(missing_ok=True)

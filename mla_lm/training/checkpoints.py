@@ -15,9 +15,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from mla_lm.checkpoint import saved, step_of
+from mla_lm.checkpoint import RECORD, read, saved, step_of
 from mla_lm.checkpoint_file import remove_temporaries
 from mla_lm.cli import STOPPED
 from mla_lm.config import CheckpointConfig
@@ -40,20 +40,23 @@ class Checkpoints(Checkpoint):
         self.folder, self.cfg = folder, cfg
         self.best_step: int | None = None
         self.best_loss: float | None = None
-        self.step = self.saved_step = 0
+        self.step, self.saved_step = 0, -1
+        self.stops_later = False  # another callback asked for it inside an accumulation window
         self.saved_at = time.monotonic()
         self.signal: signal.Signals | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.step = self.saved_step = trainer.global_step
+        self.step = trainer.global_step
+        self.saved_step = self.step if self._path(self.step).exists() else -1
         self.saved_at = time.monotonic()
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_temporaries(self.folder)
-            for path in saved(self.folder):
-                if (step_of(path) or 0) > self.step:  # damaged, else this run would resume it
-                    path.rename(path.with_suffix(".damaged"))
+            self._put_aside_later_files()
             self._require_space(pl_module)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning forgets it
+            if isinstance(callback, ModelCheckpoint):
+                callback._last_global_step_saved = self.step
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._note)
@@ -64,6 +67,8 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         inside_window, self.step = trainer.global_step == self.step, trainer.global_step
+        self.stops_later |= trainer.should_stop
+        trainer.should_stop = self.stops_later and not inside_window
         if not (inside_window or _validates(trainer) or trainer.is_last_batch):
             self._save_if_due(trainer)
 
@@ -93,6 +98,8 @@ class Checkpoints(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.saved_step != trainer.global_step:  # ended early, by another callback
             self._save(trainer)
+        if self.signal is not None:
+            self._stop(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_step": self.best_step, "best_loss": self.best_loss}
@@ -124,7 +131,7 @@ class Checkpoints(Checkpoint):
         return int(trainer.strategy.reduce(asked, reduce_op="max"))
 
     def _save(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self.folder / f"step-{trainer.global_step:06d}.ckpt")
+        trainer.save_checkpoint(self._path(trainer.global_step))
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
             for old in saved(self.folder)[self.cfg.keep :]:
@@ -139,6 +146,20 @@ class Checkpoints(Checkpoint):
         if self.signal is not None:
             os._exit(STOPPED)
         self.signal = signal.Signals(number)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}.ckpt"
+
+    def _put_aside_later_files(self) -> None:
+        """Rename the damaged ones; a good one is of another process, which this must not undo."""
+        later = [path for path in saved(self.folder) if (step_of(path) or 0) > self.step]
+        for path in later:
+            try:
+                read(path, RECORD)
+            except UserError:
+                path.rename(path.with_suffix(".damaged"))
+            else:
+                raise UserError(f"{path}: saved since this process looked; resume again")
 
     def _require_space(self, pl_module: L.LightningModule) -> None:
         """Refuse a run whose checkpoints would not fit: weights and at most two moments each."""

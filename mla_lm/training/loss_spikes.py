@@ -43,4 +43,5 @@ class LossSpikes(L.Callback):
         return {"losses": list(self.losses)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.losses.clear()
         self.losses.extend(state_dict["losses"])

@@ -188,10 +188,10 @@ class LanguageModel(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the record; refuses the midst of an accumulation window, which nothing could resume.
 
-        Raises RuntimeError there: save by `checkpoint.every_minutes` or at the end of a step.
+        Raises UserError there: save by `checkpoint.every_minutes` or at the end of a step.
         """
         if self.micro_losses:
-            raise RuntimeError("a checkpoint can only be saved between optimizer steps")
+            raise UserError("a checkpoint can only be saved between optimizer steps")
         checkpoint[RECORD] = self.record.stored()
         checkpoint["n_skipped"] = self.n_skipped
 

@@ -10,7 +10,7 @@ from torch import distributed
 
 
 class RandomState(L.Callback):
-    """Stores all generators in the checkpoint, restores them before the first batch that resumes.
+    """Stores all generators in the checkpoint, restores them where the epoch or its batches resume.
 
     During a validation the state is that of its beginning: one that was cut short is begun anew.
     """
@@ -29,6 +29,9 @@ class RandomState(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.restored = state_dict["ranks"]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restore(trainer.global_rank)
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._restore(trainer.global_rank)

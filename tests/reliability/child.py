@@ -19,6 +19,7 @@ import mla_lm.evaluation.expert_maps  # noqa: F401
 import train as application
 from mla_lm import cli
 from mla_lm.config import RunConfig
+from mla_lm.training.module import LanguageModel
 
 Change = Callable[[], None]
 
@@ -34,6 +35,18 @@ def train(words: Sequence[str], log: str, changes: Sequence[Change] = ()) -> Non
         change()
     sys.argv = ["train.py", *words]
     cli.main(application.train, name="train", kind=RunConfig)
+
+
+def tell_myself(number: int, stage: str, batch: int, step: int | None = None) -> None:
+    """Send this process a signal at the beginning of a batch, of any step or of one."""
+    original = getattr(LanguageModel, f"{stage}_step")
+
+    def telling(self: Any, tokens: Any, batch_idx: int) -> Any:
+        if batch_idx == batch and self.global_step == (step or self.global_step):
+            os.kill(os.getpid(), number)
+        return original(self, tokens, batch_idx)
+
+    setattr(LanguageModel, f"{stage}_step", telling)
 
 
 class Draws(L.Callback):

@@ -104,8 +104,18 @@ def config(key: str, value: Callable[[str], Any]) -> Forgery:
     return edited(edit)
 
 
-def override(text: str) -> Forgery:
-    return edited(lambda content, command: content[RECORD]["overrides"].append(text))
+def overrides(*texts: str) -> Forgery:
+    """More words of the stored command line; `MARKER` in them stands for the marker file."""
+
+    def edit(content: dict[str, Any], command: str) -> None:
+        path = command.removeprefix("touch ")
+        content[RECORD]["overrides"] += [text.replace("MARKER", path) for text in texts]
+
+    return edited(edit)
+
+
+def target_beside(content: dict[str, Any], command: str) -> None:
+    content[RECORD]["config"] |= {"_target_": "os.system", "command": command}
 
 
 def tensor_named_by_path(content: dict[str, Any], command: str) -> None:
@@ -179,16 +189,18 @@ FORGERIES: dict[str, Forgery] = {
     "numpy objects": numpy_objects,
     "pickle behind the tensors": pickle_behind,
     "pickle for a tokenizer": pickle_inside,
-    "_target_ in the configuration": config("_target_", lambda c: "os.system"),
+    "_target_ in the configuration": edited(target_beside),
     "_target_ in the model": config("model", lambda c: {"_target_": "os.system", "command": c}),
     "callbacks": config("callbacks", lambda c: {"x": {"_target_": "os.system", "command": c}}),
     "_class_path": config("_class_path", lambda c: "os.system"),
     "auto_map": config("model.auto_map", lambda c: {"AutoModel": "evil.Model"}),
     "YAML tag for a number": config("model.dim", lambda c: f"{TAG} ['{c}']"),
     "path for a run_id": config("run_id", lambda c: "../../marker"),
-    "override with a _target_": override("+callbacks.x._target_=os.system"),
-    "override of Hydra": override("hydra.searchpath=[pkg://evil]"),
-    "override with an interpolation": override("data.path=${oc.env:HOME}"),
+    "override with a _target_": overrides(
+        "+callbacks.x._target_=logging.FileHandler", "+callbacks.x.filename='MARKER'"
+    ),
+    "override of Hydra": overrides("hydra.searchpath=[pkg://evil]"),
+    "override with an interpolation": overrides("data.path=${oc.env:HOME}"),
     "tensor named by a path": edited(tensor_named_by_path),
     "tensor of another shape": edited(tensor_of_another_shape),
     "overlapping offsets": raw(overlapping),

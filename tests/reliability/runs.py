@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import time
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
@@ -121,6 +122,25 @@ def resumption(
     if steps(log) != list(range((step or 0) + 1, STEPS + 1)):
         return f"from {step} did the steps {steps(log)}"
     return " ".join(differences(state(checkpoint(folder, STEPS)), wanted))
+
+
+def resume_at(
+    source: Path, step: int, folder: Path, words: Sequence[str], *changes: child.Change
+) -> int:
+    """The exit status of a run in `folder` that continues `step` of `source` to the end."""
+    (folder / "checkpoints").mkdir(parents=True)
+    shutil.copy(source / "config.json", folder)
+    shutil.copy(checkpoint(source, step), checkpoint(folder, step))
+    log = folder.with_suffix(".log")
+    status = run([*words, f"run_dir={folder}", "resume=auto"], log, *changes)
+    assert f"resumed {checkpoint(folder, step)} step {step}\n" in log.read_text()
+    return status
+
+
+def resumed(source: Path, step: int, folder: Path, words: Sequence[str]) -> Path:
+    """The folder of a run that continues `step` of `source`, and ends well."""
+    assert resume_at(source, step, folder, words) == 0, folder.with_suffix(".log").read_text()
+    return folder
 
 
 def state(path: Path) -> dict[str, Any]:

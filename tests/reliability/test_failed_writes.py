@@ -110,6 +110,10 @@ VALUES: dict[str, Callable[[], Any]] = {
     "plain": lambda: {"a": None, "b": [True, -3, 1e-300, "naïve\n終"], "c": {}},
     "tuples": lambda: {"a": (1, (2, [3])), "b": ()},
     "keys": lambda: {"a": {0: "x", "0": "y", 1.5: "z", "$tensor": 1, "a/b.c": 2}},
+    "places alike": lambda: {
+        **{"a/b": torch.zeros(1), "a": {"b": torch.ones(1)}},
+        **{"c": {1: torch.zeros(2), "1": torch.ones(2)}},
+    },
     "not finite": lambda: {"a": [float("inf"), float("-inf")]},
     "types": lambda: {
         str(d): torch.ones(2, dtype=d) for d in (torch.bfloat16, torch.bool, torch.uint8)

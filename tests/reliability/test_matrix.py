@@ -11,10 +11,17 @@ from typing import NamedTuple
 import pytest
 
 from mla_lm.cli import STOPPED
-from tests.reliability.child import Change
+from tests.reliability.child import tell_myself
 from tests.reliability.record import record
-from tests.reliability.runs import Corpus, checkpoint, differences, run, short, state
-from tests.reliability.test_signals import tell_myself
+from tests.reliability.runs import (
+    Corpus,
+    checkpoint,
+    differences,
+    resumed,
+    run,
+    short,
+    state,
+)
 
 STEPS = 10
 
@@ -58,19 +65,6 @@ CASES = list(
     )
 )
 SOME = [CASES[i] for i in (1, 14, 25, 38, 47)]  # of every attention kind, and every other choice
-
-
-def resumed(
-    source: Path, step: int, folder: Path, words: tuple[str, ...], *changes: Change
-) -> Path:
-    """The folder of a run that continues `step` of `source` to the end."""
-    (folder / "checkpoints").mkdir(parents=True)
-    shutil.copy(source / "config.json", folder)
-    shutil.copy(checkpoint(source, step), checkpoint(folder, step))
-    log = folder.with_suffix(".log")
-    assert run([*words, f"run_dir={folder}", "resume=auto"], log, *changes) == 0, log.read_text()
-    assert f"resumed {checkpoint(folder, step)} step {step}\n" in log.read_text()
-    return folder
 
 
 def interrupted(case: Case, words: tuple[str, ...], place: Path) -> Iterator[tuple[str, Path]]:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from mla_lm import checkpoint_file
-from mla_lm.checkpoint import newest, step_of
+from mla_lm.checkpoint import newest, saved, step_of
 from mla_lm.cli import STOPPED
 from mla_lm.training.module import LanguageModel
+from tests.reliability.child import tell_myself
 from tests.reliability.conftest import Reference
 from tests.reliability.record import record
 from tests.reliability.runs import (
@@ -26,6 +27,7 @@ from tests.reliability.runs import (
     short,
     start,
     state,
+    status,
     steps,
     wait,
 )
@@ -94,18 +96,6 @@ def test_signals_at_random_times(
     assert [wrong for wrong in found if wrong] == []
 
 
-def tell_myself(number: int, stage: str, batch: int, step: int | None = None) -> None:
-    """Send this process a signal at the beginning of a batch, of any step or of one."""
-    original = getattr(LanguageModel, f"{stage}_step")
-
-    def telling(self: Any, tokens: Any, batch_idx: int) -> Any:
-        if batch_idx == batch and self.global_step == (step or self.global_step):
-            os.kill(os.getpid(), number)
-        return original(self, tokens, batch_idx)
-
-    setattr(LanguageModel, f"{stage}_step", telling)
-
-
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize(
     ("stage", "batch", "step"),
@@ -133,6 +123,13 @@ def test_the_last_validation_is_finished(reference: Reference, tmp_path: Path) -
     assert differences(state(checkpoint(folder, 12)), reference.end) == []
 
 
+def test_the_clock_saves_too(reference: Reference, tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    often = ("checkpoint.every_minutes=1e-6", "checkpoint.every_n_steps=99", "checkpoint.keep=99")
+    assert run([*reference.words, f"run_dir={folder}", *often], log) == 0
+    assert [step_of(path) for path in saved(folder / "checkpoints")] == list(range(12, 0, -1))
+
+
 def test_a_second_signal_ends_at_once(reference: Reference, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start(
@@ -141,9 +138,10 @@ def test_a_second_signal_ends_at_once(reference: Reference, tmp_path: Path) -> N
     while not (folder / "config.json").exists():
         time.sleep(0.01)
     time.sleep(1)
-    for _ in range(2):
-        os.kill(process.pid or 0, signal.SIGTERM)
-        time.sleep(0.1)
+    os.kill(process.pid or 0, signal.SIGTERM)
+    time.sleep(0.5)
+    assert status(process) is None
+    os.kill(process.pid or 0, signal.SIGTERM)
     assert wait(process) == STOPPED
     assert newest(folder) is None
 
