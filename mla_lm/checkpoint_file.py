@@ -8,18 +8,15 @@ zeroed, so that no bit can change unnoticed. Knows nothing of runs.
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mla_lm.atomic import replacing
 from mla_lm.errors import UserError
 
 FORMAT = 1
@@ -29,7 +26,6 @@ UNKNOWN = "0" * 64
 HEADER = b'{"__metadata__":{"mla_lm":"{\\"sha256\\":\\"'  # behind the 8 bytes of its length
 DIGEST_AT = 8 + len(HEADER)
 CHUNK = 2**20
-TEMPORARY = ".tmp"
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
@@ -55,7 +51,7 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read(path: Path, *keys: str) -> dict[str, Any]:
-    """The content, or the part of it below the given top-level `keys`; tensors are on the CPU.
+    """The content, or of it those of the top-level `keys` that are there; tensors are on the CPU.
 
     The whole file is verified first. Raises UserError when a single bit is not as it was written.
     """
@@ -68,7 +64,7 @@ def read(path: Path, *keys: str) -> dict[str, Any]:
             if document["format"] != FORMAT:
                 raise ValueError(f"format {document['format']}, here it is {FORMAT}")
             content = document["content"]
-            wanted = {key: content[key] for key in keys} if keys else content
+            wanted = {key: content[key] for key in keys if key in content} if keys else content
             return _Giver(tensors).give(wanted)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
@@ -81,39 +77,6 @@ def is_one(path: Path) -> bool:
     """Whether a file looks like a checkpoint, verified or not."""
     with path.open("rb") as file:
         return file.read(DIGEST_AT).endswith(HEADER)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write to, which then takes the place of `path`, or is gone.
-
-    In a folder of its own beside `path`, so that no file system has to copy it and no name of a
-    library's temporary files matters; on disk before it is renamed, and the folder after.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY) as folder:
-        temporary = Path(folder) / path.name
-        temporary.touch()
-        mode = temporary.stat().st_mode  # what others may do; safetensors would let nobody read
-        yield temporary
-        temporary.chmod(mode)
-        _to_disk(temporary)
-        os.replace(temporary, path)
-    _to_disk(path.parent)
-
-
-def remove_temporaries(folder: Path) -> None:
-    """Delete what writers that were killed left in a folder."""
-    for stale in folder.glob(f".*{TEMPORARY}"):
-        shutil.rmtree(stale, ignore_errors=True)
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _stored_digest(file: BinaryIO) -> str:

@@ -17,8 +17,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
+from mla_lm.atomic import remove_temporaries
 from mla_lm.checkpoint import RECORD, read, saved, step_of
-from mla_lm.checkpoint_file import remove_temporaries
 from mla_lm.cli import STOPPED
 from mla_lm.config import CheckpointConfig
 from mla_lm.errors import UserError

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mla_lm import checkpoint_file
+from mla_lm import atomic, checkpoint_file
 from tests.processes import command, environment
 from tests.reliability.conftest import Reference
 from tests.reliability.record import record
@@ -113,7 +113,7 @@ def die_at(point: str, nth: int, temporary_folder: str | None) -> None:
 
     checkpoint_file.save_file = dying_write
     os.replace = dying_at("replace", os.replace, ".ckpt")
-    checkpoint_file._to_disk = dying_at("fsync", checkpoint_file._to_disk, ".ckpt")
+    atomic.to_disk = dying_at("fsync", atomic.to_disk, ".ckpt")
     Path.unlink = dying_at("pruning", Path.unlink, ".ckpt")  # type: ignore[method-assign]
 
 
