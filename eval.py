@@ -26,7 +26,7 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     path = locate(cfg.ckpt)
     model, run, tokenizer = load_checkpoint(path, context=cfg.context)
     seq_len = cfg.context or run.data.seq_len
-    data = prepare(run.data)
+    data = prepare(run.data, tokenizer=tokenizer)
     require_corpus(path, data.manifest)
     batches = EvalLoader(data.val, seq_len=seq_len, batch_size=cfg.batch_size)
     device = accelerator_type()

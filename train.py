@@ -10,9 +10,10 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
 
     import lightning as L
 
+    from mla_lm import checkpoint
     from mla_lm.accounting import describe
-    from mla_lm.checkpoint import Record, newest, require_corpus, write_run_files
     from mla_lm.data import EvalLoader, TrainLoader, prepare
+    from mla_lm.init_from import resolve_init
     from mla_lm.machine import accelerator_type, keep_freed_memory, resolve_precision
     from mla_lm.resume import claimed, environment_of, resolve_resume
     from mla_lm.training.checkpoint_io import CheckpointFiles
@@ -22,9 +23,13 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
 
     keep_freed_memory()
     cfg, overrides = resolve_resume(cfg, overrides)
-    data = prepare(cfg.data)
+    if cfg.init_from and not cfg.resume:
+        cfg, overrides = resolve_init(cfg, overrides)
+    origin = cfg.resume or cfg.init_from
+    tokenizer = checkpoint.tokenizer_of(Path(origin)) if origin else None
+    data = prepare(cfg.data, tokenizer=tokenizer)
     if cfg.resume:
-        require_corpus(Path(cfg.resume), data.manifest)
+        checkpoint.require_corpus(Path(cfg.resume), data.manifest)
     seq_len, batch_size = cfg.data.seq_len, cfg.data.batch_size
     accumulate = cfg.trainer.accumulate_grad_batches
     train_batches = TrainLoader(
@@ -44,7 +49,7 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
     callbacks = cli.instantiate("callbacks", cfg.callbacks)
     run_dir = Path(cfg.run_dir)
     L.seed_everything(cfg.seed, verbose=False)
-    record = Record.of(
+    record = checkpoint.Record.of(
         cfg,
         overrides=overrides,
         tokenizer=data.tokenizer.json,
@@ -52,6 +57,9 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
         environment=environment_of(cfg),
     )
     module = LanguageModel(cfg, data.tokenizer, record)
+    if cfg.init_from and not cfg.resume:
+        module.model.load_state_dict(checkpoint.read_weights(Path(cfg.init_from))[1])
+        print(f"begins with the weights of {cfg.init_from}")
     checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint)
     trainer = L.Trainer(
         accelerator=accelerator,
@@ -74,9 +82,9 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
         plugins=[CheckpointFiles()],
     )
     with claimed(run_dir):
-        write_run_files(run_dir, cfg, record)
+        checkpoint.write_run_files(run_dir, cfg, record)
         trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
-    path = newest(run_dir)
+    path = checkpoint.newest(run_dir)
     print(f"saved {path}" if path else f"{cfg.resume} is the end of the run already")
 
 

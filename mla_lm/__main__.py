@@ -1,5 +1,7 @@
 """`python -m mla_lm VERB [key=value]`, installed as `mla-lm`."""
 
+import keyword
+import signal
 import sys
 from importlib import import_module
 
@@ -8,12 +10,15 @@ from mla_lm.errors import UserError
 
 VERBS = {
     "bench": "measure this machine against peers",
+    "export": "write a folder that transformers, vLLM and lm_eval load",
     "generate": "continue a prompt with a trained model",
+    "import": "make a run of a DeepSeek-V2/V3-style folder",
 }
 
 
 def main() -> None:
     """Run the verb named first on the command line."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.STOPPED))  # what is half written goes
     verb, *arguments = sys.argv[1:] or ["--help"]
     if verb in ("-h", "--help"):
         print("usage: mla-lm VERB [key=value]")
@@ -23,7 +28,8 @@ def main() -> None:
     def run() -> None:
         if verb not in VERBS:
             raise UserError(f"{verb}: unknown verb; choose from {', '.join(VERBS)}")
-        command = import_module(f"mla_lm.commands.{verb}")
+        module = f"{verb}_" if keyword.iskeyword(verb) else verb
+        command = import_module(f"mla_lm.commands.{module}")
         if {"-h", "--help"} & set(arguments):
             print(command.__doc__)
         else:

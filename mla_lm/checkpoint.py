@@ -13,9 +13,12 @@ from typing import Any, Self
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from mla_lm import checkpoint_file
+from mla_lm.atomic import remove_temporaries, replacing
 from mla_lm.config import RunConfig
+from mla_lm.data.prepared import sha256
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
 from mla_lm.model import Transformer
@@ -43,7 +46,7 @@ class Record(BaseModel):
     config: dict[str, Any]  # without the keys of NOT_STORED
     overrides: list[str]  # those that are `storable`
     tokenizer: str  # the content of tokenizer.json
-    data: dict[str, Any]  # the manifest of the prepared corpus
+    data: dict[str, Any]  # the manifest of the prepared corpus; empty for imported weights
     environment: dict[str, str | int]  # what else decides the bits: `machine.environment`
 
     @classmethod
@@ -66,6 +69,10 @@ class Record(BaseModel):
         record.run_config()
         return record
 
+    def own_tokenizer(self) -> Tokenizer:
+        """Raises ValueError when it does not fit the configuration."""
+        return Tokenizer(self.tokenizer, end_of_text=self.run_config().data.tokenizer.end_of_text)
+
     def run_config(self) -> RunConfig:
         """The configuration, typed and checked, without what is not stored."""
         if found := sorted(NOT_STORED.keys() & self.config.keys()):
@@ -74,7 +81,7 @@ class Record(BaseModel):
 
 
 def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:
-    """The record and the content below `keys`, all without any.
+    """The record and the content below those of `keys` that are there, all without any.
 
     Raises UserError when `path` is no checkpoint of a run, is damaged, or is that of another step
     or run than its name and folder say.
@@ -93,6 +100,25 @@ def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:
     if here not in (None, own):
         raise UserError(f"{path}: belongs to run_id={own}, the run here is {here}")
     return record, content
+
+
+def read_weights(path: Path) -> tuple[Record, dict[str, Tensor], int]:
+    """The record, the network's state dict and the optimizer steps done; UserError as `read`."""
+    record, content = read(path, WEIGHTS)
+    try:
+        state = {name.removeprefix(PREFIX): t for name, t in content[WEIGHTS].items()}
+    except (KeyError, AttributeError) as error:
+        raise _unfit(path, error) from None
+    return record, state, content[STEP]
+
+
+def tokenizer_of(path: Path) -> Tokenizer:
+    """The tokenizer inside a checkpoint; UserError as `read`."""
+    record, _ = read(path, RECORD)
+    try:
+        return record.own_tokenizer()
+    except Exception as error:  # the library raises plain `Exception`
+        raise _unfit(path, error) from None
 
 
 def _unfit(path: Path, error: Exception) -> UserError:
@@ -122,9 +148,9 @@ def write_run_files(run_dir: Path, cfg: RunConfig, record: Record) -> None:
         "data.json": json.dumps(record.data, indent=2) + "\n",
         "tokenizer.json": record.tokenizer,
     }
-    checkpoint_file.remove_temporaries(run_dir)
+    remove_temporaries(run_dir)
     for name, text in files.items():
-        with checkpoint_file.replacing(run_dir / name) as temporary:
+        with replacing(run_dir / name) as temporary:
             temporary.write_text(text)
 
 
@@ -172,8 +198,12 @@ def locate(path: str) -> Path:
 
 
 def require_corpus(path: Path, manifest: dict[str, Any]) -> None:
-    """Refuse a prepared corpus whose text, split or tokenizer `path` was not trained with."""
-    trained = read(path, RECORD)[0].data
+    """Refuse a prepared corpus whose text, split or tokenizer `path` was not trained with.
+
+    Of an imported model nobody knows the text, so any will do.
+    """
+    record = read(path, RECORD)[0]
+    trained = record.data or {**manifest, "tokenizer_sha256": sha256(record.tokenizer)}
     for key in ("corpus", "threshold", "tokenizer_sha256"):
         if trained.get(key) != manifest[key]:
             raise UserError(
@@ -191,15 +221,14 @@ def load_checkpoint(
     damaged or does not fit.
     """
     found = locate(str(path))
-    record, content = read(found, WEIGHTS)
+    record, state, _ = read_weights(found)
     try:
         cfg = record.run_config()
         if context is not None:
             cfg = cfg.model_copy(update={"model": cfg.model.extended(context)})
         model = Transformer(cfg.model)
-        state = content[WEIGHTS]
-        model.load_state_dict({k.removeprefix(PREFIX): v for k, v in state.items()})
-        tokenizer = Tokenizer(record.tokenizer, end_of_text=cfg.data.tokenizer.end_of_text)
+        model.load_state_dict(state)
+        tokenizer = record.own_tokenizer()
     except Exception as error:  # a record made by hand fails in many ways
         raise _unfit(found, error) from None
     return model.eval(), cfg, tokenizer

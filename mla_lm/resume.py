@@ -7,7 +7,7 @@ same `run_id`; in another it is a new one.
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from filelock import FileLock, Timeout
 from mla_lm.checkpoint import CONFIG_FILE, RECORD, STEP, locate, newest, read, run_folder, saved
 from mla_lm.cli import load_config
 from mla_lm.config import RunConfig
+from mla_lm.config.words import leaves, quoted
 from mla_lm.errors import UserError
 from mla_lm.machine import accelerator_type, environment, resolve_precision
 
 NEVER = ("model.", "optim.", "data.kind", "data.val_fraction", "data.tokenizer.")
 UNLESS_ALLOWED = ("balance.", "loss.", "data.", "seed", "trainer.accumulate_grad_batches")
 FREE = ("trainer.log_every_n_steps", "data.cache_dir", "data.verify", "model.ffn.execution")
-GIVEN_ANEW = ("resume=", "resume_allow=", "run_dir=", "run_id=")
+GIVEN_ANEW = ("resume=", "resume_allow=", "init_from=", "run_dir=", "run_id=")
 REFUSED = ("world_size",)  # of the environment, unless allowed
 TOLD = ("threads", "precision", "device", "python", "torch", "lightning")
 TRAINING = ("loops", "lr_schedulers", "callbacks", "n_skipped")  # not in a file of weights only
@@ -52,6 +53,8 @@ def resolve_resume(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, lis
         return cfg.model_copy(update={"resume": None}), overrides
 
     record, content = read(path, RECORD, *TRAINING)
+    if not content.keys() >= {*TRAINING}:
+        raise UserError(f"{path}: holds weights only; begin a run with them by init_from={path}")
     if not named:
         run_dir = run_folder(path)
     in_place = run_dir.resolve() == path.resolve().parent.parent
@@ -62,11 +65,12 @@ def resolve_resume(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, lis
     merged = [*(o for o in record.overrides if o not in overrides), *overrides]
     merged = [o for o in merged if not o.lstrip("+").startswith(GIVEN_ANEW)]
     run_id = record.config["run_id"] if in_place else cfg.run_id
-    resumed = load_config([*merged, _quoted("run_dir", run_dir), f"run_id={run_id}"])
+    resumed = load_config([*merged, quoted("run_dir", run_dir), f"run_id={run_id}"])
     _refuse_changes(path, record.config, resumed.model_dump(mode="json"), cfg.resume_allow)
     _tell_changes(path, record.environment, environment_of(resumed), cfg.resume_allow)
     print(f"resumed {path} step {content[STEP]}", flush=True)
-    return resumed.model_copy(update={"resume": str(path)}), merged
+    kept = {"resume": str(path), "init_from": record.config["init_from"]}
+    return resumed.model_copy(update=kept), merged
 
 
 def environment_of(cfg: RunConfig) -> dict[str, str | int]:
@@ -95,11 +99,6 @@ def _require_empty(run_dir: Path, *, unless: bool = False) -> None:
     seen = any(not path.name.startswith(".") for path in run_dir.glob("*"))
     if seen and not unless:
         raise UserError(f"run_dir={run_dir}: not empty; name a new folder, or resume=auto")
-
-
-def _quoted(key: str, value: object) -> str:
-    """An override whose value Hydra takes as it is."""
-    return "{}='{}'".format(key, str(value).replace("'", "\\'"))
 
 
 def _refuse_lost_branch(run_dir: Path) -> None:
@@ -131,7 +130,7 @@ def _tell_changes(
 def _refuse_changes(
     path: Path, stored: dict[str, Any], wanted: dict[str, Any], allowed: tuple[str, ...]
 ) -> None:
-    before, after = dict(_leaves(stored)), dict(_leaves(wanted))
+    before, after = dict(leaves(stored)), dict(leaves(wanted))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) == after.get(key) or key in FREE:
             continue
@@ -142,11 +141,3 @@ def _refuse_changes(
             raise UserError(f"{difference}; start a fresh run, or pass resume_allow=[{key}]")
         if key.startswith("trainer.") and key not in allowed:
             print(f"warning: {difference}, so not bit for bit", file=sys.stderr)
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

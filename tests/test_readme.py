@@ -31,11 +31,11 @@ def shortened(command: str) -> list[str]:
     words = shlex.split(command)[1:]
     if words[0] == "train.py":
         given = {word.split("=")[0] for word in words}
-        if {"data=synthetic", "data/tokenizer=bytes"} & set(words):
+        if {"data=synthetic", "data/tokenizer=bytes"} & set(words) or "init_from" in given:
             given.add("data.tokenizer.vocab_size")
         words += [o for o in SHORT if o.split("=")[0] not in given | {"model"}]
         words = ["model=nano" if word.startswith("model=") else word for word in words]
-        if not any(word.startswith(("resume=", "model=")) for word in words):
+        if not any(word.startswith(("resume=", "model=", "init_from=")) for word in words):
             words.append("model=nano")
         if not any(word.startswith(("resume=", "data=")) for word in words):
             words += ["data=text", "data.path=my.txt"]

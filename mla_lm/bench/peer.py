@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mla_lm.bench.report import timed
-from mla_lm.interop import config_dict, to_hugging_face
+from mla_lm.interop import config_dict, to_hugging_face, write_shards
 from mla_lm.model import Transformer
 
 
@@ -84,8 +84,6 @@ class Clock:
 
 def write_peer(model: Transformer, folder: Path) -> None:
     """A folder that `from_pretrained` reads."""
-    from safetensors.torch import save_file
-
     (folder / "config.json").write_text(json.dumps(config_dict(model.cfg)))
-    state = {k: v.clone() for k, v in to_hugging_face(model.state_dict(), model.cfg).items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    tensors = to_hugging_face(model.state_dict(), model.cfg)
+    write_shards(tensors, folder, dtype=torch.float32, max_bytes=10**10)

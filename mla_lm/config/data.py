@@ -12,7 +12,8 @@ Name = Annotated[str, Field(min_length=1)]
 class TokenizerConfig(Section):
     """Byte-level: one token a byte, a BPE trained on the training split, or an existing one.
 
-    `path` is a `tokenizer.json`, a folder with one, or a name on the Hugging Face hub.
+    `path` is a `tokenizer.json`, a folder with one, or a name on the Hugging Face hub; of a model
+    that began with the weights of another the tokenizer is in its checkpoints.
     """
 
     kind: Literal["bytes", "bpe", "pretrained"]

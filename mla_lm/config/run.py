@@ -94,6 +94,7 @@ class RunConfig(Section):
     precision: Precision
     resume: str | None
     resume_allow: Strings
+    init_from: str | None
     model: ModelConfig
     balance: BalanceConfig
     data: DataConfig

@@ -33,8 +33,11 @@ def place(key: bytes) -> int:
     return int.from_bytes(hashlib.sha256(key).digest()[:8])
 
 
-def read_head(cfg: DataConfig, corpus: Corpus) -> Head:
-    """Read as much as is needed; raises UserError when there is too little for two splits."""
+def read_head(cfg: DataConfig, corpus: Corpus, *, tokenizer: Tokenizer | None = None) -> Head:
+    """Read as much as is needed; raises UserError when there is too little for two splits.
+
+    `tokenizer` is the one to use, where there is one already.
+    """
     given = corpus.val is not None
     learns = cfg.tokenizer.kind == "bpe"
     threshold = 0 if given else int(cfg.val_fraction * 2**64)
@@ -67,7 +70,7 @@ def read_head(cfg: DataConfig, corpus: Corpus) -> Head:
         raise UserError(f"{corpus.name}: {n_documents} documents, all the same")
     if not texts:
         raise UserError(f"data.val_fraction={cfg.val_fraction}: leaves no document to train on")
-    return Head(threshold, _tokenizer(cfg, texts))
+    return Head(threshold, tokenizer or _made(cfg, texts))
 
 
 def _start(parts: Iterable[str], n_characters: int) -> list[str]:
@@ -88,14 +91,9 @@ def _learn_words(words: set[str], text: list[str]) -> int:
     return sum(map(len, new))
 
 
-def _tokenizer(cfg: DataConfig, texts: list[list[str]]) -> Tokenizer:
+def _made(cfg: DataConfig, texts: list[list[str]]) -> Tokenizer:
     options = cfg.tokenizer
     if options.kind == "pretrained":
-        tokenizer, limit = Tokenizer.pretrained(options), options.vocab_size
-        if tokenizer.vocab_size > limit:
-            raise UserError(
-                f"data.tokenizer.vocab_size={limit}: {options.path} has {tokenizer.vocab_size}"
-            )
-        return tokenizer
+        return Tokenizer.pretrained(options)
     learned = chain.from_iterable(map(pieces, texts)) if options.kind == "bpe" else ()
     return Tokenizer.train(learned, vocab_size=options.vocab_size, end_of_text=options.end_of_text)

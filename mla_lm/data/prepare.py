@@ -35,23 +35,26 @@ VERSION = 2
 NOT_IN_KEY = {"path", "val_path", "cache_dir", "verify", "seq_len", "batch_size", "mask_documents"}
 
 
-def prepare(cfg: DataConfig) -> PreparedData:
+def prepare(cfg: DataConfig, *, tokenizer: Tokenizer | None = None) -> PreparedData:
     """Open the prepared corpus of `cfg`, preparing it first where it is missing.
 
+    `tokenizer` is the one of a checkpoint, which takes the place of a pretrained one's file.
     Raises UserError naming file and place of what cannot be read, written or trusted.
     """
     corpus = open_corpus(cfg)
     settings = cfg.model_dump(mode="json", exclude=NOT_IN_KEY)
     settings |= {"version": VERSION, "source": corpus.source}
+    existing = None
     if cfg.tokenizer.kind == "pretrained":
-        settings["tokenizer_json"] = sha256(Tokenizer.pretrained(cfg.tokenizer).json)
+        existing = tokenizer or Tokenizer.pretrained(cfg.tokenizer)
+        settings["tokenizer_json"] = sha256(existing.json)
     folder = Path(os.path.expanduser(cfg.cache_dir)) / f"{cfg.kind}-{sha256(settings)[:16]}"
     try:
         if not (folder / MANIFEST).exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with _alone(folder):
                 if not (folder / MANIFEST).exists():
-                    _prepare(cfg, corpus, settings, folder)
+                    _prepare(cfg, corpus, settings, folder, existing)
         data = open_prepared(folder, verify=cfg.verify)
         if cfg.verify == "full":
             _verify_text(corpus, data.manifest, folder)
@@ -75,12 +78,18 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _prepare(cfg: DataConfig, corpus: Corpus, settings: dict[str, Any], folder: Path) -> None:
+def _prepare(
+    cfg: DataConfig,
+    corpus: Corpus,
+    settings: dict[str, Any],
+    folder: Path,
+    existing: Tokenizer | None,
+) -> None:
     if folder.exists():
         raise UserError(f"{folder / MANIFEST}: missing; delete {folder}")
     started = time.time()
     unfinished = folder.with_name(f"{folder.name}.tmp")
-    state, tokenizer = _begin(cfg, corpus, unfinished)
+    state, tokenizer = _begin(cfg, corpus, unfinished, existing)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     encoder = Encoder(unfinished, tokenizer, state, dtype)
     with _progress(corpus, state) as show:
@@ -121,7 +130,9 @@ def _counted(corpus: Corpus, state: State, shards: dict[str, list[Shard]]) -> di
     return content | {"bytes_per_token": round(state.bytes / n_tokens, 4)}
 
 
-def _begin(cfg: DataConfig, corpus: Corpus, unfinished: Path) -> tuple[State, Tokenizer]:
+def _begin(
+    cfg: DataConfig, corpus: Corpus, unfinished: Path, existing: Tokenizer | None
+) -> tuple[State, Tokenizer]:
     """Where an interrupted preparation stopped, or a fresh start."""
     tokenizer_file = unfinished / "tokenizer.json"
     try:
@@ -132,7 +143,7 @@ def _begin(cfg: DataConfig, corpus: Corpus, unfinished: Path) -> tuple[State, To
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         print(f"preparing {corpus.name}", flush=True)
-        threshold, tokenizer = read_head(cfg, corpus)
+        threshold, tokenizer = read_head(cfg, corpus, tokenizer=existing)
         state = State(threshold)
         write(tokenizer_file, tokenizer.json)
         state.save(unfinished)

@@ -71,7 +71,10 @@ class Tokenizer:
     @classmethod
     def pretrained(cls, cfg: TokenizerConfig) -> "Tokenizer":
         """The tokenizer that `cfg.path` names; raises UserError where it cannot be used."""
-        return _load(str(cfg.path), end_of_text=cfg.end_of_text)
+        found, limit = _load(str(cfg.path), end_of_text=cfg.end_of_text), cfg.vocab_size
+        if found.vocab_size > limit:
+            raise UserError(f"data.tokenizer.vocab_size={limit}: {cfg.path} has {found.vocab_size}")
+        return found
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`; what looks like a special token in it is plain text."""
@@ -176,7 +179,7 @@ def _read(path: str) -> str:
 
 
 def _lossless(content: str) -> str:
-    """The JSON of a byte-level BPE without what changes text: NFC, padding, dropout."""
+    """The JSON of a byte-level BPE without what changes or adds to text: NFC, padding, dropout."""
     stages = json.loads(content)
     levels = [s["type"] for key in ("pre_tokenizer", "decoder") for s in _stages(stages.get(key))]
     if levels.count("ByteLevel") < 2 or stages["model"].get("type") != "BPE":
@@ -187,7 +190,8 @@ def _lossless(content: str) -> str:
     if changes := {s["type"] for s in _stages(stages.get("normalizer"))} - {"NFC"}:
         raise ValueError(f"changes its text ({', '.join(sorted(changes))})")
     stages["model"]["dropout"] = None
-    return json.dumps(stages | {"normalizer": None, "padding": None, "truncation": None})
+    unused = ("normalizer", "padding", "truncation", "post_processor")
+    return json.dumps(stages | dict.fromkeys(unused))
 
 
 def _stages(stage: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Other ecosystems' layouts; the only place where Hugging Face's names appear."""
 
-from mla_lm.interop.hugging_face import config_dict, to_hugging_face
+from mla_lm.interop.hf_config import config_dict
+from mla_lm.interop.weights import to_hugging_face, write_shards
 
-__all__ = ["config_dict", "to_hugging_face"]
+__all__ = ["config_dict", "to_hugging_face", "write_shards"]

@@ -1,21 +1,18 @@
 """The exported layout gives the same logits in `transformers`."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mla_lm.errors import UserError
 from mla_lm.interop import config_dict, to_hugging_face
-from mla_lm.model import Transformer, attention
-from tests.conftest import random_tokens, randomized, tiny_config
-
-transformers = pytest.importorskip("transformers")
+from mla_lm.model import attention
+from tests.conftest import tiny_config
+from tests.interop.folders import build, check_logits
 
 GROUPS = (
     "model.ffn.n_routed_experts=8",
@@ -55,40 +52,10 @@ MODELS = {
 }
 
 
-def build(*overrides: str, depth: int = 0) -> Transformer:
-    cfg = tiny_config(f"model.mtp_depth={depth}", *overrides).model
-    return randomized(Transformer(cfg)).eval()
-
-
-def write(model: Transformer, state: dict[str, Tensor], folder: Path) -> None:
-    """A folder as `from_pretrained` reads it."""
-    (folder / "config.json").write_text(json.dumps(config_dict(model.cfg)))
-    contiguous = {name: tensor.clone() for name, tensor in state.items()}
-    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def load(folder: Path) -> Any:
-    """Their model; every tensor on disk must have been used, and none missed."""
-    theirs, info = transformers.DeepseekV3ForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
-    )
-    assert not any(info.values()), info
-    return theirs.eval()
-
-
-@torch.no_grad()
-def check_logits(model: Transformer, state: dict[str, Tensor], folder: Path) -> None:
-    write(model, state, folder)
-    tokens = random_tokens(model.cfg, 2, model.cfg.max_seq_len)
-    ours = model(tokens).logits
-    assert ours.std() > 0.1
-    torch.testing.assert_close(load(folder)(tokens).logits, ours, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("overrides", MODELS.values(), ids=MODELS)
 def test_logits_agree(overrides: tuple[str, ...], tmp_path: Path) -> None:
     model = build(*overrides)
-    check_logits(model, to_hugging_face(model.state_dict(), model.cfg), tmp_path)
+    check_logits(model, tmp_path)
 
 
 def swap_gate_and_up(state: dict[str, Tensor]) -> None:
@@ -110,11 +77,8 @@ def forget_the_bias(state: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("fault", [swap_gate_and_up, rotate_halves, forget_the_bias])
 def test_a_wrong_layout_is_found(fault: Any, tmp_path: Path) -> None:
-    model = build()
-    state = to_hugging_face(model.state_dict(), model.cfg)
-    fault(state)
     with pytest.raises(AssertionError, match="not close"):
-        check_logits(model, state, tmp_path)
+        check_logits(build(), tmp_path, fault)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +101,7 @@ def test_wrong_positions_are_found(rope: dict[str, Any], tmp_path: Path) -> None
         wrong = tiny_config("model.rope.theta=100.0").model.rope
     model.cfg = model.cfg.model_copy(update={"rope": wrong})
     with pytest.raises(AssertionError, match="not close"):
-        check_logits(model, to_hugging_face(model.state_dict(), model.cfg), tmp_path)
+        check_logits(model, tmp_path)
 
 
 def test_a_softmax_that_yarn_does_not_sharpen_is_found(
@@ -146,7 +110,7 @@ def test_a_softmax_that_yarn_does_not_sharpen_is_found(
     monkeypatch.setattr(attention, "softmax_scale", lambda width, rope: width**-0.5)
     model = build(*YARN)
     with pytest.raises(AssertionError, match="not close"):
-        check_logits(model, to_hugging_face(model.state_dict(), model.cfg), tmp_path)
+        check_logits(model, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -162,57 +126,7 @@ def test_a_softmax_that_yarn_does_not_sharpen_is_found(
 )
 def test_yarn_of_unusual_constants_agrees(overrides: tuple[str, ...], tmp_path: Path) -> None:
     model = build(*YARN, *overrides)
-    check_logits(model, to_hugging_face(model.state_dict(), model.cfg), tmp_path)
-
-
-@torch.no_grad()
-def check_mtp(
-    model: Transformer, state: dict[str, Tensor], folder: Path, patch: pytest.MonkeyPatch
-) -> None:
-    """Compare every MTP depth; their class knows layer 61 only, so it is told ours."""
-    write(model, state, folder)
-    n_layers, depth = model.cfg.n_layers, model.cfg.mtp_depth
-    theirs_class = transformers.DeepseekV3ForCausalLM
-    layers = "|".join(str(n_layers + k) for k in range(depth))
-    ignored = [rf"model\.layers\.(?:{layers})\..*"]
-    patch.setattr(theirs_class, "_keys_to_ignore_on_load_unexpected", ignored)
-    theirs = load(folder)
-    heads = transformers.modeling_layers.MtpModel.from_pretrained(theirs).eval()
-    tokens = random_tokens(model.cfg, 2, 17)
-    out, hidden = model(tokens), theirs.model(tokens).last_hidden_state
-    for k, ours in enumerate(out.mtp, start=1):
-        positions = torch.arange(ours.shape[1])[None]
-        hidden = heads.forward_layer(
-            k - 1, hidden[:, : ours.shape[1]], positions, None, input_ids=tokens[:, k:]
-        )
-        torch.testing.assert_close(hidden, ours, rtol=1e-5, atol=2e-5)
-
-
-@pytest.mark.parametrize("depth", [1, 2])
-def test_mtp_states_agree(depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(depth=depth)
-    check_mtp(model, to_hugging_face(model.state_dict(), model.cfg), tmp_path, monkeypatch)
-
-
-def test_mtp_inputs_in_the_papers_order_are_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = build(depth=1)
-    state = to_hugging_face(model.state_dict(), model.cfg)
-    name = "model.layers.3.eh_proj.weight"
-    state[name] = state[name].roll(model.cfg.dim, dims=1)
-    with pytest.raises(AssertionError, match="not close"):
-        check_mtp(model, state, tmp_path, monkeypatch)
-
-
-def test_mtp_layers_carry_the_shared_ends_again() -> None:
-    model = build(depth=2)
-    state = to_hugging_face(model.state_dict(), model.cfg)
-    assert config_dict(model.cfg)["num_nextn_predict_layers"] == 2
-    for layer in (3, 4):
-        assert torch.equal(state[f"model.layers.{layer}.embed_tokens.weight"], model.embed.weight)
-        head = state[f"model.layers.{layer}.shared_head.head.weight"]
-        assert torch.equal(head, model.lm_head.weight)
+    check_logits(model, tmp_path)
 
 
 def test_experts_are_separate_matrices_on_disk() -> None:
@@ -227,8 +141,6 @@ def test_experts_are_separate_matrices_on_disk() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("model/attention=gqa",), "model.attention.kind=gqa"),
-        (("model/attention=mha",), "model.attention.kind=mha"),
         (("model.ffn.n_shared_experts=0",), "model.ffn.n_shared_experts=0"),
         (("model/ffn=dense", "model.mtp_depth=1"), "model.mtp_depth"),
     ],

@@ -1,0 +1,51 @@
+"""`python -m mla_lm import src=DIR out=DIR`: a DeepSeek-V2/V3-style folder as a run at step 0.
+
+What is written is a run folder, for `eval.py ckpt=`, `generate ckpt=` and `train.py init_from=`.
+`data=text data.path=FILE`, and other words of the `data` group, say what it is to be evaluated on.
+`tokenizer=FILE` names a tokenizer.json where the folder has none, `end_of_text=TOKEN` the token
+between texts where it is not the folder's bos_token.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mla_lm.cli import parse_options
+from mla_lm.errors import UserError
+
+TOKENIZER = ("data/tokenizer", "data.tokenizer")
+Name = Annotated[str, Field(min_length=1)]
+
+
+class ImportOptions(BaseModel):
+    """`src` is a local folder; `out` must be new or empty."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    src: Name
+    out: Name
+    tokenizer: Name | None = None
+    end_of_text: Name | None = None
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Write the run folder and say how large the model is."""
+    of_data = [word for word in arguments if word.startswith(("data=", "data.", "data/"))]
+    if of_tokenizer := [word for word in of_data if word.startswith(TOKENIZER)]:
+        raise UserError(f"{of_tokenizer[0]}: the tokenizer is that of src, or tokenizer=FILE")
+    options = parse_options(ImportOptions, [word for word in arguments if word not in of_data])
+
+    from mla_lm.accounting import count_parameters
+    from mla_lm.interop.importing import import_folder
+
+    cfg = import_folder(
+        Path(options.src),
+        Path(options.out),
+        words=of_data,
+        tokenizer=None if options.tokenizer is None else Path(options.tokenizer),
+        end_of_text=options.end_of_text,
+    )
+    parameters = count_parameters(cfg.model)
+    print(f"imported {options.src} to {options.out}: {parameters.total / 1e6:.2f}M parameters")

@@ -1,0 +1,108 @@
+"""The model card of an exported folder: what it is, what it scores, how it was made."""
+
+import shlex
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mla_lm.accounting import cache_numbers_per_token, count_parameters
+from mla_lm.checkpoint import Record, run_folder
+from mla_lm.config import RunConfig
+from mla_lm.init_from import FIXED
+
+HEADER = """---
+license: {licence}
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+  - mla_lm
+  - {model_type}
+---
+
+# {name}
+
+"""
+
+
+def model_card(
+    cfg: RunConfig,
+    record: Record,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None,
+    *,
+    step: int,
+    licence: str,
+    name: str,
+) -> str:
+    """Markdown with the metadata that model hubs read; `metrics` are those of `eval.py`."""
+    model, parameters = cfg.model, count_parameters(cfg.model)
+    header = HEADER.format(licence=licence, model_type=config["model_type"], name=name)
+    about = (
+        f"A language model of {parameters.total / 1e6:.1f}M parameters, "
+        f"{parameters.active / 1e6:.1f}M of them active, exported by mla_lm {version('mla_lm')}. "
+        f"`transformers` runs it as `{config['architectures'][0]}`, without code of its own.\n"
+    )
+    shape = {
+        "attention": model.attention.kind,
+        "feed-forward": model.ffn.kind,
+        "layers": model.n_layers,
+        "width": model.dim,
+        "vocabulary": model.vocab_size,
+        "context": f"{model.max_seq_len} tokens",
+        "cache": f"{cache_numbers_per_token(model)} numbers a token",
+        "MTP modules": model.mtp_depth,
+        "type of the weights": config["dtype"],
+    }
+    sections = {
+        "Model": _table(shape),
+        "Results": _results(metrics),
+        "Data": _data(record.data),
+        "Training": _training(cfg, record, step=step),
+    }
+    return header + about + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
+
+
+def _results(metrics: Mapping[str, Any] | None) -> str:
+    if metrics is None:
+        return "Not evaluated.\n"
+    scores = {
+        key: f"{value:.4f}"
+        for key, value in metrics.items()
+        if isinstance(value, float) and not key.startswith("moe/")
+    }
+    part = f", the first {metrics['limit']} batches" if metrics["limit"] else ""
+    rows = f"rows of {metrics['seq_len']} tokens, {metrics['precision']}{part}"
+    return f"On the validation split ({rows}), measured with this project's weights:\n\n" + _table(
+        scores
+    )
+
+
+def _data(manifest: Mapping[str, Any]) -> str:
+    if not manifest:
+        return "Unknown: the weights were imported.\n"
+    rows = {"corpus": manifest["name"], "bytes a token": manifest["bytes_per_token"]}
+    for split in ("train", "val"):
+        counts = manifest[split]
+        rows[split] = (
+            f"{counts['documents']:,} documents, {counts['bytes']:,} bytes, "
+            f"{counts['tokens']:,} tokens"
+        )
+    return _table(rows)
+
+
+def _training(cfg: RunConfig, record: Record, *, step: int) -> str:
+    if not record.data:
+        return "Not trained here: the weights were imported.\n"
+    words = [word for word in record.overrides if not word.startswith("data.cache_dir=")]
+    if cfg.init_from is not None:  # which has put the words of its model in front
+        own = [word for word in words if not word.startswith(FIXED)]
+        words = [f"init_from={run_folder(Path(cfg.init_from)).name}", *own]
+    command = shlex.join(["python", "train.py", *words])
+    text = f"{step} optimizer steps of\n\n```bash\n{command}\n```\n\n"
+    return text + _table(record.environment)
+
+
+def _table(rows: Mapping[str, object]) -> str:
+    lines = [f"| {key} | {value} |" for key, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines]) + "\n"

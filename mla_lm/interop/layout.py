@@ -1,0 +1,101 @@
+"""Where each of our parameters lies in the files of a Hugging Face checkpoint, for both directions.
+
+On disk experts are separate matrices and MTP module k is layer `n_layers + k - 1`, which repeats
+the embedding and the head. DeepSeek's rotary pairs are adjacent like ours; the classes of MHA, GQA
+and MQA rotate halves, so there the rows of queries and keys change places.
+"""
+
+import re
+from collections.abc import Iterator
+from types import EllipsisType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mla_lm.config import GroupedAttentionConfig, ModelConfig, MoEConfig
+
+STEMS = {
+    "attention_norm": "input_layernorm",
+    "attention": "self_attn",
+    "q_a_norm": "q_a_layernorm",
+    "kv_a_proj": "kv_a_proj_with_mqa",
+    "kv_a_norm": "kv_a_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn": "mlp",
+    "router": "gate",
+}
+MTP_STEMS = {
+    "embed_norm": "enorm",
+    "hidden_norm": "hnorm",
+    "proj": "eh_proj",
+    "norm": "shared_head.norm",
+}
+HEAD = "lm_head.weight"
+ENDS = {  # what MTP layers repeat: its name, and its name there
+    "embed.weight": ("model.embed_tokens.weight", "embed_tokens.weight"),
+    "lm_head.weight": (HEAD, "shared_head.head.weight"),
+}
+ROTATED = re.compile(r"attention\.[qk]_(proj|norm)\.weight")
+Place = EllipsisType | int | tuple[int, slice] | Tensor
+
+
+class Part(NamedTuple):
+    """A tensor of the files: `ours[at]`, or a copy of one that another part holds."""
+
+    name: str
+    at: Place = ...
+    copy: bool = False  # may be missing, and must equal what it is a copy of
+
+
+def parts(name: str, cfg: ModelConfig) -> list[Part]:
+    """The tensors of the files that make up our parameter or buffer `name`.
+
+    A tied head is no parameter of its own, but a part of "embed.weight".
+    """
+    mtp_layers = [f"model.layers.{cfg.n_layers + k}" for k in range(cfg.mtp_depth)]
+    if name == "norm.weight":
+        return [Part("model.norm.weight")]
+    if name == "embed.weight" and cfg.tie_embeddings:
+        head = [part._replace(copy=True) for part in _end("lm_head.weight", mtp_layers)]
+        return [*_end(name, mtp_layers), *head]
+    if name in ENDS:
+        return _end(name, mtp_layers)
+    if match := re.fullmatch(r"mtp\.(\d+)\.(\w+)\.weight", name):
+        return [Part(f"{mtp_layers[int(match[1])]}.{MTP_STEMS[match[2]]}.weight")]
+    match = re.fullmatch(r"(?:blocks\.(\d+)|mtp\.(\d+)\.block)\.(.+)", name)
+    assert match is not None, name
+    layer = f"model.layers.{match[1]}" if match[1] else mtp_layers[int(match[2])]
+    return [Part(f"{layer}.{key}", at) for key, at in _in_block(match[3], cfg)]
+
+
+def _end(name: str, mtp_layers: list[str]) -> list[Part]:
+    main, copy = ENDS[name]
+    return [Part(main), *(Part(f"{layer}.{copy}", copy=True) for layer in mtp_layers)]
+
+
+def _in_block(name: str, cfg: ModelConfig) -> Iterator[tuple[str, Place]]:
+    if name.startswith("ffn.experts."):
+        assert isinstance(cfg.ffn, MoEConfig)
+        width = cfg.ffn.moe_inter_dim
+        for expert in range(cfg.ffn.n_routed_experts):
+            if name == "ffn.experts.gate_up_proj":
+                yield f"mlp.experts.{expert}.gate_proj.weight", (expert, slice(width))
+                yield f"mlp.experts.{expert}.up_proj.weight", (expert, slice(width, None))
+            else:
+                yield f"mlp.experts.{expert}.down_proj.weight", expert
+        return
+    at: Place = ...
+    if isinstance(cfg.attention, GroupedAttentionConfig) and ROTATED.fullmatch(name):
+        query, norm = name.startswith("attention.q_"), name.endswith("_norm.weight")
+        heads = 1 if norm else cfg.n_heads if query else cfg.attention.n_kv_heads
+        at = _halves(heads, cfg.attention)
+    yield ".".join(STEMS.get(part, part) for part in name.split(".")), at
+
+
+def _halves(n_heads: int, attention: GroupedAttentionConfig) -> Tensor:
+    """Our rows in the order of heads whose first half is rotated with the second."""
+    rope = torch.arange(attention.rope_head_dim).view(-1, 2).T.flatten()
+    rest = torch.arange(attention.rope_head_dim, attention.head_dim)
+    first = torch.arange(n_heads).unsqueeze(1) * attention.head_dim
+    return (first + torch.cat((rope, rest))).flatten()

@@ -1,0 +1,279 @@
+"""`python -m mla_lm export`: folders that `transformers` and `lm_eval` use as they are."""
+
+import json
+import math
+import resource
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from mla_lm import checkpoint_file
+from mla_lm.checkpoint import WEIGHTS
+from mla_lm.cli import STOPPED
+from mla_lm.commands import export
+from mla_lm.errors import UserError
+from mla_lm.losses import next_token_loss
+from mla_lm.model import Transformer
+from tests.conftest import random_tokens, tiny_config
+from tests.generation.conftest import decode
+from tests.interop.random_runs import byte_tokenizer, checkpoint_of, random_config, trained
+from tests.processes import command, environment
+
+
+def exported(checkpoint: Path, out: Path, *words: str) -> Path:
+    export.run([f"ckpt={checkpoint}", f"out={out}", *words])
+    return out
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Transformer]:
+    cfg = random_config(3)
+    model = trained(cfg)
+    return checkpoint_of(cfg, model, tmp_path_factory.mktemp("small")), model
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_trained_models_agree(seed: int, tmp_path: Path) -> None:
+    cfg = random_config(seed)
+    model = trained(cfg)
+    folder = exported(checkpoint_of(cfg, model, tmp_path), tmp_path / "out")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+    tokens = random_tokens(cfg.model, 2, cfg.model.max_seq_len)
+    with torch.no_grad():
+        ours, logits = model(tokens).logits, theirs(tokens).logits
+    assert ours.std() > 0.1
+    torch.testing.assert_close(logits, ours, rtol=1e-5, atol=1e-5)
+    prompt = tokens[:1, :9]
+    text = theirs.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=64,
+        do_sample=False,
+        eos_token_id=None,
+    )
+    assert decode(model, prompt.tolist(), 64) == text[:, 9:].tolist()
+
+
+def test_the_folder_is_complete(small: tuple[Path, Transformer], tmp_path: Path) -> None:
+    folder = exported(small[0], tmp_path / "out", "license=mit")
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    modes = {path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert modes == {0o666 & folder.stat().st_mode}
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n")
+    assert "Not evaluated." in card
+    config = json.loads((folder / "config.json").read_text())
+    assert config["topk_method"] == "noaux_tc"
+    assert config["scoring_func"] == "sigmoid"
+    assert (config["moe_layer_freq"], config["ep_size"]) == (1, 1)
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert "auto_map" not in config
+
+
+def test_the_card_shows_what_was_measured(small: tuple[Path, Transformer], tmp_path: Path) -> None:
+    metrics = {"ckpt": small[0].name, "precision": "32-true", "limit": None, "seq_len": 80}
+    path = small[0].with_name("metrics.json")
+    path.write_text(json.dumps(metrics | {"val/bpb": 1.47714, "moe/dead_experts": 0.0}))
+    card = (exported(small[0], tmp_path / "out") / "README.md").read_text()
+    assert "| val/bpb | 1.4771 |" in card
+    path.write_text(json.dumps(metrics | {"ckpt": "step-000009.ckpt", "val/bpb": 1.0}))
+    assert "Not evaluated." in (exported(small[0], tmp_path / "other") / "README.md").read_text()
+    path.unlink()
+
+
+def test_the_tokenizer_begins_texts_as_training_does(
+    small: tuple[Path, Transformer], tmp_path: Path
+) -> None:
+    folder = exported(small[0], tmp_path / "out")
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), byte_tokenizer()
+    text = "def f(x):\n    return naïve + 終 🙂 "
+    assert theirs(text).input_ids == [ours.end_of_text, *ours.encode(text)]
+    assert theirs.decode(ours.encode(text)) == text
+    assert theirs.eos_token_id == theirs.bos_token_id == ours.end_of_text
+    assert theirs.model_max_length == 80
+
+
+@torch.no_grad()
+def test_shards_hold_the_same(small: tuple[Path, Transformer], tmp_path: Path) -> None:
+    whole = load_file(exported(small[0], tmp_path / "whole") / "model.safetensors")
+    folder = exported(small[0], tmp_path / "cut", "max_shard_gb=1e-5")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = sorted({*index["weight_map"].values()})
+    assert files == [
+        f"model-{i:05}-of-{len(files):05}.safetensors" for i in range(1, len(files) + 1)
+    ]
+    assert len(files) > 3
+    found = {name: tensor for file in files for name, tensor in load_file(folder / file).items()}
+    assert found.keys() == whole.keys() == index["weight_map"].keys()
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in whole.values())
+    largest = max(tensor.nbytes for tensor in whole.values())
+    for file in files:
+        tensors = load_file(folder / file).values()
+        assert sum(tensor.nbytes for tensor in tensors) <= max(10_000, largest)
+
+
+def test_bfloat16_keeps_the_biases_of_gates(
+    small: tuple[Path, Transformer], tmp_path: Path
+) -> None:
+    folder = exported(small[0], tmp_path / "out", "dtype=bfloat16")
+    tensors, state = load_file(folder / "model.safetensors"), small[1].state_dict()
+    biases = [name for name in tensors if name.endswith("e_score_correction_bias")]
+    assert biases
+    assert all(tensors[name].dtype == torch.float32 for name in biases)
+    others = [tensor for name, tensor in tensors.items() if name not in biases]
+    assert {tensor.dtype for tensor in others} == {torch.bfloat16}
+    embedding = tensors["model.embed_tokens.weight"]
+    assert torch.equal(embedding, state["embed.weight"].bfloat16())
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def refusal(*words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        export.run(words)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_a_folder_that_holds_something_is_left_alone(
+    small: tuple[Path, Transformer], tmp_path: Path
+) -> None:
+    (tmp_path / "mine").write_text("x")
+    assert refusal(f"ckpt={small[0]}", f"out={tmp_path}") == (
+        f"out={tmp_path}: not an empty folder; name a new one"
+    )
+    assert refusal(f"ckpt={small[0]}", f"out={tmp_path / 'mine'}").startswith("out=")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    (tmp_path / "empty").mkdir()
+    exported(small[0], tmp_path / "empty")
+
+
+def test_a_full_disk_leaves_nothing(small: tuple[Path, Transformer], tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        said = refusal(f"ckpt={small[0]}", f"out={tmp_path / 'out'}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert said.startswith(f"out={tmp_path / 'out'}: cannot be written (")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("dtype=float16", "dtype=float16"),
+        ("max_shard_gb=0", "max_shard_gb=0"),
+        ("license=a b", "license=a b"),
+        ("licence=mit", "licence: unknown key; the nearest known one is license"),
+    ],
+)
+def test_wrong_options_are_named(word: str, said: str, tmp_path: Path) -> None:
+    assert said in refusal("ckpt=x", f"out={tmp_path / 'out'}", word)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda s: s.pop("model.norm.weight"), "tensors missing (1): norm.weight"),
+        (lambda s: s.update({"model.x": torch.ones(1)}), "tensors that are not used (1): x"),
+        (lambda s: s.update({"model.norm.weight": torch.ones(3)}), "norm.weight has shape [3]"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    edit: Callable[[dict[str, Any]], object],
+    said: str,
+    small: tuple[Path, Transformer],
+    tmp_path: Path,
+) -> None:
+    content = checkpoint_file.read(small[0])
+    edit(content[WEIGHTS])
+    path = tmp_path / "x.ckpt"
+    checkpoint_file.write(path, content)
+    found = refusal(f"ckpt={path}", f"out={tmp_path / 'out'}")
+    assert found.startswith(f"{path}: ")
+    assert said in found
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gate_that_is_off_is_refused(tmp_path: Path) -> None:
+    cfg = tiny_config("model.ffn.force_balance=true")
+    path = checkpoint_of(cfg, Transformer(cfg.model), tmp_path)
+    said = refusal(f"ckpt={path}", f"out={tmp_path / 'out'}")
+    assert said.startswith("model.ffn.force_balance=true: DeepseekV3ForCausalLM")
+
+
+def test_a_stopped_export_leaves_nothing(small: tuple[Path, Transformer], tmp_path: Path) -> None:
+    words = ["export", f"ckpt={small[0]}", f"out={tmp_path / 'out'}", "max_shard_gb=1e-6"]
+    process = subprocess.Popen(command("-m", "mla_lm", *words), env=environment())
+    while not any(tmp_path.iterdir()):
+        assert process.poll() is None
+    process.terminate()
+    assert process.wait(60) in (STOPPED, 0)  # 0: it was quicker
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["out"])
+
+
+def test_a_model_of_no_class_is_refused(tmp_path: Path) -> None:
+    cfg = tiny_config("model.ffn.n_shared_experts=0")
+    path = checkpoint_of(cfg, Transformer(cfg.model), tmp_path)
+    said = refusal(f"ckpt={path}", f"out={tmp_path / 'out'}")
+    assert said.startswith("model.ffn.n_shared_experts=0: DeepseekV3ForCausalLM")
+    assert not (tmp_path / "out").exists()
+
+
+TASK = """
+task: texts
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {texts}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list:
+  - metric: bits_per_byte
+"""
+
+
+@torch.no_grad()
+def bits_per_byte(model: Transformer, texts: list[str]) -> float:
+    tokenizer, nats = byte_tokenizer(), 0.0
+    for text in texts:
+        ids = torch.tensor([[tokenizer.end_of_text, *tokenizer.encode(text)]])
+        nats += float(next_token_loss(model(ids[:, :-1]).logits, ids[:, 1:])) * (ids.shape[1] - 1)
+    return nats / sum(len(text.encode()) for text in texts) / math.log(2)
+
+
+def test_lm_eval_scores_it_offline_as_we_do(
+    small: tuple[Path, Transformer], tmp_path: Path
+) -> None:
+    folder = exported(small[0], tmp_path / "out")
+    texts = [f"def f{i}(x):\n    return x + {i}  # naïve\n" for i in range(5)]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "texts.yaml").write_text(TASK.format(texts=path))
+    model_args = f"pretrained={folder},dtype=float32,add_bos_token=False"  # or it counts twice
+    words = ["-m", "lm_eval", "--model", "hf", "--tasks", "texts"]
+    words += ["--model_args", model_args, "--device", "cpu"]
+    words += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "scores")]
+    home = str(tmp_path / "home")
+    offline = environment(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HOME=home)
+    result = subprocess.run(command(*words), env=offline, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (scores,) = (tmp_path / "scores").rglob("results_*.json")
+    found = json.loads(scores.read_text())["results"]["texts"]["bits_per_byte,none"]
+    assert found == pytest.approx(bits_per_byte(small[1], texts), abs=1e-5)

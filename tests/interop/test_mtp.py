@@ -1,0 +1,133 @@
+"""MTP modules give the same states and logits in `transformers`, and draft there."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from mla_lm.interop import config_dict, to_hugging_face
+from mla_lm.model import Transformer
+from tests.conftest import random_tokens
+from tests.interop.folders import build, load, theirs_class, write
+
+Fault = Callable[[dict[str, Tensor]], None]
+ARMS = {
+    "mla": (),
+    "mha": ("model/attention=mha",),
+    "gqa with QK-norm": (
+        "model/attention=gqa",
+        "model.attention.qk_norm=true",
+        "model.attention.rope_head_dim=6",
+    ),
+}
+
+
+def load_with_heads(model: Transformer, folder: Path, patch: pytest.MonkeyPatch) -> Any:
+    """Their model; their classes know the layers of the released models only, so are told ours."""
+    n_layers, depth = model.cfg.n_layers, model.cfg.mtp_depth
+    layers = "|".join(str(n_layers + k) for k in range(depth))
+    ignored = [rf"model\.layers\.(?:{layers})\..*"]
+    patch.setattr(theirs_class(folder), "_keys_to_ignore_on_load_unexpected", ignored)
+    return load(folder)
+
+
+@torch.no_grad()
+def check_mtp(
+    model: Transformer, folder: Path, patch: pytest.MonkeyPatch, fault: Fault | None = None
+) -> None:
+    """Compare states and logits of every depth at every position."""
+    state = to_hugging_face(model.state_dict(), model.cfg)
+    if fault is not None:
+        fault(state)
+    write(model, state, folder)
+    theirs = load_with_heads(model, folder, patch)
+    heads = transformers.modeling_layers.MtpModel.from_pretrained(theirs).eval()
+    tokens = random_tokens(model.cfg, 2, 17)
+    out, hidden = model(tokens), theirs.model(tokens).last_hidden_state
+    for k, ours in enumerate(out.mtp, start=1):
+        positions = torch.arange(ours.shape[1])[None]
+        hidden = heads.forward_layer(
+            k - 1, hidden[:, : ours.shape[1]], positions, None, input_ids=tokens[:, k:]
+        )
+        logits = model.lm_head(ours)
+        assert logits.std() > 0.1
+        torch.testing.assert_close(hidden, ours, rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(heads.shared_head(hidden), logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("arm", ARMS.values(), ids=ARMS)
+def test_states_and_logits_agree(
+    arm: tuple[str, ...], depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_mtp(build(*arm, depth=depth), tmp_path, monkeypatch)
+
+
+def swap_halves(state: dict[str, Tensor]) -> None:
+    """The hidden state first, as the paper's text has it."""
+    name = "model.layers.3.eh_proj.weight"
+    state[name] = state[name].roll(state[name].shape[0], dims=1)
+
+
+def swap_norms(state: dict[str, Tensor]) -> None:
+    enorm, hnorm = (f"model.layers.3.{name}.weight" for name in ("enorm", "hnorm"))
+    state[enorm], state[hnorm] = state[hnorm], state[enorm]
+
+
+@pytest.mark.parametrize("fault", [swap_halves, swap_norms])
+def test_a_wrong_layout_is_found(
+    fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(AssertionError, match="not close"):
+        check_mtp(build(depth=1), tmp_path, monkeypatch, fault)
+
+
+def test_an_input_before_the_norm_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(depth=1)
+    check_mtp(model, tmp_path, monkeypatch)
+    monkeypatch.setattr("tests.interop.folders.config_dict", lambda cfg: config)
+    config = config_dict(model.cfg)
+    model.cfg = model.cfg.model_copy(update={"mtp_input": "pre_norm"})
+    with pytest.raises(AssertionError, match="not close"):
+        check_mtp(model, tmp_path, monkeypatch)
+
+
+def test_layers_carry_the_shared_ends_again() -> None:
+    model = build(depth=2)
+    state = to_hugging_face(model.state_dict(), model.cfg)
+    assert config_dict(model.cfg)["num_nextn_predict_layers"] == 2
+    for layer in (3, 4):
+        assert torch.equal(state[f"model.layers.{layer}.embed_tokens.weight"], model.embed.weight)
+        head = state[f"model.layers.{layer}.shared_head.head.weight"]
+        assert torch.equal(head, model.lm_head.weight)
+
+
+def test_their_generate_drafts_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(depth=1)
+    write(model, to_hugging_face(model.state_dict(), model.cfg), tmp_path)
+    theirs = load_with_heads(model, tmp_path, monkeypatch)
+    heads, drafted = transformers.modeling_layers.MtpModel, []
+    forward = heads.forward
+    monkeypatch.setattr(
+        heads, "forward", lambda *args, **more: drafted.append(1) or forward(*args, **more)
+    )
+    prompt = random_tokens(model.cfg, 1, 5)
+
+    def continued(**options: Any) -> list[list[int]]:
+        text = theirs.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=20,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            **options,
+        )
+        return text.tolist()
+
+    assert continued(use_mtp=True) == continued()
+    assert drafted

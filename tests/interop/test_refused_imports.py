@@ -1,0 +1,271 @@
+"""Folders that are not taken: each in one line that names what is wrong, and nothing is written."""
+
+import json
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mla_lm.commands import export, import_
+from mla_lm.errors import UserError
+from mla_lm.interop.weights import INDEX, SINGLE
+from mla_lm.model import Transformer
+from tests.conftest import tiny_config
+from tests.interop.foreign_models import foreign_folder
+from tests.interop.random_runs import checkpoint_of
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("good") / "theirs"
+    foreign_folder(folder)
+    return folder
+
+
+def refusal(src: Path, out: Path, *words: str) -> str:
+    """What is said; beside the folder nothing may be left."""
+    before = sorted(out.parent.iterdir())
+    with pytest.raises(UserError) as caught:
+        import_.run([f"src={src}", f"out={out}", *words])
+    assert sorted(out.parent.iterdir()) == before
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+UNSUPPORTED: dict[str, dict[str, Any]] = {
+    "auto_map": {"AutoModelForCausalLM": "modeling_evil.Evil"},
+    "hidden_act": "gelu",
+    "attention_bias": True,
+    "rope_interleave": False,
+    "scoring_func": "softmax",
+    "topk_method": "greedy",
+    "moe_layer_freq": 2,
+    "num_key_value_heads": 2,
+    "quantization_config": {"quant_method": "fp8"},
+    "sliding_window": 4096,
+    "hidden_size": "${oc.env:HOME}",
+    "rope_scaling": {"type": "linear", "factor": 2.0},
+    "rope_theta": [1],
+    "use_qk_norm": True,
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "truncate": False},
+    "num_nextn_predict_layers": 1.5,
+    "first_k_dense_replace": -1,
+    "max_position_embeddings": 10**400,
+    "rms_norm_eps": float("nan"),
+}
+
+
+@pytest.mark.parametrize("key", UNSUPPORTED)
+def test_what_is_not_computed_here_is_named_with_its_value(
+    key: str, good: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(good, tmp_path / "src")
+    value = UNSUPPORTED[key]
+    edit_config(folder, **{"rope_parameters": None, "rope_theta": 1e4, key: value})
+    said = refusal(folder, tmp_path / "out")
+    inside = {
+        "rope_scaling": "rope_parameters.rope_type=linear",
+        "rope_parameters": "rope_parameters.truncate=False",
+    }
+    named = inside.get(key, f"{key}={value}")
+    assert said.startswith(f"config.json: {named[:60]}")
+
+
+@pytest.mark.parametrize("architectures", [{}, 5, [[]], "DeepseekV3ForCausalLM", []])
+def test_architectures_of_any_other_kind_are_named(
+    architectures: object, good: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(good, tmp_path / "src")
+    edit_config(folder, architectures=architectures)
+    assert refusal(folder, tmp_path / "out").startswith("config.json: architectures=")
+
+
+def test_softmax_gates_of_v2_are_named(good: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(good, tmp_path / "src")
+    edit_config(folder, model_type="deepseek_v2", architectures=["DeepseekV2ForCausalLM"])
+    said = refusal(folder, tmp_path / "out")
+    assert said.startswith("config.json: model_type=deepseek_v2: its gates are softmax")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("hidden_size", "kv_lora_rank", "num_experts_per_tok", "n_group", "topk_group"),
+        *("first_k_dense_replace", "rms_norm_eps"),
+    ],
+)
+def test_a_missing_key_is_named(key: str, good: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(good, tmp_path / "src")
+    edit_config(folder, **{key: None})
+    assert refusal(folder, tmp_path / "out") == f"config.json: {key}: missing"
+
+
+def test_sizes_that_contradict_each_other_are_named(good: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(good, tmp_path / "src")
+    edit_config(folder, n_group=3)
+    said = refusal(folder, tmp_path / "out")
+    assert said == "model.ffn.n_groups=3: must divide n_routed_experts=8"
+
+
+def edit_tensors(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(folder / SINGLE)
+    edit(tensors)
+    save_file(tensors, folder / SINGLE, {"format": "pt"})
+
+
+GATE = "model.layers.1.mlp.gate.weight"
+EXPERT = "model.layers.2.mlp.experts.3.up_proj.weight"
+EDITS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
+    "missing": (lambda t: t.pop(EXPERT), f"tensors missing (1): {EXPERT}"),
+    "extra": (lambda t: t.update(extra=torch.ones(2)), "tensors that are not used (1): extra"),
+    "shape": (
+        lambda t: t.update({GATE: t[GATE].T.contiguous()}),
+        f"{GATE} has shape [36, 8], not [8, 36]",
+    ),
+    "type": (lambda t: t.update({GATE: t[GATE].to(torch.float8_e4m3fn)}), f"{GATE} is F8_E4M3"),
+    "mixed types": (
+        lambda t: t.update({EXPERT: t[EXPERT].bfloat16()}),
+        f"{EXPERT} is torch.bfloat16, model.layers.2.mlp.experts.0.gate_proj.weight torch.float32",
+    ),
+    "another embedding": (
+        lambda t: t.update({"model.layers.3.embed_tokens.weight": torch.ones(300, 36)}),
+        "tensors missing (42): model.layers.3.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("edit", "said"), EDITS.values(), ids=EDITS)
+def test_tensors_that_do_not_fit_are_named(
+    edit: Callable[[dict[str, Tensor]], object], said: str, good: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(good, tmp_path / "src")
+    edit_tensors(folder, edit)
+    assert said in refusal(folder, tmp_path / "out")
+
+
+def test_a_head_that_is_not_tied_is_named(good: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(good, tmp_path / "src")
+    edit_config(folder, tie_word_embeddings=True)
+    said = refusal(folder, tmp_path / "out")
+    assert said.endswith("lm_head.weight is no copy of model.embed_tokens.weight")
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "shared_head.head"])
+def test_an_mtp_layer_with_ends_of_its_own_is_named(name: str, tmp_path: Path) -> None:
+    cfg = tiny_config("model.mtp_depth=1")
+    path = checkpoint_of(cfg, Transformer(cfg.model), tmp_path)
+    export.run([f"ckpt={path}", f"out={tmp_path / 'src'}"])
+    copy = f"model.layers.3.{name}.weight"
+    edit_tensors(tmp_path / "src", lambda tensors: tensors[copy].add_(1e-6))
+    assert f"{copy} is no copy of" in refusal(tmp_path / "src", tmp_path / "out")
+    edit_tensors(tmp_path / "src", lambda tensors: tensors.pop(copy))
+    import_.run([f"src={tmp_path / 'src'}", f"out={tmp_path / 'out'}"])  # it may be left out
+
+
+def as_pickle(folder: Path) -> None:
+    torch.save(load_file(folder / SINGLE), folder / "pytorch_model.bin")
+    (folder / SINGLE).unlink()
+
+
+def cut_short(folder: Path) -> None:
+    path = folder / SINGLE
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def outside(folder: Path) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": {GATE: "../elsewhere.safetensors"}}))
+
+
+def twice(folder: Path) -> None:
+    shutil.copy(folder / SINGLE, folder / "again.safetensors")
+    names = load_file(folder / SINGLE)
+    files = {name: ("again.safetensors" if i else SINGLE) for i, name in enumerate(names)}
+    (folder / INDEX).write_text(json.dumps({"weight_map": files}))
+
+
+def a_shard_short(folder: Path) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": {GATE: "model-00002.safetensors"}}))
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "pickle": (as_pickle, "pytorch_model.bin: pickle is not read"),
+    "cut short": (cut_short, f"{SINGLE}: no safetensors file"),
+    "no tensors": (lambda f: (f / SINGLE).unlink(), f"neither {SINGLE} nor {INDEX}"),
+    "shard elsewhere": (outside, "../elsewhere.safetensors is not in this folder"),
+    "shard missing": (a_shard_short, "model-00002.safetensors: no safetensors file"),
+    "in two shards": (twice, "too"),
+    "index of another shape": (lambda f: (f / INDEX).write_text("[]"), "cannot be read"),
+    "index without a map": (lambda f: (f / INDEX).write_text("{}"), "weight_map"),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json: cannot be read"),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: cannot be read"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer=FILE"),
+    "no end of text": (lambda f: (f / "tokenizer_config.json").unlink(), "end_of_text=TOKEN"),
+    "bad tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json: "),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), FOLDERS.values(), ids=FOLDERS)
+def test_folders_that_cannot_be_used_are_named(
+    change: Callable[[Path], object], said: str, good: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(good, tmp_path / "src")
+    change(folder)
+    assert said in refusal(folder, tmp_path / "out")
+
+
+def test_no_folder_at_all(tmp_path: Path) -> None:
+    said = refusal(tmp_path / "none", tmp_path / "out")
+    assert said.startswith(f"{tmp_path / 'none' / 'config.json'}: cannot be read")
+
+
+def test_a_target_that_holds_something_is_left_alone(good: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    said = refusal(good, tmp_path / "out")
+    assert said == f"out={tmp_path / 'out'}: not an empty folder; name a new one"
+
+
+def test_a_full_disk_leaves_nothing(good: Path, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    try:
+        said = refusal(good, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert said.startswith(f"{tmp_path / 'out' / 'checkpoints'}")
+    assert "cannot be written (" in said
+
+
+@pytest.mark.parametrize("token", [None, {}, 3, "${oc.env:HOME}", "a\\", "a'b", "a\nb"])
+def test_a_separator_that_is_no_plain_token_is_named(
+    token: object, good: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(good, tmp_path / "src")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": token}))
+    assert "name what separates texts by end_of_text=TOKEN" in refusal(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("word", ["data/tokenizer=bytes", "data.tokenizer.end_of_text=x"])
+def test_another_tokenizer_is_refused(word: str, good: Path, tmp_path: Path) -> None:
+    said = refusal(good, tmp_path / "out", word)
+    assert said == f"{word}: the tokenizer is that of src, or tokenizer=FILE"
+
+
+def test_wrong_options_are_named(good: Path, tmp_path: Path) -> None:
+    said = refusal(good, tmp_path / "out", "dta=text")
+    assert said.startswith("dta: unknown key")
+    said = refusal(good, tmp_path / "out", "data.sequence_length=3")
+    assert said.startswith("data.sequence_length: unknown key")

@@ -1,0 +1,133 @@
+"""Out to Hugging Face and back, then evaluated, sampled and trained on, as users do it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mla_lm import load_checkpoint
+from mla_lm.checkpoint import newest
+from mla_lm.commands import export
+from tests.processes import run
+from tests.reliability.runs import differences
+from tests.runs.conftest import Run, checkpoint, content, logged, refusal, train_here
+from tests.runs.test_eval import evaluate_here
+
+
+@pytest.fixture(scope="module")
+def imported(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run after its way through a folder of Hugging Face's, by the commands."""
+    place = tmp_path_factory.mktemp("interop")
+    words = [word for word in trained.overrides if word.startswith("data")]
+    words = [word for word in words if "tokenizer" not in word]
+    for command in (
+        ["export", f"ckpt={trained.folder}", "out=theirs"],
+        ["import", "src=theirs", "out=ours", *words],
+    ):
+        result = run("-m", "mla_lm", *command, cwd=place)
+        assert result.returncode == 0, result.stderr
+        assert len(result.stdout.splitlines()) == 1
+        assert result.stderr == ""
+    return place / "ours"
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    evaluate_here(f"ckpt={folder}")
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return {key: value for key, value in metrics.items() if key != "ckpt"}
+
+
+def test_it_scores_the_same(trained: Run, imported: Path) -> None:
+    before = metrics_of(trained.folder)
+    assert metrics_of(imported) == before
+
+
+def test_it_continues_the_same_prompt(trained: Run, imported: Path) -> None:
+    texts = [
+        run("-m", "mla_lm", "generate", f"ckpt={folder}", "prompt=def f", cwd=imported).stdout
+        for folder in (trained.folder, imported)
+    ]
+    assert texts[0] == texts[1] != ""
+
+
+def begun(trained: Run, imported: Path, folder: Path, *more: str) -> list[str]:
+    """The words of a run that begins with the imported weights."""
+    words = [w for w in trained.overrides if not w.startswith(("model", "data.tokenizer"))]
+    return [*words, f"init_from={imported}", f"run_dir={folder}", *more]
+
+
+def test_training_begins_with_its_weights(
+    trained: Run, imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = begun(trained, imported, tmp_path / "run", "optim.lr=1e-9", "trainer.max_steps=1")
+    train_here(*words, "optim.weight_decay=0.0")
+    assert f"begins with the weights of {newest(imported)}" in capsys.readouterr().out
+    before, cfg, tokenizer = load_checkpoint(imported)
+    after, found, same = load_checkpoint(tmp_path / "run")
+    assert (found.model, same.json) == (cfg.model, tokenizer.json)
+    for (name, p), q in zip(before.named_parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-6, msg=name)
+    (first, *_) = logged(tmp_path / "run")
+    assert float(first["train/ce"]) < 4.5 < float(logged(trained.folder)[0]["train/ce"])
+
+
+def test_a_run_begun_so_resumes_bit_for_bit(trained: Run, imported: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train_here(*begun(trained, imported, whole))
+    train_here(*begun(trained, imported, cut, "trainer.max_steps=12", "checkpoint.keep=9"))
+    for step in (10, 12):
+        checkpoint(cut, step).unlink()
+    train_here(*begun(trained, imported, cut), "checkpoint.keep=9", "resume=auto")
+    keys = ("state_dict", "optimizer_states", "loops")
+    one, other = (content(checkpoint(folder, 12)) for folder in (whole, cut))
+    assert differences({k: one[k] for k in keys}, {k: other[k] for k in keys}) == []
+
+
+@pytest.mark.parametrize(
+    "word", ["model=tiny", "model.dim=64", "model/attention=gqa", "data/tokenizer=bytes"]
+)
+def test_what_would_change_the_model_is_refused(
+    word: str, trained: Run, imported: Path, tmp_path: Path
+) -> None:
+    said = refusal(lambda: train_here(*begun(trained, imported, tmp_path / "run", word)))
+    assert "the model and the tokenizer are those of init_from=" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_has_moved_is_scored_and_continued(
+    trained: Run, imported: Path, tmp_path: Path
+) -> None:
+    """The tokenizer is taken from the checkpoint, wherever it came from."""
+    moved = tmp_path / "moved"
+    shutil.copytree(imported, moved)
+    (moved / "tokenizer.json").unlink()
+    assert metrics_of(moved) == metrics_of(imported)
+    bare = tmp_path / "bare" / "weights.ckpt"
+    bare.parent.mkdir()
+    shutil.copy(checkpoint(moved, 0), bare)
+    words = begun(trained, bare, tmp_path / "run", "trainer.max_steps=5")
+    train_here(*words)
+    shutil.rmtree(bare.parent)
+    train_here("trainer.max_steps=7", f"run_dir={tmp_path / 'run'}", "resume=auto")
+    assert load_checkpoint(tmp_path / "run")[2].json == load_checkpoint(imported)[2].json
+
+
+def test_the_card_says_where_the_weights_came_from(
+    trained: Run, imported: Path, tmp_path: Path
+) -> None:
+    train_here(*begun(trained, imported, tmp_path / "run", "trainer.max_steps=5"))
+    train_here("trainer.max_steps=7", f"run_dir={tmp_path / 'run'}", "resume=auto")
+    export.run([f"ckpt={tmp_path / 'run'}", f"out={tmp_path / 'out'}"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "7 optimizer steps of\n\n```bash\npython train.py init_from=ours data=text" in card
+    assert "model.dim" not in card
+    export.run([f"ckpt={imported}", f"out={tmp_path / 'again'}"])
+    assert "the weights were imported" in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_weights_alone_are_not_resumed(imported: Path, tmp_path: Path) -> None:
+    said = refusal(lambda: train_here(f"resume={imported}", f"run_dir={tmp_path / 'run'}"))
+    assert "init_from=" in said
