@@ -32,6 +32,7 @@ NOT_STORED: dict[str, Any] = {  # classes to import, which come from local YAML,
     "resume": None,
     "resume_allow": (),
 }
+ADDED: dict[str, Any] = {"init_from": None}  # keys that older files do not have
 CONFIG_FILE = "config.json"  # of a run folder
 SECTIONS = "model|balance|data|optim|trainer|loss|checkpoint"
 CHOICE = re.compile(rf"(({SECTIONS}|callbacks|logger|experiment)(/\w+)*|seed|precision)=[\w-]+")
@@ -77,7 +78,7 @@ class Record(BaseModel):
         """The configuration, typed and checked, without what is not stored."""
         if found := sorted(NOT_STORED.keys() & self.config.keys()):
             raise ValueError(f"{found} in the configuration")
-        return RunConfig.model_validate({**self.config, **NOT_STORED})
+        return RunConfig.model_validate({**ADDED, **self.config, **NOT_STORED})
 
 
 def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:

@@ -69,7 +69,7 @@ def resolve_resume(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, lis
     _refuse_changes(path, record.config, resumed.model_dump(mode="json"), cfg.resume_allow)
     _tell_changes(path, record.environment, environment_of(resumed), cfg.resume_allow)
     print(f"resumed {path} step {content[STEP]}", flush=True)
-    kept = {"resume": str(path), "init_from": record.config["init_from"]}
+    kept = {"resume": str(path), "init_from": record.run_config().init_from}
     return resumed.model_copy(update=kept), merged
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from mla_lm import load_checkpoint
-from mla_lm.checkpoint import newest
+from mla_lm import checkpoint_file, load_checkpoint
+from mla_lm.checkpoint import RECORD, newest
 from mla_lm.commands import export
 from tests.processes import run
 from tests.reliability.runs import differences
@@ -126,6 +126,15 @@ def test_the_card_says_where_the_weights_came_from(
     assert "model.dim" not in card
     export.run([f"ckpt={imported}", f"out={tmp_path / 'again'}"])
     assert "the weights were imported" in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_a_file_from_before_the_key_loads(trained: Run, tmp_path: Path) -> None:
+    stored = content(checkpoint(trained.folder, 10))
+    del stored[RECORD]["config"]["init_from"]
+    folder = tmp_path / "run"
+    checkpoint_file.write(checkpoint(folder, 10), stored)
+    assert load_checkpoint(folder)[1].init_from is None
+    train_here(*trained.overrides, f"run_dir={folder}", "resume=auto")
 
 
 def test_weights_alone_are_not_resumed(imported: Path, tmp_path: Path) -> None:
