@@ -79,6 +79,12 @@ def is_one(path: Path) -> bool:
         return file.read(DIGEST_AT).endswith(HEADER)
 
 
+def digest_of(path: Path) -> str:
+    """The SHA-256 that a checkpoint says of itself."""
+    with path.open("rb") as file:
+        return _stored_digest(file)
+
+
 def _stored_digest(file: BinaryIO) -> str:
     file.seek(0)
     if not file.read(DIGEST_AT).endswith(HEADER):

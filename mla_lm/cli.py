@@ -110,8 +110,17 @@ def instantiate(group: str, nodes: Mapping[str, Any]) -> list[Any]:
     return [made for made in objects if made is not None]
 
 
-def main(task: Callable[[Config, list[str]], None], *, name: str, kind: type[Config]) -> None:
-    """Run `task(config, overrides)` from the command line; Hydra's own flags go to Hydra."""
+def main(
+    task: Callable[[Config, list[str]], None],
+    *,
+    name: str,
+    kind: type[Config],
+    passed_on: tuple[str, ...] = (),
+) -> None:
+    """Run `task(config, overrides)` from the command line; Hydra's own flags go to Hydra.
+
+    Words that begin with one of `passed_on` are not composed here, but are among the overrides.
+    """
     for number in (signal.SIGTERM, signal.SIGUSR1):  # a run that has begun takes them over
         signal.signal(number, lambda *_: sys.exit(STOPPED))
 
@@ -120,7 +129,8 @@ def main(task: Callable[[Config, list[str]], None], *, name: str, kind: type[Con
 
     arguments = sys.argv[1:]
     if not any(argument.startswith("-") for argument in arguments):
-        run(lambda: compose(name, arguments), arguments)
+        own = [word for word in arguments if not word.startswith(passed_on)]
+        run(lambda: compose(name, own), arguments)
         return
 
     import hydra

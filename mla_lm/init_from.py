@@ -6,10 +6,10 @@ The model and the tokenizer are those of the checkpoint; everything else is the 
 from mla_lm.checkpoint import RECORD, locate, read
 from mla_lm.cli import load_config
 from mla_lm.config import RunConfig
-from mla_lm.config.words import model_words, pretrained_words, quoted
+from mla_lm.config.words import OF_TOKENIZER, model_words, quoted, tokenizer_words
 from mla_lm.errors import UserError
 
-FIXED = ("model=", "model/", "model.", "data/tokenizer", "data.tokenizer")
+FIXED = ("model=", "model/", "model.", *OF_TOKENIZER)
 FREE = ("model.ffn.execution=", "model.ffn.force_balance=")
 
 
@@ -23,15 +23,8 @@ def resolve_init(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, list[
     for word in overrides:
         if word.lstrip("+~").startswith(FIXED) and not word.startswith(FREE):
             raise UserError(f"{word}: the model and the tokenizer are those of init_from={path}")
-    tokenizer = stored.data.tokenizer
     words = model_words(stored.model.model_dump(mode="json"))
-    if tokenizer.kind == "bytes":
-        words.append("data/tokenizer=bytes")
-    else:
-        words += pretrained_words(
-            end_of_text=tokenizer.end_of_text, vocab_size=tokenizer.vocab_size
-        )
-    merged = [*words, *overrides]
+    merged = [*words, *tokenizer_words(stored.data.tokenizer), *overrides]
     own = [quoted("run_dir", cfg.run_dir), f"run_id={cfg.run_id}"]
     begun = load_config([*merged, *own])
     return begun.model_copy(update={"init_from": str(path)}), merged

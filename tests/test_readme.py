@@ -11,6 +11,7 @@ from tests.reliability.record import table
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = "".join(f"def function_{i}(x):\n    return x + {i}\n\n" for i in range(2000))
+QUESTION = '{"context": "def function_1(x):", "continuation": "return"}\n'
 SHORT = [
     "model=nano",
     "trainer.max_steps=3",
@@ -48,6 +49,7 @@ def shortened(command: str) -> list[str]:
 
 def test_readme_commands_run(tmp_path: Path) -> None:
     (tmp_path / "my.txt").write_text(TEXT)
+    (tmp_path / "my.jsonl").write_text(QUESTION)
     for name in ("train.py", "eval.py", "data/prepare.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(ROOT / name)

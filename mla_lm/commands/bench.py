@@ -1,7 +1,7 @@
 """`python -m mla_lm bench [suite=NAME] [out=FILE.json] ...`: measure this machine.
 
-Suites: data, decode, moe, checkpoint. Ratios against peers in one interleaved run, medians with
-their spread.
+Suites: data, decode, moe, checkpoint, evaluation. Ratios against peers in one interleaved run,
+medians with their spread.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mla_lm.cli import parse_options
+from mla_lm.errors import UserError
 
 
 def _split(words: Sequence[str]) -> list[str]:
@@ -25,15 +26,17 @@ class BenchOptions(BaseModel):
 
     `megabytes` are the sizes of the corpora that suite `data` prepares; suite `decode` compares
     with `transformers` behind `contexts` tokens, speculates with the checkpoint `ckpt`, and draws
-    speed and cache size over the context into `plot`.
+    speed and cache size over the context into `plot`. Suite `evaluation` scores the questions of
+    the JSONL file `items` with `ckpt`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    suite: Literal["data", "decode", "moe", "checkpoint"] = "data"
+    suite: Literal["data", "decode", "moe", "checkpoint", "evaluation"] = "data"
     megabytes: Sizes = (25, 100)
     contexts: Sizes = (256, 2048, 4096)
     ckpt: Annotated[str, Field(min_length=1)] | None = None
+    items: Annotated[str, Field(min_length=1)] | None = None
     plot: Annotated[str, Field(min_length=1)] | None = None
     out: Annotated[str, Field(min_length=1)] | None = None
 
@@ -41,12 +44,14 @@ class BenchOptions(BaseModel):
 def run(arguments: Sequence[str]) -> None:
     """Print a table; write the figures to `out`."""
     options = parse_options(BenchOptions, arguments)
+    if options.suite == "evaluation" and not (options.ckpt and options.items):
+        raise UserError("suite=evaluation: needs ckpt=PATH and items=FILE.jsonl")
     for path in filter(None, (options.out, options.plot)):
         Path(path).touch()
 
     import json
 
-    from mla_lm.bench import checkpoint, data, decode, moe, plot, speculation
+    from mla_lm.bench import checkpoint, data, decode, evaluation, moe, plot, speculation
     from mla_lm.bench.report import show
     from mla_lm.machine import keep_freed_memory
 
@@ -58,6 +63,8 @@ def run(arguments: Sequence[str]) -> None:
         rows = moe.run()
     elif options.suite == "checkpoint":
         rows = checkpoint.run()
+    elif options.suite == "evaluation":
+        rows = evaluation.run(str(options.ckpt), str(options.items))
     else:
         rows = decode.run(options.contexts)
         if options.ckpt:

@@ -25,6 +25,7 @@ from mla_lm.config.model import (
 )
 from mla_lm.config.run import (
     BalanceConfig,
+    BundleConfig,
     CheckpointConfig,
     Checkpointing,
     EvalConfig,
@@ -36,6 +37,7 @@ from mla_lm.config.run import (
 
 __all__ = [
     "BalanceConfig",
+    "BundleConfig",
     "CheckpointConfig",
     "Checkpointing",
     "CorpusConfig",

@@ -121,11 +121,31 @@ class RunConfig(Section):
         yield "model.mtp_depth", fits, f"must be below data.seq_len={self.data.seq_len}"
 
 
+class BundleConfig(Section):
+    """A file of questions; `delimiter` stands between what is given and what is scored."""
+
+    path: Annotated[str, Field(min_length=1)]
+    delimiter: str
+
+
 class EvalConfig(Section):
     """What `eval.py` does."""
 
     ckpt: Annotated[str, Field(min_length=1)]
+    parts: Annotated[tuple[Literal["lm"], ...], Strict(False)]
     precision: Precision
     batch_size: Size
     limit: Size | None
     context: Size | None
+    tasks: Strings
+    tasks_dir: str
+    bundles: dict[str, BundleConfig]
+    harness: Strings
+    harness_include: str | None
+
+    def rules(self) -> Rules:
+        known = [name for name in self.tasks if "." not in name]
+        names = ", ".join(sorted(self.bundles))
+        yield "tasks", self.bundles.keys() >= {*known}, f"must be of {names}, or JSONL files"
+        asked = (self.parts, self.tasks, self.harness)
+        yield "parts", any(asked), "nothing to do: name parts, tasks or harness"

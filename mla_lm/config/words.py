@@ -4,6 +4,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mla_lm.config import TokenizerConfig
+
+OF_TOKENIZER = ("data/tokenizer", "data.tokenizer")  # how overrides of it begin
+
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and their values, in order."""
@@ -18,6 +22,13 @@ def model_words(model: Mapping[str, Any]) -> list[str]:
     """Overrides that compose this `model` section, whatever the preset; all of it is said."""
     kinds = [f"model/{part}={model[part]['kind']}" for part in ("attention", "ffn", "rope")]
     return kinds + [f"{key}={json.dumps(value)}" for key, value in leaves(model, "model.")]
+
+
+def tokenizer_words(tokenizer: TokenizerConfig) -> list[str]:
+    """Overrides for the tokenizer of a checkpoint, which is then taken from there."""
+    if tokenizer.kind == "bytes":
+        return ["data/tokenizer=bytes"]
+    return pretrained_words(end_of_text=tokenizer.end_of_text, vocab_size=tokenizer.vocab_size)
 
 
 def pretrained_words(*, end_of_text: str, vocab_size: int) -> list[str]:

@@ -69,7 +69,7 @@ def _results(metrics: Mapping[str, Any] | None) -> str:
     scores = {
         key: f"{value:.4f}"
         for key, value in metrics.items()
-        if isinstance(value, float) and not key.startswith("moe/")
+        if isinstance(value, float) and key.startswith(("val/", "mtp/"))
     }
     part = f", the first {metrics['limit']} batches" if metrics["limit"] else ""
     rows = f"rows of {metrics['seq_len']} tokens, {metrics['precision']}{part}"

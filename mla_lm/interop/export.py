@@ -74,7 +74,8 @@ def _metrics(checkpoint: Path) -> dict[str, Any] | None:
         metrics = json.loads((run_folder(checkpoint) / "metrics.json").read_text())
     except (OSError, ValueError):
         return None
-    return metrics if metrics.get("ckpt") == checkpoint.name else None
+    own = metrics.get("ckpt") == checkpoint.name and not metrics.get("data")
+    return metrics if own and "val/loss" in metrics else None
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -3,13 +3,16 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from mla_lm import checkpoint_file
 from mla_lm.atomic import new_folder
 from mla_lm.checkpoint import PREFIX, RECORD, STEP, WEIGHTS, Record, write_run_files
 from mla_lm.cli import load_config
 from mla_lm.config import RunConfig
-from mla_lm.config.words import model_words, pretrained_words, quoted
+from mla_lm.config.words import model_words, pretrained_words
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
 from mla_lm.interop.foreign import model_section
@@ -19,20 +22,33 @@ UNSAFE = re.compile(r"[$\\'\x00-\x1f]")  # could mean something to who composes 
 ROW = 1024  # tokens to evaluate at once, unless told otherwise
 
 
-def import_folder(
+class Foreign(NamedTuple):
+    """A folder, read: the configuration and the overrides that make it, weights, tokenizer."""
+
+    cfg: RunConfig
+    overrides: list[str]
+    state: dict[str, Tensor]
+    tokenizer: Tokenizer
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether this is a folder of a model of `transformers`, and no run of ours."""
+    file = path / "config.json"
+    return file.is_file() and "model_type" in read_json(file)
+
+
+def read_folder(
     src: Path,
-    out: Path,
     *,
     words: Sequence[str] = (),
     tokenizer: Path | None = None,
     end_of_text: str | None = None,
-) -> RunConfig:
-    """Write the run folder `out`, whole or not at all; `words` say the rest of its configuration.
+) -> Foreign:
+    """`words` say what is not the model's own.
 
     `tokenizer` is a `tokenizer.json` where `src` has none, `end_of_text` the token before each
     text where it is not the one that `src` begins them with. Raises UserError for a folder of
-    another architecture, with code, pickle or tensors that do not fit, and where `out` holds
-    anything.
+    another architecture, or with code, pickle or tensors that do not fit.
     """
     config = read_json(src / "config.json")
     shards = Shards(src)
@@ -47,12 +63,23 @@ def import_folder(
         f"data.seq_len={min(ROW, model['max_seq_len'])}",
         *words,
     ]
-    cfg = load_config([*overrides, quoted("run_dir", out)])
-    state = read_state(shards, cfg.model)
-    record = Record.of(cfg, overrides=overrides, tokenizer=vocabulary.json, data={}, environment={})
+    cfg = load_config(overrides)
+    return Foreign(cfg, overrides, read_state(shards, cfg.model), vocabulary)
+
+
+def import_folder(src: Path, out: Path, **options: Any) -> RunConfig:
+    """Write the run folder `out`, whole or not at all; `options` are those of `read_folder`.
+
+    Raises UserError as that does, and where `out` holds anything.
+    """
+    found = read_folder(src, **options)
+    cfg = found.cfg.model_copy(update={"run_dir": str(out)})
+    record = Record.of(
+        cfg, overrides=found.overrides, tokenizer=found.tokenizer.json, data={}, environment={}
+    )
     with new_folder(out) as folder:
         write_run_files(folder, cfg, record)
-        weights = {f"{PREFIX}{name}": tensor for name, tensor in state.items()}
+        weights = {f"{PREFIX}{name}": tensor for name, tensor in found.state.items()}
         checkpoint_file.write(
             folder / "checkpoints" / "step-000000.ckpt",
             {RECORD: record.stored(), WEIGHTS: weights, STEP: 0},

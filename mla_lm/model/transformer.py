@@ -104,6 +104,20 @@ class Transformer(KeepsFloat32):
             mtp_input,
         )
 
+    def at_nodes(self, tokens: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
+        """Final hidden states (B, T, dim) of rows that are no plain texts.
+
+        tokens (B, T) stand at positions (B, T); token i attends to those where seen (B, T, T)
+        holds in its row i.
+        """
+        mask = torch.zeros(seen.shape, dtype=self.matmul_dtype, device=seen.device)
+        mask = mask.masked_fill_(~seen, -torch.inf).unsqueeze(1)  # converted once for all layers
+        at = Positions(self.cos[positions], self.sin[positions], mask)
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x, _ = run(block, x, at=at)
+        return self.norm(x)
+
     def further(self, depth: int, state: Tensor, tokens: Tensor, *, cache: Cache) -> Tensor:
         """State of MTP depth 1.. at the positions behind those its own cache holds: (B, T, dim).
 
@@ -117,17 +131,23 @@ class Transformer(KeepsFloat32):
         self, batch_size: int, capacity: int, *, mtp: bool = False, absorb: bool | None = None
     ) -> Cache:
         """An empty cache of the main layers, or of one MTP module, in the format of the matmuls."""
-        device = self.embed.weight.device
-        autocast = torch.is_autocast_enabled(device.type)
         return Cache(
             self.cfg,
             n_layers=1 if mtp else self.cfg.n_layers,
             batch_size=batch_size,
             capacity=capacity,
-            dtype=torch.get_autocast_dtype(device.type) if autocast else self.embed.weight.dtype,
-            device=device,
+            dtype=self.matmul_dtype,
+            device=self.embed.weight.device,
             absorb=absorb,
         )
+
+    @property
+    def matmul_dtype(self) -> torch.dtype:
+        """The number format of matrix products here and now."""
+        weight = self.embed.weight
+        if torch.is_autocast_enabled(weight.device.type):
+            return torch.get_autocast_dtype(weight.device.type)
+        return weight.dtype
 
     def _from_start(self, n_tokens: int, documents: Tensor | None) -> Positions:
         if n_tokens > self.cfg.max_seq_len:

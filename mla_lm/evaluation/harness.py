@@ -1,0 +1,111 @@
+"""A model as lm-evaluation-harness sees it: any of its tasks, scored by this project.
+
+The harness is the optional extra `eval`; it makes the texts and the metrics, nothing else.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mla_lm.data.tokenizer import Tokenizer
+from mla_lm.errors import UserError, one_line
+from mla_lm.evaluation.scoring import Request, score
+from mla_lm.generation import Completion, Sampling
+from mla_lm.model import Transformer
+
+
+def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
+    """An `lm_eval.api.model.TemplateLM`; contexts that are too long lose their beginning."""
+    from lm_eval.api.model import TemplateLM
+
+    class Adapter(TemplateLM):  # type: ignore[misc]
+        @property
+        def eot_token_id(self) -> int:
+            return tokenizer.end_of_text
+
+        def tok_encode(
+            self, string: str, add_special_tokens: bool | None = None, **_: Any
+        ) -> list[int]:
+            begin = [] if add_special_tokens is False else [tokenizer.end_of_text]
+            return [*begin, *tokenizer.encode(string)]
+
+        def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
+            longest = model.cfg.max_seq_len
+            asked = [_fitted(context, after, longest) for _, context, after in requests]
+            return [(one.log_likelihood, one.greedy) for one in score(model, asked)]
+
+        def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> list[float]:
+            return [_whole(model, tokenizer, *request.args) for request in requests]
+
+        def generate_until(self, requests: list[Any], **_: Any) -> list[str]:
+            return [_continued(model, tokenizer, *request.args) for request in requests]
+
+    return Adapter()
+
+
+def run_harness(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    tasks: Sequence[str],
+    *,
+    include: str | None = None,
+    limit: int | None = None,
+) -> dict[str, float]:
+    """Metrics of its tasks, by `task/metric`; `include` is a folder with tasks of one's own.
+
+    Raises UserError for a task that it does not know or cannot load.
+    """
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    try:
+        found = lm_eval.simple_evaluate(
+            harness_model(model, tokenizer),
+            tasks=list(tasks),
+            task_manager=TaskManager(include_path=include),
+            limit=limit,
+            bootstrap_iters=0,
+            verbosity="ERROR",
+        )
+    except Exception as error:  # the harness, the hub and data sets each raise their own
+        raise UserError(f"harness={','.join(tasks)}: {one_line(error)}") from None
+    assert found is not None
+    return {
+        f"{task}/{name.removesuffix(',none')}": value
+        for task, metrics in found["results"].items()
+        for name, value in metrics.items()
+        if isinstance(value, float)
+    }
+
+
+def _fitted(context: Sequence[int], after: Sequence[int], longest: int) -> Request:
+    kept = tuple(after[-longest:])
+    return Request(tuple(context[-(longest + 1 - len(kept)) :]), kept)
+
+
+def _whole(model: Transformer, tokenizer: Tokenizer, text: str) -> float:
+    """Log-likelihood of a text of any length: in windows, each token predicted once."""
+    ids, longest = tokenizer.encode(text), model.cfg.max_seq_len
+    before = [tokenizer.end_of_text, *ids]
+    asked = [
+        Request((before[first],), tuple(ids[first : first + longest]))
+        for first in range(0, len(ids), longest)
+    ]
+    return sum(one.log_likelihood for one in score(model, asked))
+
+
+def _continued(
+    model: Transformer, tokenizer: Tokenizer, prompt: str, options: dict[str, Any]
+) -> str:
+    until, n_new = options.get("until") or [], options.get("max_gen_toks", 128)
+    room = max(1, model.cfg.max_seq_len - n_new)
+    if len(ids := tokenizer.encode(prompt)) >= room:
+        prompt = tokenizer.decode(ids[1 - room :])
+    completion = Completion(
+        model,
+        tokenizer,
+        [prompt],
+        max_new_tokens=n_new,
+        sampling=Sampling(options.get("temperature", 0.0) if options.get("do_sample") else 0.0),
+        stops=tuple([until] if isinstance(until, str) else until),
+    )
+    return "".join(piece for _, piece in completion)

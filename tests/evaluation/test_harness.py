@@ -1,0 +1,187 @@
+"""lm-evaluation-harness scores a model as we do, by our adapter and from the exported folder."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mla_lm.commands import export
+from mla_lm.errors import UserError
+from mla_lm.evaluation.harness import run_harness
+from mla_lm.evaluation.items import read_items
+from mla_lm.evaluation.tasks import evaluate_task
+from mla_lm.model import Transformer
+from tests.interop.random_runs import byte_tokenizer, checkpoint_of, random_config, trained
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
+
+HEAD = """
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {path}}}}}
+test_split: test
+"""
+CHOICE = (
+    HEAD
+    + """
+task: {name}
+output_type: multiple_choice
+doc_to_text: "{{{{query}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{gold}}}}"
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""
+)
+LAST = (
+    HEAD
+    + """
+task: {name}
+output_type: loglikelihood
+doc_to_text: "{{{{context}}}}"
+doc_to_target: " {{{{continuation}}}}"
+metric_list: [{{metric: perplexity}}, {{metric: acc}}]
+"""
+)
+BLIMP = (
+    HEAD
+    + """
+task: {name}
+output_type: multiple_choice
+doc_to_text: ""
+doc_to_choice: "{{{{[sentence_good, sentence_bad]}}}}"
+doc_to_target: 0
+target_delimiter: ""
+metric_list: [{{metric: acc}}]
+"""
+)
+WHOLE = (
+    HEAD
+    + """
+task: whole
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list: [{{metric: bits_per_byte}}]
+"""
+)
+UNTIL = (
+    HEAD
+    + """
+task: until
+output_type: generate_until
+doc_to_text: "{{{{text}}}}"
+doc_to_target: ""
+generation_kwargs: {{until: [x], max_gen_toks: 5}}
+metric_list: [{{metric: exact_match}}]
+"""
+)
+TASKS = {"choice": CHOICE, "last": LAST, "blimp": BLIMP}
+WORDS = ("the", "cat", "sat", "on", "a", "mat", "near", "old", "trees", "while", "rain", "fell")
+
+
+def sentence(seed: int, n: int) -> str:
+    return " ".join(WORDS[(seed * 7 + k * (seed % 5 + 1)) % len(WORDS)] for k in range(n))
+
+
+def items(name: str, i: int) -> dict[str, Any]:
+    if name == "choice":
+        return {
+            "query": sentence(i, 4),
+            "choices": [sentence(i + k, 1 + k) for k in range(3)],
+            "gold": i % 3,
+        }
+    if name == "last":
+        return {"context": sentence(i, 5), "continuation": sentence(i + 3, 1)}
+    return {"sentence_good": sentence(i, 5), "sentence_bad": sentence(i + 1, 5), "paradigm": "p"}
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles")
+    for name, task in TASKS.items():
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(items(name, i)) + "\n" for i in range(24)))
+        (folder / f"{name}.yaml").write_text(task.format(path=path, name=name))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    return trained(random_config(3))
+
+
+def test_both_scorers_agree(model: Transformer, bundles: Path) -> None:
+    found = run_harness(model, byte_tokenizer(), list(TASKS), include=str(bundles))
+    ours = {
+        name: evaluate_task(
+            model, byte_tokenizer(), read_items(bundles / f"{name}.jsonl"), delimiter=" "
+        )
+        for name in TASKS
+    }
+    assert found["choice/acc"] == ours["choice"]["accuracy"]
+    assert found["choice/acc_norm"] == ours["choice"]["accuracy_norm"]
+    assert found["blimp/acc"] == ours["blimp"]["accuracy"] == ours["blimp"]["accuracy/p"]
+    assert found["last/acc"] == ours["last"]["accuracy"]
+    assert ours["choice"]["chance"] == pytest.approx(1 / 3)
+    n_tokens = sum(len(sentence(i + 3, 1)) + 1 for i in range(24)) / 24
+    theirs = math.log(found["last/perplexity"])  # of whole answers
+    assert theirs == pytest.approx(n_tokens * math.log(ours["last"]["perplexity"]), abs=1e-4)
+
+
+def test_the_exported_folder_gives_the_same(
+    model: Transformer, bundles: Path, tmp_path: Path
+) -> None:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    path = checkpoint_of(random_config(3), model, tmp_path)
+    export.run([f"ckpt={path}", f"out={tmp_path / 'out'}"])
+    theirs = lm_eval.simple_evaluate(
+        "hf",
+        model_args=f"pretrained={tmp_path / 'out'},dtype=float32",
+        tasks=list(TASKS),
+        task_manager=TaskManager(include_path=str(bundles)),
+        device="cpu",
+        batch_size=4,
+        bootstrap_iters=0,
+    )["results"]
+    ours = run_harness(model, byte_tokenizer(), list(TASKS), include=str(bundles))
+    for task in TASKS:
+        for name, value in theirs[task].items():
+            if isinstance(value, float):
+                key = f"{task}/{name.removesuffix(',none')}"
+                assert ours[key] == pytest.approx(value, rel=1e-4)
+
+
+def test_generation_and_whole_texts_are_answered(model: Transformer, tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    texts = [sentence(i, 40) for i in range(3)]  # longer than the context
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for name, task in (("whole", WHOLE), ("until", UNTIL)):
+        (tmp_path / f"{name}.yaml").write_text(task.format(path=path))
+    found = run_harness(model, byte_tokenizer(), ["whole", "until"], include=str(tmp_path))
+    tokenizer, longest, nats = byte_tokenizer(), model.cfg.max_seq_len, 0.0
+    for text in texts:
+        ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
+        for first in range(0, len(ids) - 1, longest):
+            window = torch.tensor([ids[first : first + longest + 1]])
+            with torch.no_grad():
+                likely = model(window[:, :-1]).logits.log_softmax(-1)
+            nats -= float(likely.gather(2, window[:, 1:, None]).sum())
+    n_bytes = sum(map(len, texts))
+    assert found["whole/bits_per_byte"] == pytest.approx(nats / n_bytes / math.log(2), abs=1e-5)
+    assert found["until/exact_match"] == 0.0
+
+
+@pytest.mark.parametrize("task", ["no_such_task", "lambada_openai"])
+def test_a_task_that_cannot_be_had_is_one_line(
+    task: str, model: Transformer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read long ago
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError) as caught:
+        run_harness(model, byte_tokenizer(), [task])
+    assert str(caught.value).startswith(f"harness={task}: ")
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,0 +1,103 @@
+"""`eval.py` on questions, other texts and Hugging Face folders."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mla_lm.commands import export
+from tests.processes import run
+from tests.runs.conftest import Run, copied, refusal, write_corpus
+from tests.runs.test_eval import evaluate_here
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return content
+
+
+@pytest.fixture
+def own(trained: Run, tmp_path: Path) -> Path:
+    """A copy of the run, its results aside."""
+    folder = copied(trained.folder, tmp_path / "own")
+    (folder / "metrics.json").unlink(missing_ok=True)
+    return folder
+
+
+def write_bundle(path: Path, n: int = 8) -> Path:
+    lines = [
+        {"query": f"def f{i}(x):", "choices": ["\n    return x", "@@@@@ @@@ @@"], "gold": 0}
+        for i in range(n)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_a_file_of_ones_own_is_scored(own: Path, tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / "mine.jsonl")
+    evaluate_here(f"ckpt={own}", "parts=[]", f"tasks=[{path}]")
+    metrics = metrics_of(own)
+    assert metrics["mine/accuracy"] == 1.0
+    assert (metrics["mine/chance"], metrics["mine/n_items"]) == (0.5, 8)
+    assert "val/loss" not in metrics
+
+
+def test_bundles_are_named_and_kept_beside_other_results(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_bundle(tmp_path / "arc_easy.jsonl.gz".removesuffix(".gz"))
+    words = [f"ckpt={own}", f"tasks_dir={tmp_path}", "bundles.arc_easy.path=arc_easy.jsonl"]
+    evaluate_here(f"ckpt={own}")
+    loss = metrics_of(own)["val/loss"]
+    evaluate_here(*words, "parts=[]", "tasks=[arc_easy]")
+    metrics = metrics_of(own)
+    assert metrics["val/loss"] == loss
+    assert metrics["arc_easy/accuracy"] == 1.0
+    assert "arc_easy/accuracy" in capsys.readouterr().out
+    evaluate_here(*words, "parts=[]", "tasks=[arc_easy]", "limit=3")  # other conditions
+    assert metrics_of(own)["arc_easy/n_items"] == 3
+    assert "val/loss" not in metrics_of(own)
+
+
+def test_another_text_has_its_own_loss(own: Path, tmp_path: Path) -> None:
+    evaluate_here(f"ckpt={own}")
+    before = metrics_of(own)
+    other = write_corpus(tmp_path / "other", n_documents=4)
+    for path in other.iterdir():
+        path.write_text(path.read_text().replace("return", "yield"))
+    evaluate_here(f"ckpt={own}", "data=text", f"data.path={other}")
+    after = metrics_of(own)
+    assert after["val/loss"] != before["val/loss"]
+    assert after["data"] == ["data=text", f"data.path={other}"]
+    assert after["sha256"] == before["sha256"] != ""
+    export.run([f"ckpt={own}", f"out={tmp_path / 'out'}"])
+    assert "Not evaluated." in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_exported_folder_is_scored_as_the_run(trained: Run, own: Path, tmp_path: Path) -> None:
+    export.run([f"ckpt={own}", f"out={tmp_path / 'theirs'}"])
+    words = [w for w in trained.overrides if w.startswith("data") and "tokenizer" not in w]
+    result = run("eval.py", "ckpt=theirs", *words, "precision=32-true", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    evaluate_here(f"ckpt={own}")
+    found, wanted = metrics_of(tmp_path / "theirs"), metrics_of(own)
+    for key in ("val/loss", "val/bpb", "mtp/acceptance_1", "moe/max_violation"):
+        assert found[key] == pytest.approx(wanted[key], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tasks=[lambda_openai]"], "tasks=('lambda_openai',): must be of arc_easy, blimp,"),
+        (["tasks=[none.jsonl]"], "none.jsonl: cannot be read"),
+        (["parts=[]"], "nothing to do"),
+        (["parts=[lm,speed]"], "parts"),
+        (["data/tokenizer=bytes"], "data/tokenizer=bytes: the tokenizer is that of ckpt="),
+        (["data=text", "data.pth=x"], "data.pth: unknown key"),
+        (["parts=[]", "harness=[no_such_task]"], "harness=no_such_task: "),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(words: list[str], said: str, own: Path) -> None:
+    assert said in refusal(lambda: evaluate_here(f"ckpt={own}", *words))
+    assert not (own / "metrics.json").exists()
