@@ -1,7 +1,10 @@
 """Evaluate a checkpoint: `python eval.py ckpt=PATH [key=value]`; `--help` shows examples."""
 
+from typing import Any
+
 from mla_lm import cli
 from mla_lm.config import EvalConfig
+from mla_lm.config.words import DATA
 
 
 def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
@@ -16,20 +19,22 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     from mla_lm.machine import autocast, keep_freed_memory
 
     keep_freed_memory()
-    data = [word for word in overrides if word.startswith("data")]
+    data = [word for word in overrides if word.startswith(DATA)]
+    bundles = parts.read_bundles(cfg)
     subject = load_subject(cfg, data_words=data)
     metrics: dict[str, float] = {}
+    more: dict[str, Any] = {}
     load = None
     with autocast(subject.precision, subject.device):
         if "lm" in cfg.parts:
-            metrics, load, _ = parts.language_model(subject, cfg)
-        metrics |= parts.tasks(subject, cfg)
+            metrics, load, more = parts.language_model(subject, cfg)
+        metrics |= parts.speaking(subject, cfg)
+        metrics |= parts.tasks(subject, bundles)
         metrics |= parts.harness(subject, cfg)
 
     metrics_table(metrics, load, list(subject.model.routers()))
-    loads = {} if load is None else {"moe/load": load.tolist()}
-    print(f"written to {write_results(subject, cfg, {**metrics, **loads}, data=data)}")
+    print(f"written to {write_results(subject, cfg, {**metrics, **more}, data=data)}")
 
 
 if __name__ == "__main__":
-    cli.main(evaluate, name="eval", kind=EvalConfig, passed_on=("data",))
+    cli.main(evaluate, name="eval", kind=EvalConfig, passed_on=DATA)

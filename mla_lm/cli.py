@@ -128,8 +128,9 @@ def main(
         guard(lambda: task(validate(kind, compose_values()), overrides))
 
     arguments = sys.argv[1:]
+    passed: list[str] = [word for word in arguments if word.startswith(passed_on)]
+    own = [word for word in arguments if word not in passed]
     if not any(argument.startswith("-") for argument in arguments):
-        own = [word for word in arguments if not word.startswith(passed_on)]
         run(lambda: compose(name, own), arguments)
         return
 
@@ -139,12 +140,13 @@ def main(
     def hydra_task(cfg: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
 
-        run(lambda: resolve(cfg), list(HydraConfig.get().overrides.task))
+        run(lambda: resolve(cfg), [*HydraConfig.get().overrides.task, *passed])
 
     def run_hydra() -> None:
         with _explained(name, arguments):
             hydra_task()
 
+    sys.argv[1:] = own
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and ending with status 1
     guard(run_hydra)
 

@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.cli import parse_options
-from mla_lm.config.words import OF_TOKENIZER
+from mla_lm.config.words import DATA, OF_TOKENIZER
 from mla_lm.errors import UserError
 
 Name = Annotated[str, Field(min_length=1)]
@@ -32,7 +32,7 @@ class ImportOptions(BaseModel):
 
 def run(arguments: Sequence[str]) -> None:
     """Write the run folder and say how large the model is."""
-    of_data = [word for word in arguments if word.startswith(("data=", "data.", "data/"))]
+    of_data = [word for word in arguments if word.startswith(DATA)]
     if of_tokenizer := [word for word in of_data if word.startswith(OF_TOKENIZER)]:
         raise UserError(f"{of_tokenizer[0]}: the tokenizer is that of src, or tokenizer=FILE")
     options = parse_options(ImportOptions, [word for word in arguments if word not in of_data])

@@ -132,11 +132,13 @@ class EvalConfig(Section):
     """What `eval.py` does."""
 
     ckpt: Annotated[str, Field(min_length=1)]
-    parts: Annotated[tuple[Literal["lm"], ...], Strict(False)]
+    parts: Annotated[tuple[Literal["lm", "speculation", "code", "profile"], ...], Strict(False)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     precision: Precision
     batch_size: Size
     limit: Size | None
     context: Size | None
+    stride: Size | None
     tasks: Strings
     tasks_dir: str
     bundles: dict[str, BundleConfig]
@@ -144,6 +146,7 @@ class EvalConfig(Section):
     harness_include: str | None
 
     def rules(self) -> Rules:
+        yield "stride", self.stride is None or "lm" in self.parts, "slides in part lm: add it"
         known = [name for name in self.tasks if "." not in name]
         names = ", ".join(sorted(self.bundles))
         yield "tasks", self.bundles.keys() >= {*known}, f"must be of {names}, or JSONL files"

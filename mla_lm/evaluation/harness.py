@@ -4,6 +4,7 @@ The harness is the optional extra `eval`; it makes the texts and the metrics, no
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mla_lm.data.tokenizer import Tokenizer
@@ -54,9 +55,13 @@ def run_harness(
 
     Raises UserError for a task that it does not know or cannot load.
     """
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
+    try:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise UserError('harness: pip install "mla_lm[eval]"') from None
+    if include is not None and not Path(include).is_dir():
+        raise UserError(f"harness_include={include}: no such folder")
     try:
         found = lm_eval.simple_evaluate(
             harness_model(model, tokenizer),
@@ -83,29 +88,36 @@ def _fitted(context: Sequence[int], after: Sequence[int], longest: int) -> Reque
 
 
 def _whole(model: Transformer, tokenizer: Tokenizer, text: str) -> float:
-    """Log-likelihood of a text of any length: in windows, each token predicted once."""
-    ids, longest = tokenizer.encode(text), model.cfg.max_seq_len
-    before = [tokenizer.end_of_text, *ids]
-    asked = [
-        Request((before[first],), tuple(ids[first : first + longest]))
-        for first in range(0, len(ids), longest)
-    ]
+    """Log-likelihood of a text of any length, in the windows of the harness's own models."""
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    rolling = get_rolling_token_windows(
+        token_list=tokenizer.encode(text),
+        prefix_token=tokenizer.end_of_text,
+        max_seq_len=model.cfg.max_seq_len,
+        context_len=1,
+    )
+    asked = [Request(tuple(a), tuple(b)) for a, b in map(make_disjoint_window, rolling)]
     return sum(one.log_likelihood for one in score(model, asked))
 
 
 def _continued(
     model: Transformer, tokenizer: Tokenizer, prompt: str, options: dict[str, Any]
 ) -> str:
-    until, n_new = options.get("until") or [], options.get("max_gen_toks", 128)
-    room = max(1, model.cfg.max_seq_len - n_new)
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    options = normalize_gen_kwargs(options)
+    until, longest = options.get("until") or [], model.cfg.max_seq_len
+    n_new = min(options["max_gen_toks"], longest - 2)
+    room = longest - n_new  # `end_of_text` is one of them
     if len(ids := tokenizer.encode(prompt)) >= room:
-        prompt = tokenizer.decode(ids[1 - room :])
+        prompt = tokenizer.decode(ids[1 - room :]).lstrip("\ufffd")  # cut inside a character
     completion = Completion(
         model,
         tokenizer,
         [prompt],
         max_new_tokens=n_new,
-        sampling=Sampling(options.get("temperature", 0.0) if options.get("do_sample") else 0.0),
+        sampling=Sampling(options["temperature"]),
         stops=tuple([until] if isinstance(until, str) else until),
     )
     return "".join(piece for _, piece in completion)

@@ -7,6 +7,7 @@ Knows no model.
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -120,7 +121,7 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         with opened(path, "rt", encoding="utf-8") as file:
             yield from file
-    except (OSError, EOFError, UnicodeError) as error:
+    except (OSError, EOFError, UnicodeError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read ({reason})") from None
 
@@ -132,11 +133,13 @@ def _item(line: str, shape: type[Item] | None, *, where: str) -> Item:
             raise ValueError("not an object")
         found = shape or _shape_of(values)
         item = found.model_validate(values)
+        for pair in item.pairs(""):
+            (pair.context + pair.continuation).encode()
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise UserError(f"{where}: {key}: {first['msg']}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: no item ({error})") from None
     gold, n_answers = item.gold_answer, len(item.pairs(""))
     if gold is not None and not 0 <= gold < n_answers:
@@ -149,7 +152,7 @@ def _shape_of(values: dict[str, Any]) -> type[Item]:
         required = {name for name, field in shape.model_fields.items() if field.is_required()}
         if required <= values.keys():
             return shape
-    raise ValueError(f"its keys {', '.join(sorted(values))} are those of no known shape")
+    raise ValueError(f"its keys {sorted(values)} are those of no known shape")
 
 
 def all_pairs(items: Sequence[Item], delimiter: str) -> tuple[list[Pair], list[int]]:

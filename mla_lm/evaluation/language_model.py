@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mla_lm import balance, losses
 from mla_lm.data.batch import IGNORED, Annotator
+from mla_lm.evaluation.positions import position_sums
 from mla_lm.model import Routing, Transformer
 
 
@@ -72,11 +73,12 @@ def summarize(sums: Tensor, *, graded: bool) -> dict[str, float]:
 
 
 class Evaluation(NamedTuple):
-    """Metrics by name, and the load of experts: (L, E), and (Q, L, E) by kind of token."""
+    """Metrics by name, the load of experts, and nats and tokens at each position."""
 
     metrics: dict[str, float]
-    load: Tensor | None
-    load_by_kind: Tensor | None
+    load: Tensor | None  # (L, E)
+    load_by_kind: Tensor | None  # (Q, L, E)
+    positions: Tensor  # (T, 2)
 
 
 @torch.no_grad()
@@ -97,11 +99,14 @@ def evaluate(
     """
     sums = torch.zeros(N_SUMS, dtype=torch.float64)
     agreed = torch.zeros(model.cfg.mtp_depth, 2, dtype=torch.int64)  # accepted drafts, drafts
-    load = by_kind = None
+    load = by_kind = positions = None
     for tokens, kind in zip(batches, repeat(None) if kinds is None else kinds, strict=False):
         batch = annotate(tokens.to(model.embed.weight.device))
         out = model(batch.inputs, documents=batch.input_documents)
         sums += loss_sums(out.logits, batch.labels[:, 1:], byte_lengths).cpu()
+        at = position_sums(out.logits, batch.labels[:, 1:]).cpu()
+        positions = torch.zeros_like(at) if positions is None else positions
+        positions[: len(at)] += at  # the last batch may have shorter rows
         greedy = out.logits.argmax(dim=-1)  # position i: the choice for token i + 1
         for depth, hidden in enumerate(out.mtp, start=1):
             drafts = model.lm_head(hidden).argmax(dim=-1)  # position i: for token i + 1 + depth
@@ -122,7 +127,8 @@ def evaluate(
         metrics["moe/max_violation"] = float(balance.max_violation(load).mean())
         metrics["moe/load_entropy"] = float(balance.load_entropy(load).mean())
         metrics["moe/dead_experts"] = float(balance.dead_experts(load).sum())
-    return Evaluation(metrics, load, by_kind)
+    assert positions is not None
+    return Evaluation(metrics, load, by_kind, positions)
 
 
 def _load_by_kind(routing: Sequence[Routing], kinds: Tensor, n_kinds: int) -> Tensor:

@@ -26,13 +26,16 @@ def write_results(
         "sha256": checkpoint_file.digest_of(subject.path) if subject.path.is_file() else None,
         "precision": subject.precision,
         "limit": cfg.limit,
+        "seed": cfg.seed,
         "seq_len": cfg.context or subject.run.data.seq_len,
         "data": list(data),
         "environment": environment(subject.precision, subject.device),
     }
     before = _read(target)
     same = all(before.get(key) == value for key, value in conditions.items())
-    content = {**(before if same else {}), **conditions, **metrics}
+    if not same or conditions["sha256"] is None:  # other weights, for all that is known
+        before = {}
+    content = {**before, **conditions, **metrics}
     with replacing(target) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
     return target

@@ -21,6 +21,7 @@ from mla_lm.evaluation.items import Pair
 from mla_lm.model import Transformer
 
 BATCH = 2**13  # tokens, padding included
+PAIRS = 2**24  # of tokens that may see each other
 LOGITS = 2**21  # numbers that are made at once: they stay in the cache of a CPU
 ROW = 64  # tokens of a tree, unless its texts are longer
 SAVES = 6  # a text joins a tree where one in so many of its tokens is there already
@@ -38,7 +39,7 @@ class Score(NamedTuple):
 
     log_likelihood: float  # nats, summed over tokens
     n_tokens: int
-    greedy: bool  # no other token would have been more likely
+    greedy: bool  # every token is the most likely one
 
 
 class Encoded(NamedTuple):
@@ -68,10 +69,11 @@ def encode(pairs: Sequence[Pair], tokenizer: Tokenizer, *, max_seq_len: int) -> 
     wholes = tokenizer.encode_batch([pair.context + pair.continuation for pair in moved])
     requests, n_truncated = [], 0
     for context, whole in zip(contexts, wholes, strict=True):
-        before = (tokenizer.end_of_text, *whole[: len(context)])
-        after = tuple(whole[len(context) :])[-max_seq_len:]
+        kept = min(len(context), len(whole) - 1)  # one token at least is the continuation's
+        before = (tokenizer.end_of_text, *(context if kept == len(context) else whole[:kept]))
+        after = tuple(whole[kept:])[-max_seq_len:]
         room = max_seq_len + 1 - len(after)
-        cut = len(before) > room or len(after) < len(whole) - len(context)
+        cut = len(before) > room or len(after) < len(whole) - kept
         n_truncated += cut
         requests.append(Request(before[-room:], after))
     return Encoded(requests, n_truncated)
@@ -91,11 +93,14 @@ def score(
     *,
     show: Callable[[int], object] = lambda n_requests: None,
 ) -> list[Score]:
-    """Scores in the order of `requests`, whatever the batches; `show` is told of each that is done.
+    """Scores in the order of `requests`; `show` is told how many are done.
 
-    A continuation without tokens scores 0 and is greedy.
+    In float32 they do not depend on the batches; in bfloat16 they do by a rounding, as everywhere.
+    Raises ValueError for a continuation without tokens.
     """
-    found: list[Score] = [Score(0.0, 0, True)] * len(requests)
+    if not all(request.continuation for request in requests):
+        raise ValueError("a continuation has no tokens")
+    found = [Score(0.0, 0, True)] * len(requests)
     for batch in _batches(plant(requests)):
         members = [i for tree in batch for i in tree.requests]
         scores = _score_trees(model, batch, [requests[i] for i in members])
@@ -141,14 +146,10 @@ class Tree:
 
 def plant(requests: Sequence[Request]) -> list[Tree]:
     """All requests in as few trees as pays: a text joins the one before if that saves enough."""
-    texts = {
-        i: [*request.context, *request.continuation[:-1]]
-        for i, request in enumerate(requests)
-        if request.continuation
-    }
+    texts = [[*request.context, *request.continuation[:-1]] for request in requests]
     trees: list[Tree] = []
     before: Sequence[int] = ()
-    for i in sorted(texts, key=texts.__getitem__):
+    for i in sorted(range(len(texts)), key=texts.__getitem__):
         text = texts[i]
         n_shared = _n_shared(before, text)
         joins = trees and n_shared * SAVES >= len(text)
@@ -172,10 +173,10 @@ def _n_shared(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _batches(trees: list[Tree]) -> Iterator[list[Tree]]:
-    """Trees of like size together, largest first, at most `BATCH` tokens."""
+    """Trees of like size together, largest first, within `BATCH` tokens and `PAIRS` of them."""
     batch: list[Tree] = []
     for tree in sorted(trees, key=len, reverse=True):
-        if batch and len(batch[0]) * (len(batch) + 1) > BATCH:
+        if batch and len(batch[0]) * (len(batch) + 1) > min(BATCH, PAIRS // len(batch[0])):
             yield batch
             batch = []
         batch.append(tree)
@@ -197,7 +198,8 @@ def _score_trees(model: Transformer, trees: list[Tree], requests: Sequence[Reque
     ends = padded([tree.ends for tree in trees], width)
     node = torch.arange(width, device=device)
     seen = (node <= node.unsqueeze(1)) & (node.unsqueeze(1) < ends.unsqueeze(1))  # (B, T, T)
-    hidden = model.at_nodes(tokens, depths, seen).flatten(0, 1)  # (B * T, dim)
+    plain = all(len(tree.paths) == 1 for tree in trees)  # then what came before is seen
+    hidden = model.at_nodes(tokens, depths, None if plain else seen).flatten(0, 1)  # (B * T, dim)
 
     paths = [(row, path) for row, tree in enumerate(trees) for path in tree.paths]
     nodes: list[int] = []
@@ -226,7 +228,7 @@ def _at_targets(
     """
     unique, place = nodes.unique(return_inverse=True)
     likely = torch.empty(len(nodes), device=hidden.device)
-    best = torch.empty(len(nodes), dtype=torch.bool, device=hidden.device)
+    best = torch.zeros(len(nodes), dtype=torch.bool, device=hidden.device)
     n_rows = max(1, LOGITS // model.cfg.vocab_size)
     for first in range(0, len(unique), n_rows):
         logits = model.lm_head(hidden[unique[first : first + n_rows]]).float()  # (n, V)
@@ -234,7 +236,9 @@ def _at_targets(
         here = ((place >= first) & (place < first + n_rows)).nonzero().squeeze(1)
         at, target = place[here] - first, targets[here]
         likely[here] = logits.log_softmax(-1)[at, target]
-        best[here] = logits[at, target] == highest[at]
+        highest_ones = (logits[at, target] == highest[at]).nonzero().squeeze(1)
+        tied = logits[at[highest_ones]].argmax(-1) == target[highest_ones]  # the first of equals
+        best[here[highest_ones]] = tied
     return likely, best
 
 

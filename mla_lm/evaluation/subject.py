@@ -7,13 +7,15 @@ from typing import NamedTuple
 from mla_lm.checkpoint import RECORD, load_checkpoint, locate, read, require_corpus, run_folder
 from mla_lm.cli import load_config
 from mla_lm.config import EvalConfig, RunConfig
-from mla_lm.config.words import OF_TOKENIZER, tokenizer_words
+from mla_lm.config.words import DATA, OF_TOKENIZER, tokenizer_words
 from mla_lm.data import PreparedData, prepare
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
 from mla_lm.interop.importing import is_foreign, read_folder
 from mla_lm.machine import Resolved, accelerator_type, resolve_precision
 from mla_lm.model import Transformer
+
+KEPT = ("data.seq_len=", "data.cache_dir=")  # of the run, whatever the text
 
 
 class Subject(NamedTuple):
@@ -57,6 +59,8 @@ def load_subject(cfg: EvalConfig, *, data_words: Sequence[str]) -> Subject:
         folder = run_folder(path)
         if data_words:
             stored = read(path, RECORD)[0].overrides
+            if any(word.startswith("data=") for word in data_words):  # nothing of the old text
+                stored = [w for w in stored if not w.startswith(DATA) or w.startswith(KEPT)]
             words = [*stored, *data_words, *tokenizer_words(run.data.tokenizer)]
             run = run.model_copy(update={"data": load_config(words).data})
     device = accelerator_type()

@@ -12,7 +12,7 @@ def metrics_table(metrics: Mapping[str, float], load: Tensor | None, layers: Seq
     console = Console()
     table = Table("metric", "value")
     for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}")
+        table.add_row(name, f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}")
     console.print(table)
     if load is None:
         return

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mla_lm.data.tokenizer import Tokenizer
+from mla_lm.errors import UserError
 from mla_lm.evaluation.items import Continuation, Item, MinimalPair, MultipleChoice, all_pairs
 from mla_lm.evaluation.scoring import Score, encode, grouped, score
 from mla_lm.model import Transformer
@@ -36,7 +37,9 @@ def evaluate_task(
     """
     pairs, sizes = all_pairs(items, delimiter)
     requests, n_truncated = encode(pairs, tokenizer, max_seq_len=model.cfg.max_seq_len)
-    scores = grouped(score(model, requests, show=show), sizes)
+    scores = list(grouped(score(model, requests, show=show), sizes))
+    if not all(math.isfinite(one.log_likelihood) for of_item in scores for one in of_item):
+        raise UserError("the model gives likelihoods that are not finite")
     graded = [_grade(item, of_item) for item, of_item in zip(items, scores, strict=True)]
     metrics = _mean("accuracy", [one.right for one in graded])
     metrics["chance"] = sum(one.guessing for one in graded) / len(graded)
@@ -56,7 +59,7 @@ def _grade(item: Item, scores: Sequence[Score]) -> Graded:
         (only,) = scores
         return Graded(only.greedy, only.greedy, 0.0, -only.log_likelihood, only.n_tokens)
     likely = [one.log_likelihood for one in scores]
-    lengths = [max(1, len(pair.continuation.strip())) for pair in item.pairs("")]
+    lengths = [len(pair.continuation) for pair in item.pairs("")]
     by_length = [value / length for value, length in zip(likely, lengths, strict=True)]
     return Graded(
         likely.index(max(likely)) == gold,

@@ -104,14 +104,16 @@ class Transformer(KeepsFloat32):
             mtp_input,
         )
 
-    def at_nodes(self, tokens: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
+    def at_nodes(self, tokens: Tensor, positions: Tensor, seen: Tensor | None) -> Tensor:
         """Final hidden states (B, T, dim) of rows that are no plain texts.
 
         tokens (B, T) stand at positions (B, T); token i attends to those where seen (B, T, T)
-        holds in its row i.
+        holds in its row i, without it to all before.
         """
-        mask = torch.zeros(seen.shape, dtype=self.matmul_dtype, device=seen.device)
-        mask = mask.masked_fill_(~seen, -torch.inf).unsqueeze(1)  # converted once for all layers
+        mask = None
+        if seen is not None:  # as numbers, once for all layers
+            mask = torch.zeros(seen.shape, dtype=self.matmul_dtype, device=seen.device)
+            mask = mask.masked_fill_(~seen, -torch.inf).unsqueeze(1)
         at = Positions(self.cos[positions], self.sin[positions], mask)
         x = self.embed(tokens)
         for block in self.blocks:

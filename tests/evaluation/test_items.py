@@ -59,6 +59,8 @@ BAD: dict[str, tuple[object, str]] = {
     "gold no number": (CHOICE | {"gold": "1"}, "gold: "),
     "one choice": (CHOICE | {"choices": ["a"]}, "choices: "),
     "empty choice": (CHOICE | {"choices": ["a", ""]}, "choices.1: "),
+    "no Unicode": (CHOICE | {"query": "\ud800"}, "no item"),
+    "nested deeply": ("[" * 100_000, "no item"),
     "query no text": (CHOICE | {"query": 3}, "query: "),
 }
 
@@ -75,7 +77,7 @@ def test_a_malformed_line_is_named(line: object, said: str, tmp_path: Path) -> N
 
 def test_an_unknown_shape_is_named(tmp_path: Path) -> None:
     path = bundle(tmp_path / "x.jsonl", {"question": "x"})
-    with pytest.raises(UserError, match="its keys question are those of no known shape"):
+    with pytest.raises(UserError, match="its keys \\['question'\\] are those of no known shape"):
         read_items(path)
 
 
@@ -86,6 +88,9 @@ def test_files_without_items_are_named(tmp_path: Path) -> None:
             read_items(tmp_path / "x.jsonl")
     (tmp_path / "y.jsonl.gz").write_bytes(gzip.compress(b"x" * 999)[:-9])
     (tmp_path / "z.jsonl").write_bytes(b"\xff\xfe")
-    for name in ("y.jsonl.gz", "z.jsonl", "missing.jsonl"):
+    flipped = bytearray(gzip.compress(b"abcdefgh" * 999))
+    flipped[20] ^= 255
+    (tmp_path / "w.jsonl.gz").write_bytes(flipped)
+    for name in ("y.jsonl.gz", "z.jsonl", "w.jsonl.gz", "missing.jsonl"):
         with pytest.raises(UserError, match="cannot be read"):
             read_items(tmp_path / name)

@@ -1,12 +1,16 @@
 """Log-likelihoods equal those of one plain forward pass a request, however they are batched."""
 
+import copy
 import random
 from typing import Any
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 
+from mla_lm.data import Tokenizer
 from mla_lm.evaluation import scoring
+from mla_lm.evaluation.harness import harness_model
 from mla_lm.evaluation.items import Pair
 from mla_lm.evaluation.scoring import Request, Score, encode, plant, score
 from mla_lm.model import Transformer
@@ -66,9 +70,20 @@ def test_greedy_continuations_are_told() -> None:
         with torch.no_grad():
             best = (*best, int(model(text).logits[0, -1].argmax()))
     other = (best[0], (best[1] + 1) % N)
-    found = score(model, [Request(context, best), Request(context, other), Request((4,), ())])
-    assert [one.greedy for one in found] == [True, False, True]
-    assert found[2] == Score(0.0, 0, True)
+    found = score(model, [Request(context, best), Request(context, other)])
+    assert [one.greedy for one in found] == [True, False]
+
+
+def test_of_equals_the_first_is_greedy() -> None:
+    model = copy.deepcopy(random_model())
+    torch.nn.init.zeros_(model.lm_head.weight)
+    found = score(model, [Request((4, 5), (0,)), Request((4, 5), (1,))])
+    assert [one.greedy for one in found] == [True, False]
+
+
+def test_a_continuation_without_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="no tokens"):
+        score(random_model(), [Request((4,), ())])
 
 
 def test_what_texts_share_is_read_once() -> None:
@@ -118,6 +133,26 @@ def test_texts_become_what_the_harness_would_score() -> None:
         Request((eot,), tuple(ids("xy"))),
         Request((eot, *ids("ab")), tuple(ids(" cd"))),
     ]
+
+
+def test_merges_across_the_border_are_those_of_the_harness() -> None:
+    """The same ids as its own `loglikelihood` makes, with a tokenizer that merges."""
+    text = "answer: the answer:: is: a  b  c::" * 20
+    tokenizer = Tokenizer.train([text], vocab_size=300, end_of_text="<|endoftext|>")
+    pairs = [Pair("answer:", ": is"), Pair("the answer", " is"), Pair("a ", " b"), Pair("", "is")]
+    adapter = harness_model(random_model(vocab_size=320), tokenizer)
+    asked: list[tuple[list[int], list[int]]] = []
+    adapter._loglikelihood_tokens = lambda requests, **_: asked.extend(r[1:] for r in requests)
+    instances = [Instance("loglikelihood", {}, tuple(pair), i) for i, pair in enumerate(pairs)]
+    adapter.loglikelihood(instances, disable_tqdm=True)
+    found = encode(pairs, tokenizer, max_seq_len=50).requests
+    assert [(list(a), list(b)) for a, b in found] == [(list(a), list(b)) for a, b in asked]
+
+
+def test_a_continuation_that_is_merged_away_keeps_a_token() -> None:
+    tokenizer = Tokenizer.train(["hello " * 9], vocab_size=270, end_of_text="<|endoftext|>")
+    (found,) = encode([Pair("hel", "lo")], tokenizer, max_seq_len=50).requests
+    assert found == Request((tokenizer.end_of_text,), tuple(tokenizer.encode("hello")))
 
 
 def test_what_is_too_long_loses_its_beginning() -> None:

@@ -224,7 +224,7 @@ def test_evaluation_leaves_the_model_alone() -> None:
 
 def test_dense_model_without_mtp_has_only_its_own_metrics() -> None:
     model, batches, byte_lengths = model_and_batches("model/ffn=dense", "model.mtp_depth=0")
-    metrics, load, _ = evaluate(model, batches, byte_lengths, plain())
+    metrics, load, *_ = evaluate(model, batches, byte_lengths, plain())
     assert set(metrics) == {"val/loss", "val/perplexity", "val/bpb"}
     assert load is None
 

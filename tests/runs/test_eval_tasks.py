@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from mla_lm import checkpoint_file
+from mla_lm.checkpoint import RECORD
 from mla_lm.commands import export
 from tests.processes import run
 from tests.runs.conftest import Run, copied, refusal, write_corpus
@@ -38,8 +40,8 @@ def test_a_file_of_ones_own_is_scored(own: Path, tmp_path: Path) -> None:
     path = write_bundle(tmp_path / "mine.jsonl")
     evaluate_here(f"ckpt={own}", "parts=[]", f"tasks=[{path}]")
     metrics = metrics_of(own)
-    assert metrics["mine/accuracy"] == 1.0
-    assert (metrics["mine/chance"], metrics["mine/n_items"]) == (0.5, 8)
+    assert metrics["task/mine/accuracy"] == 1.0
+    assert (metrics["task/mine/chance"], metrics["task/mine/n_items"]) == (0.5, 8)
     assert "val/loss" not in metrics
 
 
@@ -53,10 +55,10 @@ def test_bundles_are_named_and_kept_beside_other_results(
     evaluate_here(*words, "parts=[]", "tasks=[arc_easy]")
     metrics = metrics_of(own)
     assert metrics["val/loss"] == loss
-    assert metrics["arc_easy/accuracy"] == 1.0
-    assert "arc_easy/accuracy" in capsys.readouterr().out
+    assert metrics["task/arc_easy/accuracy"] == 1.0
+    assert "task/arc_easy/accuracy" in capsys.readouterr().out
     evaluate_here(*words, "parts=[]", "tasks=[arc_easy]", "limit=3")  # other conditions
-    assert metrics_of(own)["arc_easy/n_items"] == 3
+    assert metrics_of(own)["task/arc_easy/n_items"] == 3
     assert "val/loss" not in metrics_of(own)
 
 
@@ -75,6 +77,37 @@ def test_another_text_has_its_own_loss(own: Path, tmp_path: Path) -> None:
     assert "Not evaluated." in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_two_files_of_one_name_are_refused(own: Path, tmp_path: Path) -> None:
+    paths = [write_bundle(tmp_path / "x.jsonl"), own / "x.jsonl"]
+    write_bundle(paths[1])
+    said = refusal(lambda: evaluate_here(f"ckpt={own}", f"tasks=[{paths[0]},{paths[1]}]"))
+    assert said == f"tasks={paths[1]}: another of them is called x"
+
+
+def test_another_text_leaves_nothing_of_the_old_one(own: Path, tmp_path: Path) -> None:
+    """Its separate validation file, for example."""
+    path = max((own / "checkpoints").iterdir())
+    stored = checkpoint_file.read(path)
+    stored[RECORD]["overrides"] += [f"data.val_path={tmp_path / 'old'}"]
+    checkpoint_file.write(path, stored)
+    other = write_corpus(tmp_path / "other", n_documents=6)
+    evaluate_here(f"ckpt={own}", "data=text", f"data.path={other}")
+    assert metrics_of(own)["val/loss"] > 0
+
+
+def test_all_parts_at_once(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate_here(f"ckpt={own}", "parts=[lm,speculation,code,profile]", "stride=8")
+    metrics, shown = metrics_of(own), capsys.readouterr().out
+    for name in ("sliding/loss", "mtp/tokens_per_forward", "code/parsed", "cache/bytes_per_token"):
+        assert name in shown
+        assert metrics[name] >= 0
+    assert 0 < abs(metrics["sliding/loss"] - metrics["val/loss"]) < 0.1
+    ranges = metrics["val/loss_by_position"]
+    assert [part[:2] for part in ranges] == [[1, 1], [2, 2], [3, 4], [5, 8], [9, 16], [17, 32]]
+    assert (own / "loss_by_position.png").stat().st_size > 1000
+    assert metrics["seed"] == 1
+
+
 def test_an_exported_folder_is_scored_as_the_run(trained: Run, own: Path, tmp_path: Path) -> None:
     export.run([f"ckpt={own}", f"out={tmp_path / 'theirs'}"])
     words = [w for w in trained.overrides if w.startswith("data") and "tokenizer" not in w]
@@ -91,7 +124,9 @@ def test_an_exported_folder_is_scored_as_the_run(trained: Run, own: Path, tmp_pa
     [
         (["tasks=[lambda_openai]"], "tasks=('lambda_openai',): must be of arc_easy, blimp,"),
         (["tasks=[none.jsonl]"], "none.jsonl: cannot be read"),
+        (["tasks=[/a/x.jsonl,/b/x.jsonl]"], "cannot be read"),
         (["parts=[]"], "nothing to do"),
+        (["parts=[]", "harness=[x]", "harness_include=none"], "harness_include=none: no such"),
         (["parts=[lm,speed]"], "parts"),
         (["data/tokenizer=bytes"], "data/tokenizer=bytes: the tokenizer is that of ckpt="),
         (["data=text", "data.pth=x"], "data.pth: unknown key"),

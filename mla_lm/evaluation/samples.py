@@ -1,0 +1,74 @@
+"""What a model says when it speaks: how much of its code is Python, and how far drafts carry."""
+
+import ast
+import math
+import warnings
+from collections.abc import Sequence
+
+from mla_lm.data.loader import Stream
+from mla_lm.data.tokenizer import Tokenizer
+from mla_lm.generation import Completion, Decoder, Sampling
+from mla_lm.model import Transformer
+
+BEGINNINGS = ("def ", "class ", "import ", "from ", "if ", "for ", "with ", "x = ")
+N_EACH = 8  # samples of each beginning
+PROMPT, NEW = 64, 64  # tokens
+N_PROMPTS = 64
+
+
+def parsed_share(model: Transformer, tokenizer: Tokenizer, *, seed: int) -> dict[str, float]:
+    """`code/parsed`: share of sampled texts, cut behind their last whole line, that are Python."""
+    prompts = list(BEGINNINGS) * N_EACH
+    completion = Completion(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=min(2 * NEW, model.cfg.max_seq_len - 8),
+        sampling=Sampling(temperature=0.8, top_k=50),
+        seed=seed,
+    )
+    texts = list(completion.prompts)
+    for row, piece in completion:
+        texts[row] += piece
+    share = sum(map(parses, texts)) / len(texts)
+    error = math.sqrt(share * (1 - share) / (len(texts) - 1))
+    return {"code/parsed": share, "code/parsed_stderr": error, "code/n_samples": len(texts)}
+
+
+def parses(text: str) -> bool:
+    """Whether the whole lines of a text, one at least, are a Python module."""
+    lines = text[: text.rfind("\n") + 1]
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of strange escapes
+            return bool(ast.parse(lines).body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+
+
+def speculation(model: Transformer, ids: Stream) -> dict[str, float]:
+    """Tokens a forward pass, and share of drafts kept by depth, in greedy self-speculation.
+
+    Behind prompts spread over a stream of ids.
+    """
+    depth = model.cfg.mtp_depth
+    length = min(PROMPT, model.cfg.max_seq_len // 2)
+    prompts = spread(ids, length=length)
+    decoder = Decoder(
+        model,
+        prompts,
+        max_new_tokens=min(NEW, model.cfg.max_seq_len - length),
+        sampling=Sampling(temperature=0),
+        n_drafts=depth,
+    )
+    for _ in decoder:
+        pass
+    counts = decoder.counts
+    accepted = {f"mtp/drafts_kept_{k}": share for k, share in enumerate(counts.acceptance, start=1)}
+    return {"mtp/tokens_per_forward": counts.tokens_per_step, **accepted}
+
+
+def spread(ids: Stream, *, length: int) -> list[Sequence[int]]:
+    """Up to `N_PROMPTS` stretches of a stream, far from each other."""
+    room = max(0, len(ids) - length)
+    n = min(N_PROMPTS, 1 + room // length)
+    return [ids[room * i // n : room * i // n + length].tolist() for i in range(n)]
