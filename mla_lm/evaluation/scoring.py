@@ -195,11 +195,12 @@ def _score_trees(model: Transformer, trees: list[Tree], requests: Sequence[Reque
 
     tokens = padded([tree.tokens for tree in trees], 0)
     depths = padded([tree.depths for tree in trees], 0)
-    ends = padded([tree.ends for tree in trees], width)
-    node = torch.arange(width, device=device)
-    seen = (node <= node.unsqueeze(1)) & (node.unsqueeze(1) < ends.unsqueeze(1))  # (B, T, T)
-    plain = all(len(tree.paths) == 1 for tree in trees)  # then what came before is seen
-    hidden = model.at_nodes(tokens, depths, None if plain else seen).flatten(0, 1)  # (B * T, dim)
+    seen = None
+    if any(len(tree.paths) > 1 for tree in trees):  # else a token sees all that came before
+        ends = padded([tree.ends for tree in trees], width).unsqueeze(1)
+        node = torch.arange(width, device=device)
+        seen = (node <= node.unsqueeze(1)) & (node.unsqueeze(1) < ends)  # (B, T, T)
+    hidden = model.at_nodes(tokens, depths, seen).flatten(0, 1)  # (B * T, dim)
 
     paths = [(row, path) for row, tree in enumerate(trees) for path in tree.paths]
     nodes: list[int] = []
