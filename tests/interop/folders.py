@@ -52,3 +52,18 @@ def check_logits(
     ours = model(tokens).logits
     assert ours.std() > 0.1
     torch.testing.assert_close(load(folder)(tokens).logits, ours, rtol=1e-5, atol=1e-5)
+
+
+def continued(theirs: Any, prompt: Tensor, n_tokens: int, **options: Any) -> list[list[int]]:
+    """The prompt (1, T) and `n_tokens` that their greedy decoding gives."""
+    text = theirs.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=n_tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        **options,
+    )
+    ids: list[list[int]] = text.tolist()
+    return ids

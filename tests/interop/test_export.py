@@ -22,6 +22,7 @@ from mla_lm.losses import next_token_loss
 from mla_lm.model import Transformer
 from tests.conftest import random_tokens, tiny_config
 from tests.generation.conftest import decode
+from tests.interop.folders import continued
 from tests.interop.random_runs import byte_tokenizer, checkpoint_of, random_config, trained
 from tests.processes import command, environment
 
@@ -50,14 +51,8 @@ def test_random_trained_models_agree(seed: int, tmp_path: Path) -> None:
     assert ours.std() > 0.1
     torch.testing.assert_close(logits, ours, rtol=1e-5, atol=1e-5)
     prompt = tokens[:1, :9]
-    text = theirs.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=64,
-        do_sample=False,
-        eos_token_id=None,
-    )
-    assert decode(model, prompt.tolist(), 64) == text[:, 9:].tolist()
+    (text,) = continued(theirs, prompt, 64)
+    assert decode(model, prompt.tolist(), 64) == [text[9:]]
 
 
 def test_the_folder_is_complete(small: tuple[Path, Transformer], tmp_path: Path) -> None:
@@ -221,7 +216,7 @@ def test_a_gate_that_is_off_is_refused(tmp_path: Path) -> None:
 def test_a_stopped_export_leaves_nothing(small: tuple[Path, Transformer], tmp_path: Path) -> None:
     words = ["export", f"ckpt={small[0]}", f"out={tmp_path / 'out'}", "max_shard_gb=1e-6"]
     process = subprocess.Popen(command("-m", "mla_lm", *words), env=environment())
-    while not any(tmp_path.iterdir()):
+    while not any(tmp_path.rglob("*.safetensors")):  # it is in the midst of writing
         assert process.poll() is None
     process.terminate()
     assert process.wait(60) in (STOPPED, 0)  # 0: it was quicker

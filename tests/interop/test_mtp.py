@@ -12,7 +12,7 @@ from torch import Tensor
 from mla_lm.interop import config_dict, to_hugging_face
 from mla_lm.model import Transformer
 from tests.conftest import random_tokens
-from tests.interop.folders import build, load, theirs_class, write
+from tests.interop.folders import build, continued, load, theirs_class, write
 
 Fault = Callable[[dict[str, Tensor]], None]
 ARMS = {
@@ -116,18 +116,7 @@ def test_their_generate_drafts_with_them(tmp_path: Path, monkeypatch: pytest.Mon
         heads, "forward", lambda *args, **more: drafted.append(1) or forward(*args, **more)
     )
     prompt = random_tokens(model.cfg, 1, 5)
-
-    def continued(**options: Any) -> list[list[int]]:
-        text = theirs.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=20,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            **options,
-        )
-        return text.tolist()
-
-    assert continued(use_mtp=True) == continued()
+    plain = continued(theirs, prompt, 20)
+    assert not drafted
+    assert continued(theirs, prompt, 20, use_mtp=True) == plain
     assert drafted
