@@ -4,37 +4,39 @@ from typing import Any
 
 from mla_lm import cli
 from mla_lm.config import EvalConfig
-from mla_lm.config.words import DATA
+from mla_lm.config.words import DATA, LOGGER
 
 
 def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
-    """Write `metrics.json` into the folder of the run and print the same as a table.
+    """Write `metrics.json` into the folder of the run; print and log the same numbers.
 
     What the file holds of the same checkpoint under the same conditions stays; with `context` its
     name ends in that.
     """
-    from mla_lm.evaluation import metrics_table, parts
-    from mla_lm.evaluation.results import write_results
+    from mla_lm.evaluation.bundles import evaluate_bundles, read_bundles
+    from mla_lm.evaluation.harness import evaluate_in_harness
+    from mla_lm.evaluation.parts import PARTS
+    from mla_lm.evaluation.results import log_results, make_loggers, write_results
     from mla_lm.evaluation.subject import load_subject
+    from mla_lm.evaluation.table import metrics_table
     from mla_lm.machine import autocast, keep_freed_memory
 
     keep_freed_memory()
-    data = [word for word in overrides if word.startswith(DATA)]
-    bundles = parts.read_bundles(cfg)
-    subject = load_subject(cfg, data_words=data)
-    metrics: dict[str, float] = {}
-    more: dict[str, Any] = {}
-    load = None
+    data_words, logger_words = ([w for w in overrides if w.startswith(g)] for g in (DATA, LOGGER))
+    bundles = read_bundles(cfg)
+    subject = load_subject(cfg, data_words=data_words)
+    loggers = make_loggers(subject, logger_words)
+    metrics: dict[str, Any] = {}
     with autocast(subject.precision, subject.device):
-        if "lm" in cfg.parts:
-            metrics, load, more = parts.language_model(subject, cfg)
-        metrics |= parts.speaking(subject, cfg)
-        metrics |= parts.tasks(subject, bundles)
-        metrics |= parts.harness(subject, cfg)
+        for name, part in PARTS.items():
+            metrics |= part(subject, cfg) if name in cfg.parts else {}
+        metrics |= evaluate_bundles(subject, bundles)
+        metrics |= evaluate_in_harness(subject, cfg)
 
-    metrics_table(metrics, load, list(subject.model.routers()))
-    print(f"written to {write_results(subject, cfg, {**metrics, **more}, data=data)}")
+    metrics_table(metrics, list(subject.model.routers()))
+    log_results(loggers, metrics, step=subject.step)
+    print(f"written to {write_results(subject, cfg, metrics, data_words=data_words)}")
 
 
 if __name__ == "__main__":
-    cli.main(evaluate, name="eval", kind=EvalConfig, passed_on=DATA)
+    cli.main(evaluate, name="eval", kind=EvalConfig, passed_on=DATA + LOGGER)

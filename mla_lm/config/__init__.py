@@ -20,6 +20,7 @@ from mla_lm.config.model import (
     MLAConfig,
     ModelConfig,
     MoEConfig,
+    PlainRopeConfig,
     RopeConfig,
     YarnConfig,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "ParquetConfig",
+    "PlainRopeConfig",
     "Precision",
     "RopeConfig",
     "RunConfig",

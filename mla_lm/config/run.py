@@ -132,7 +132,9 @@ class EvalConfig(Section):
     """What `eval.py` does."""
 
     ckpt: Annotated[str, Field(min_length=1)]
-    parts: Annotated[tuple[Literal["lm", "speculation", "code", "profile"], ...], Strict(False)]
+    parts: Annotated[
+        tuple[Literal["lm", "long_context", "speculation", "code", "profile"], ...], Strict(False)
+    ]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     precision: Precision
     batch_size: Size

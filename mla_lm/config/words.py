@@ -7,6 +7,7 @@ from typing import Any
 from mla_lm.config import TokenizerConfig
 
 DATA = ("data=", "data.", "data/")  # how overrides of that group begin
+LOGGER = ("logger=", "logger.", "logger/", "logger@")
 OF_TOKENIZER = ("data/tokenizer", "data.tokenizer")  # how overrides of it begin
 
 

@@ -27,6 +27,11 @@ class PreparedData(NamedTuple):
     tokenizer: Tokenizer
     manifest: dict[str, Any]
 
+    @property
+    def val_sha256(self) -> str:
+        """Of the ids of the validation split, in order."""
+        return sha256("".join(shard["sha256"] for shard in self.manifest["val"]["shards"]))
+
     def describe(self, *, n_dropped: int) -> str:
         """A line for the console; `n_dropped` tokens fill no row of a batch."""
         tokens = f"{len(self.train):,} tokens to train on ({n_dropped} fill no row)"

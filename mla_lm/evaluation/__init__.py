@@ -1,6 +1,5 @@
 """What a checkpoint is worth: loss, bits per byte, MTP acceptance, expert load."""
 
 from mla_lm.evaluation.language_model import evaluate, loss_sums, summarize
-from mla_lm.evaluation.table import metrics_table
 
-__all__ = ["evaluate", "loss_sums", "metrics_table", "summarize"]
+__all__ = ["evaluate", "loss_sums", "summarize"]

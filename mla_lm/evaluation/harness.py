@@ -3,22 +3,43 @@
 The harness is the optional extra `eval`; it makes the texts and the metrics, nothing else.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from mla_lm.config import EvalConfig
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
+from mla_lm.evaluation.progress import progress
 from mla_lm.evaluation.scoring import Request, score
+from mla_lm.evaluation.subject import Subject
 from mla_lm.generation import Completion, Sampling
 from mla_lm.model import Transformer
 
+RESAMPLED = 1000  # times, for the standard error of what has no formula
+Answer = TypeVar("Answer")
+
+
+def evaluate_in_harness(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
+    """`harness/TASK/METRIC` of each of `cfg.harness`."""
+    if not cfg.harness:
+        return {}
+    include, limit = cfg.harness_include, cfg.limit
+    found = run_harness(subject.model, subject.tokenizer, cfg.harness, include=include, limit=limit)
+    return {f"harness/{name}": value for name, value in found.items()}
+
 
 def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
-    """An `lm_eval.api.model.TemplateLM`; contexts that are too long lose their beginning."""
+    """An `lm_eval.api.model.TemplateLM`; contexts that are too long lose their beginning.
+
+    Its `n_truncated` counts them.
+    """
     from lm_eval.api.model import TemplateLM
 
     class Adapter(TemplateLM):  # type: ignore[misc]
+        n_truncated = 0
+
         @property
         def eot_token_id(self) -> int:
             return tokenizer.end_of_text
@@ -32,13 +53,21 @@ def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
         def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
             longest = model.cfg.max_seq_len
             asked = [_fitted(context, after, longest) for _, context, after in requests]
-            return [(one.log_likelihood, one.greedy) for one in score(model, asked)]
+            self.n_truncated += sum(
+                len(given) + len(after) > len(request.context) + len(request.continuation)
+                for (_, given, after), request in zip(requests, asked, strict=True)
+            )
+            with progress("harness", len(asked)) as show:
+                scores = score(model, asked, show=show)
+            return [(one.log_likelihood, one.greedy) for one in scores]
 
         def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> list[float]:
-            return [_whole(model, tokenizer, *request.args) for request in requests]
+            return _each(requests, lambda text: _whole(model, tokenizer, text))
 
         def generate_until(self, requests: list[Any], **_: Any) -> list[str]:
-            return [_continued(model, tokenizer, *request.args) for request in requests]
+            found = _each(requests, lambda *asked: _continued(model, tokenizer, *asked))
+            self.n_truncated += sum(cut for _, cut in found)
+            return [text for text, _ in found]
 
     return Adapter()
 
@@ -53,6 +82,8 @@ def run_harness(
 ) -> dict[str, float]:
     """Metrics of its tasks, by `task/metric`; `include` is a folder with tasks of one's own.
 
+    `n_truncated` counts texts that were longer than the context.
+
     Raises UserError for a task that it does not know or cannot load.
     """
     try:
@@ -62,24 +93,36 @@ def run_harness(
         raise UserError('harness: pip install "mla_lm[eval]"') from None
     if include is not None and not Path(include).is_dir():
         raise UserError(f"harness_include={include}: no such folder")
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # to fork beside torch's threads is no good
+    adapter = harness_model(model, tokenizer)
     try:
         found = lm_eval.simple_evaluate(
-            harness_model(model, tokenizer),
+            adapter,
             tasks=list(tasks),
             task_manager=TaskManager(include_path=include),
             limit=limit,
-            bootstrap_iters=0,
+            bootstrap_iters=RESAMPLED,
             verbosity="ERROR",
         )
     except Exception as error:  # the harness, the hub and data sets each raise their own
         raise UserError(f"harness={','.join(tasks)}: {one_line(error)}") from None
     assert found is not None
-    return {
+    results = {
         f"{task}/{name.removesuffix(',none')}": value
         for task, metrics in found["results"].items()
         for name, value in metrics.items()
         if isinstance(value, float)
     }
+    return results | {"n_truncated": adapter.n_truncated}
+
+
+def _each(requests: Sequence[Any], answer: Callable[..., Answer]) -> list[Answer]:
+    found = []
+    with progress("harness", len(requests)) as show:
+        for request in requests:
+            found.append(answer(*request.args))
+            show(1)
+    return found
 
 
 def _fitted(context: Sequence[int], after: Sequence[int], longest: int) -> Request:
@@ -103,14 +146,16 @@ def _whole(model: Transformer, tokenizer: Tokenizer, text: str) -> float:
 
 def _continued(
     model: Transformer, tokenizer: Tokenizer, prompt: str, options: dict[str, Any]
-) -> str:
+) -> tuple[str, bool]:
+    """The text behind a prompt, and whether the prompt was cut."""
     from lm_eval.models.utils import normalize_gen_kwargs
 
     options = normalize_gen_kwargs(options)
     until, longest = options.get("until") or [], model.cfg.max_seq_len
     n_new = min(options["max_gen_toks"], longest - 2)
     room = longest - n_new  # `end_of_text` is one of them
-    if len(ids := tokenizer.encode(prompt)) >= room:
+    ids = tokenizer.encode(prompt)
+    if cut := len(ids) >= room:
         prompt = tokenizer.decode(ids[1 - room :]).lstrip("\ufffd")  # cut inside a character
     completion = Completion(
         model,
@@ -120,4 +165,4 @@ def _continued(
         sampling=Sampling(options["temperature"]),
         stops=tuple([until] if isinstance(until, str) else until),
     )
-    return "".join(piece for _, piece in completion)
+    return "".join(piece for _, piece in completion), cut

@@ -105,8 +105,7 @@ def evaluate(
         out = model(batch.inputs, documents=batch.input_documents)
         sums += loss_sums(out.logits, batch.labels[:, 1:], byte_lengths).cpu()
         at = position_sums(out.logits, batch.labels[:, 1:]).cpu()
-        positions = torch.zeros_like(at) if positions is None else positions
-        positions[: len(at)] += at  # the last batch may have shorter rows
+        positions = at if positions is None else _added(positions, at)
         greedy = out.logits.argmax(dim=-1)  # position i: the choice for token i + 1
         for depth, hidden in enumerate(out.mtp, start=1):
             drafts = model.lm_head(hidden).argmax(dim=-1)  # position i: for token i + 1 + depth
@@ -129,6 +128,12 @@ def evaluate(
         metrics["moe/dead_experts"] = float(balance.dead_experts(load).sum())
     assert positions is not None
     return Evaluation(metrics, load, by_kind, positions)
+
+
+def _added(one: Tensor, other: Tensor) -> Tensor:
+    """The sum of tables (n, 2) and (m, 2), the shorter one continued by zeros."""
+    one, other = sorted((one, other), key=len)
+    return other + F.pad(one, (0, 0, 0, len(other) - len(one)))
 
 
 def _load_by_kind(routing: Sequence[Routing], kinds: Tensor, n_kinds: int) -> Tensor:

@@ -5,7 +5,7 @@ T positions of a row, the first predicted token being at position 1.
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import torch
@@ -60,19 +60,22 @@ def sliding_loss(
     tokenizer: Tokenizer,
     *,
     stride: int,
-    show: Callable[[int], object] = lambda n_requests: None,
+    separator: int | None = None,
+    show: Callable[[int], object] = lambda n_tokens: None,
 ) -> dict[str, float]:
     """Loss, perplexity and bits per byte of a stream read `stride` tokens at a time.
 
-    Behind the beginning each of them has a context of at least `max_seq_len - stride` tokens.
+    Behind the beginning each of them has a context of at least `max_seq_len - stride` tokens, but
+    none that lies before the last `separator`, where one is given.
     """
     nats = n_tokens = n_bytes = 0.0
     longest = model.cfg.max_seq_len
-    requests = windows(ids, longest=longest, stride=min(stride, longest))
+    requests = windows(ids, longest=longest, stride=min(stride, longest), separator=separator)
     while part := list(islice(requests, AT_ONCE)):
-        scores = score(model, part, show=show)
+        scores = score(model, part)
         nats -= sum(one.log_likelihood for one in scores)
         n_tokens += sum(one.n_tokens for one in scores)
+        show(sum(one.n_tokens for one in scores))
         n_bytes += sum(tokenizer.n_bytes(request.continuation) for request in part)
     loss = nats / n_tokens
     return {
@@ -82,9 +85,17 @@ def sliding_loss(
     }
 
 
-def windows(ids: Stream, *, longest: int, stride: int) -> Iterator[Request]:
+def windows(
+    ids: Stream, *, longest: int, stride: int, separator: int | None = None
+) -> Iterator[Request]:
     """Every token but the first once, behind as many as fit a model that reads `longest`."""
     for first in range(1, len(ids), stride):
-        after = ids[first : first + stride]
-        start = max(0, first - (longest + 1 - len(after)))
-        yield Request(tuple(ids[start:first].tolist()), tuple(after.tolist()))
+        last = min(first + stride, len(ids))
+        start = max(0, last - 1 - longest)
+        text = ids[start:last].tolist()
+        opened = [i for i, token in enumerate(text[:-1]) if token == separator]
+        first_new = first - start
+        cuts = [first_new, *(i + 1 for i in opened if i >= first_new), len(text)]
+        for begin, end in pairwise(cuts):
+            seen_from = max((i for i in opened if i < begin), default=0)
+            yield Request(tuple(text[seen_from:begin]), tuple(text[begin:end]))

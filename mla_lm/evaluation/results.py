@@ -1,39 +1,42 @@
-"""`metrics.json`: what was measured of a checkpoint, and under which conditions."""
+"""`metrics.json`: what was measured of a checkpoint, and under which conditions; loggers."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mla_lm import checkpoint_file
 from mla_lm.atomic import replacing
+from mla_lm.cli import instantiate, load_config
 from mla_lm.config import EvalConfig
+from mla_lm.config.words import quoted
 from mla_lm.evaluation.subject import Subject
 from mla_lm.machine import environment
 
 
 def write_results(
-    subject: Subject, cfg: EvalConfig, metrics: Mapping[str, Any], *, data: Sequence[str]
+    subject: Subject, cfg: EvalConfig, metrics: Mapping[str, Any], *, data_words: Sequence[str]
 ) -> Path:
     """The file, with `metrics` in it; other results of the same conditions stay.
 
-    `data` are the words that named another text than the run's own.
+    `data_words` named another text than the run's own.
     """
     suffix = f"-context-{cfg.context}" if cfg.context else ""
     target = subject.folder / f"metrics{suffix}.json"
     conditions = {
         "ckpt": subject.path.name,
-        "sha256": checkpoint_file.digest_of(subject.path) if subject.path.is_file() else None,
+        "step": subject.step,
+        "sha256": subject.sha256,
         "precision": subject.precision,
         "limit": cfg.limit,
         "seed": cfg.seed,
         "seq_len": cfg.context or subject.run.data.seq_len,
-        "data": list(data),
+        "data": list(data_words),
         "environment": environment(subject.precision, subject.device),
     }
     before = _read(target)
-    same = all(before.get(key) == value for key, value in conditions.items())
-    if not same or conditions["sha256"] is None:  # other weights, for all that is known
+    texts = {name: value for name, value in metrics.items() if name.endswith("/sha256")}
+    other_conditions = any(before.get(key) != value for key, value in conditions.items())
+    if other_conditions or any(before.get(name, value) != value for name, value in texts.items()):
         before = {}
     content = {**before, **conditions, **metrics}
     with replacing(target) as temporary:
@@ -47,3 +50,20 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def make_loggers(subject: Subject, words: Sequence[str]) -> list[Any]:
+    """Those that overrides of the `logger` group name, for the run that is evaluated."""
+    if not words:
+        return []
+    run = [quoted("run_dir", subject.folder), f"run_id={subject.run.run_id}"]
+    return instantiate("logger", load_config([*words, *run]).logger)
+
+
+def log_results(loggers: Sequence[Any], metrics: Mapping[str, Any], *, step: int) -> None:
+    """Log the numbers under the names of `metrics`, at the step of the checkpoint."""
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    for logger in loggers:
+        logger.log_metrics(numbers, step=step)
+        logger.save()
+        logger.finalize("success")

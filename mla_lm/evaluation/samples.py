@@ -1,12 +1,12 @@
 """What a model says when it speaks: how much of its code is Python, and how far drafts carry."""
 
 import ast
-import math
 import warnings
 from collections.abc import Sequence
 
 from mla_lm.data.loader import Stream
 from mla_lm.data.tokenizer import Tokenizer
+from mla_lm.evaluation.tasks import share
 from mla_lm.generation import Completion, Decoder, Sampling
 from mla_lm.model import Transformer
 
@@ -30,9 +30,8 @@ def parsed_share(model: Transformer, tokenizer: Tokenizer, *, seed: int) -> dict
     texts = list(completion.prompts)
     for row, piece in completion:
         texts[row] += piece
-    share = sum(map(parses, texts)) / len(texts)
-    error = math.sqrt(share * (1 - share) / (len(texts) - 1))
-    return {"code/parsed": share, "code/parsed_stderr": error, "code/n_samples": len(texts)}
+    parsed = share("code/parsed", [parses(text) for text in texts])
+    return parsed | {"code/n_samples": len(texts)}
 
 
 def parses(text: str) -> bool:

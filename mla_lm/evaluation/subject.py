@@ -4,11 +4,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mla_lm.checkpoint import RECORD, load_checkpoint, locate, read, require_corpus, run_folder
+from mla_lm import checkpoint_file
+from mla_lm.checkpoint import (
+    RECORD,
+    STEP,
+    load_checkpoint,
+    locate,
+    read,
+    require_corpus,
+    run_folder,
+)
 from mla_lm.cli import load_config
 from mla_lm.config import EvalConfig, RunConfig
 from mla_lm.config.words import DATA, OF_TOKENIZER, tokenizer_words
 from mla_lm.data import PreparedData, prepare
+from mla_lm.data.prepared import sha256 as text_digest
+from mla_lm.data.shards import digest
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
 from mla_lm.interop.importing import is_foreign, read_folder
@@ -23,6 +34,8 @@ class Subject(NamedTuple):
 
     path: Path
     folder: Path
+    step: int
+    sha256: str
     model: Transformer
     run: RunConfig
     tokenizer: Tokenizer
@@ -52,13 +65,17 @@ def load_subject(cfg: EvalConfig, *, data_words: Sequence[str]) -> Subject:
         model_cfg = run.model if cfg.context is None else run.model.extended(cfg.context)
         model = Transformer(model_cfg).eval()
         model.load_state_dict(found.state)
-        folder = path
+        folder, step = path, 0
+        digests = [digest(file) for file in sorted(path.glob("*.safetensors"))]
+        sha256 = digests[0] if len(digests) == 1 else text_digest("".join(digests))
     else:
         path = locate(cfg.ckpt)
         model, run, tokenizer = load_checkpoint(path, context=cfg.context)
         folder = run_folder(path)
+        record, content = read(path, RECORD)
+        step, sha256 = content[STEP], checkpoint_file.digest_of(path)
         if data_words:
-            stored = read(path, RECORD)[0].overrides
+            stored = record.overrides
             if any(word.startswith("data=") for word in data_words):  # nothing of the old text
                 stored = [w for w in stored if not w.startswith(DATA) or w.startswith(KEPT)]
             words = [*stored, *data_words, *tokenizer_words(run.data.tokenizer)]
@@ -66,5 +83,14 @@ def load_subject(cfg: EvalConfig, *, data_words: Sequence[str]) -> Subject:
     device = accelerator_type()
     precision = resolve_precision(cfg.precision, device)
     return Subject(
-        path, folder, model.to(device), run, tokenizer, not data_words, device, precision
+        path,
+        folder,
+        step,
+        sha256,
+        model.to(device),
+        run,
+        tokenizer,
+        own_data=not data_words,
+        device=device,
+        precision=precision,
     )

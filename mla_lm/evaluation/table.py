@@ -1,22 +1,26 @@
 """Metrics for the console."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+
+LOAD = "moe/load"
 
 
-def metrics_table(metrics: Mapping[str, float], load: Tensor | None, layers: Sequence[str]) -> None:
-    """Print metrics by name, and the load (L, E) of experts relative to the mean of their layer."""
+def metrics_table(metrics: Mapping[str, Any], layers: Sequence[str]) -> None:
+    """Print the numbers by name, and the load of experts relative to the mean of their layer."""
     console = Console()
     table = Table("metric", "value")
     for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}")
+        if isinstance(value, int | float):
+            table.add_row(name, f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}")
     console.print(table)
-    if load is None:
+    if LOAD not in metrics:
         return
     table = Table("layer", "load of each expert (1 = balanced)", title="expert load")
-    for layer, counts in zip(layers, load.float(), strict=True):
-        table.add_row(layer, "  ".join(f"{share:.2f}" for share in counts / counts.mean()))
+    for layer, counts in zip(layers, metrics[LOAD], strict=True):
+        mean = sum(counts) / len(counts)
+        table.add_row(layer, "  ".join(f"{count / mean:.2f}" for count in counts))
     console.print(table)

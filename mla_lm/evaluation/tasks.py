@@ -41,10 +41,10 @@ def evaluate_task(
     if not all(math.isfinite(one.log_likelihood) for of_item in scores for one in of_item):
         raise UserError("the model gives likelihoods that are not finite")
     graded = [_grade(item, of_item) for item, of_item in zip(items, scores, strict=True)]
-    metrics = _mean("accuracy", [one.right for one in graded])
+    metrics = share("accuracy", [one.right for one in graded])
     metrics["chance"] = sum(one.guessing for one in graded) / len(graded)
     if isinstance(items[0], MultipleChoice):
-        metrics |= _mean("accuracy_norm", [one.right_by_length for one in graded])
+        metrics |= share("accuracy_norm", [one.right_by_length for one in graded])
     if isinstance(items[0], Continuation):
         nats, n_tokens = sum(one.nats for one in graded), sum(one.n_tokens for one in graded)
         metrics["perplexity"] = math.exp(min(700.0, nats / max(1, n_tokens)))
@@ -70,11 +70,11 @@ def _grade(item: Item, scores: Sequence[Score]) -> Graded:
     )
 
 
-def _mean(name: str, right: Sequence[bool]) -> dict[str, float]:
-    """A share and the standard error of it."""
+def share(name: str, right: Sequence[bool]) -> dict[str, float]:
+    """`name`, the share that is right, and `name_stderr`, the standard error of it."""
     n = len(right)
-    share = sum(right) / n
-    return {name: share, f"{name}_stderr": math.sqrt(share * (1 - share) / max(1, n - 1))}
+    found = sum(right) / n
+    return {name: found, f"{name}_stderr": math.sqrt(found * (1 - found) / max(1, n - 1))}
 
 
 def _by_paradigm(items: Sequence[Item], graded: Sequence[Graded]) -> dict[str, float]:

@@ -172,7 +172,8 @@ def test_a_prompt_that_is_too_long_is_cut_between_characters(
     path.write_text(json.dumps({"text": "🙂" * 60}) + "\n")
     (tmp_path / "until.yaml").write_text(UNTIL.format(path=path))
     assert run_harness(model, byte_tokenizer(), ["until"], include=str(tmp_path)) == {
-        "until/exact_match": 0.0
+        "until/exact_match": 0.0,
+        "n_truncated": 1,
     }
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mla_lm.data.batch import IGNORED
+from mla_lm.data.batch import IGNORED, Annotator
+from mla_lm.evaluation.language_model import evaluate
 from mla_lm.evaluation.positions import by_position, position_sums, sliding_loss, windows
+from tests.conftest import tiny_config
 from tests.generation.conftest import random_model
 from tests.interop.random_runs import byte_tokenizer
 
@@ -59,3 +61,17 @@ def test_every_token_comes_once_with_all_the_context_that_fits() -> None:
             text = [*request.context, *request.continuation]
             assert text == list(range(text[0], text[-1] + 1))
             assert len(text) == 11 or text[0] == 0
+
+
+@pytest.mark.parametrize("stride", [5, 32])
+def test_documents_are_kept_apart_as_in_training(stride: int) -> None:
+    model, tokenizer = random_model(), byte_tokenizer()
+    ids = np.random.default_rng(0).integers(0, 256, model.cfg.max_seq_len + 1)
+    ids[[4, 5, 20]] = tokenizer.end_of_text
+    annotate = Annotator(tiny_config("data.mask_documents=true").data, tokenizer)
+    byte_lengths = torch.from_numpy(tokenizer.byte_lengths)
+    wanted = evaluate(model, [torch.from_numpy(ids)[None]], byte_lengths, annotate).metrics
+    found = sliding_loss(model, ids, tokenizer, stride=stride, separator=tokenizer.end_of_text)
+    assert found["sliding/loss"] == pytest.approx(wanted["val/loss"], rel=1e-5)
+    joined = sliding_loss(model, ids, tokenizer, stride=stride)
+    assert abs(joined["sliding/loss"] - wanted["val/loss"]) > 1e-3

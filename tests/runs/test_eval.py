@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mla_lm import Transformer, checkpoint_file, cli, load_checkpoint
 from mla_lm.config import EvalConfig, RunConfig
+from mla_lm.config.words import DATA, LOGGER
 from mla_lm.data import Annotator, EvalLoader, Tokenizer, prepare
 from mla_lm.data.batch import IGNORED
 from mla_lm.data.corpora import open_corpus
@@ -57,7 +58,7 @@ def evaluate_here(*overrides: str) -> None:
     import eval as application
 
     words = ["precision=32-true", *overrides]
-    own = [word for word in words if not word.startswith("data")]
+    own = [word for word in words if not word.startswith((*DATA, *LOGGER))]
     application.evaluate(cli.validate(EvalConfig, cli.compose("eval", own)), words)
 
 

@@ -10,8 +10,9 @@ from mla_lm import checkpoint_file
 from mla_lm.checkpoint import RECORD
 from mla_lm.commands import export
 from tests.processes import run
-from tests.runs.conftest import Run, copied, refusal, write_corpus
+from tests.runs.conftest import STEPS, Run, copied, logged, refusal, write_corpus
 from tests.runs.test_eval import evaluate_here
+from tests.runs.wandb_file import wandb_rows
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:
@@ -106,6 +107,45 @@ def test_all_parts_at_once(own: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [part[:2] for part in ranges] == [[1, 1], [2, 2], [3, 4], [5, 8], [9, 16], [17, 32]]
     assert (own / "loss_by_position.png").stat().st_size > 1000
     assert metrics["seed"] == 1
+
+
+def test_keys_are_sought_with_and_without_yarn(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate_here(f"ckpt={own}", "parts=[long_context]", "context=512", "limit=1")
+    metrics = json.loads((own / "metrics-context-512.json").read_text())
+    shown = capsys.readouterr().out
+    for prefix in ("", "without_yarn/"):
+        for name in ("passkey/512", "recall/512", "passkey/128/greedy"):
+            assert 0 <= metrics[prefix + name] <= 1
+            assert f"{prefix}{name} " in shown
+        assert {len(shares) for shares in metrics[f"{prefix}passkey/by_depth"].values()} == {5}
+    assert (own / "passkey-512.png").stat().st_size > 1000
+    assert len(metrics["val/sha256"]) == 64
+
+
+def test_loggers_are_told_the_same_names(own: Path) -> None:
+    evaluate_here(f"ckpt={own}", "logger=csv")
+    metrics = metrics_of(own)
+    (row,) = logged(own, version=1)
+    assert int(row.pop("step")) == metrics["step"] == STEPS
+    numbers = {name: v for name, v in metrics.items() if "/" in name and isinstance(v, int | float)}
+    assert {name: float(value) for name, value in row.items()} == pytest.approx(numbers)
+
+
+def test_the_numbers_go_to_the_run_that_training_logged(own: Path) -> None:
+    pytest.importorskip("wandb")
+    words = (f"ckpt={own}", "logger=wandb", "precision=32-true")
+    result = run("eval.py", *words, cwd=own, WANDB_MODE="offline", WANDB_SILENT="true")
+    assert result.returncode == 0, result.stderr
+    run_id = json.loads((own / "config.json").read_text())["run_id"]
+    (file,) = own.rglob("run-*.wandb")
+    assert file.name == f"run-{run_id}.wandb"
+    (row,) = wandb_rows(file)
+    metrics = metrics_of(own)
+    assert row["trainer/global_step"] == STEPS
+    for name in ("val/loss", "val/bpb", "moe/max_violation"):
+        assert row[name] == pytest.approx(metrics[name])
 
 
 def test_an_exported_folder_is_scored_as_the_run(trained: Run, own: Path, tmp_path: Path) -> None:

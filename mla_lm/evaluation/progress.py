@@ -1,0 +1,15 @@
+"""A bar that shows how far an evaluation is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextmanager
+def progress(name: str, total: int) -> Iterator[partial[None]]:
+    """The bar with the time left, advanced by calling; it goes when all is done."""
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as bar:
+        yield partial(bar.advance, bar.add_task("", total=total))

@@ -1,0 +1,168 @@
+"""Pass keys stand where they are said to, and every question is answered by its own text."""
+
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mla_lm.errors import UserError
+from mla_lm.evaluation import long_context
+from mla_lm.evaluation.long_context import DEPTHS, N_KEYS, passkey, passkey_trials, recall
+from mla_lm.evaluation.scoring import Request, Score
+from mla_lm.model import Transformer
+from tests.conftest import tiny_config
+from tests.generation.conftest import random_model
+from tests.interop.random_runs import byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+IDS = np.array(TOKENIZER.encode("It rained and they stayed at home. " * 400))
+LENGTHS = (128, 256, 512, 1024)
+LONG = tiny_config("data.seq_len=1024").model
+
+
+def ignore(n: int) -> None:
+    pass
+
+
+def trials(**keys: Any) -> list[long_context.Trial]:
+    return passkey_trials(LONG, TOKENIZER, IDS, **{"seed": 1, "n_texts": 2} | keys)
+
+
+def test_a_key_is_told_once_at_its_depth() -> None:
+    found = trials()
+    assert {trial.length for trial in found} == {*LENGTHS}
+    assert len(found) == 4 * 2 * len(DEPTHS)
+    for trial in found:
+        context = trial.requests[0].context
+        assert all(request.context == context for request in trial.requests)
+        assert context[0] == TOKENIZER.end_of_text
+        text = TOKENIZER.decode(context)
+        answers = [TOKENIZER.decode(request.continuation) for request in trial.requests]
+        assert len(set(answers)) == N_KEYS
+        told = re.findall(r"The pass key is (\d+)\.", text)
+        assert [f" {key}" for key in told] == [answers[trial.gold]]
+        assert len(context) + max(len(r.continuation) for r in trial.requests) == trial.length + 1
+        before = text.index(" The pass key")
+        after = len(text) - before - len(long_context.ASKED) - len(long_context.TOLD)
+        assert before / (before + after) == pytest.approx(trial.depth, abs=0.05)
+
+
+def test_texts_are_those_of_the_seed() -> None:
+    assert trials() == trials()
+    assert trials() != trials(seed=2)
+
+
+def test_a_text_that_is_too_short_is_repeated() -> None:
+    found = passkey_trials(LONG, TOKENIZER, IDS[:50], seed=1, n_texts=1)
+    assert {trial.length for trial in found} == {*LENGTHS}
+
+
+def test_documents_that_begin_within_are_joined() -> None:
+    ids = IDS.copy()
+    ids[::7] = TOKENIZER.end_of_text
+    for trial in passkey_trials(LONG, TOKENIZER, ids, seed=1, n_texts=1):
+        assert TOKENIZER.end_of_text not in trial.requests[0].context[1:]
+
+
+def test_lengths_that_hold_no_key_are_left_out() -> None:
+    cfg = tiny_config("data.seq_len=400").model
+    found = passkey_trials(cfg, TOKENIZER, IDS, seed=1, n_texts=1)
+    assert {trial.length for trial in found} == {200, 400}
+
+
+def test_a_context_that_holds_no_key_is_refused() -> None:
+    with pytest.raises(UserError, match="a context of 32 holds no pass key"):
+        passkey_trials(tiny_config().model, TOKENIZER, IDS, seed=1, n_texts=1)
+
+
+def reader(requests: Sequence[Request], *, right: bool) -> list[Score]:
+    """One who believes, or never believes, what the text says."""
+    found = []
+    for context, answer in requests:
+        told = TOKENIZER.decode(answer) in TOKENIZER.decode(context)
+        found.append(Score(0.0 if told == right else -9.0, len(answer), told == right))
+    return found
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_one_who_reads_finds_every_key(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_context, "score", lambda _, asked, show: reader(asked, right=right))
+    found = passkey(random_model(), trials(), show=ignore)
+    for length in LENGTHS:
+        assert found[f"passkey/{length}"] == found[f"passkey/{length}/greedy"] == right
+        assert found[f"passkey/{length}_stderr"] == 0
+        assert found["passkey/by_depth"][length] == [right] * len(DEPTHS)
+
+
+def remembered(requests: Sequence[Request], *, synthetic: bool) -> list[Score]:
+    """One who knows the pairs at the beginning of a text."""
+    (opening,), (filler,) = map(TOKENIZER.encode, "=.")
+    found = []
+    for context, (answer,) in requests:
+        ids = [token for token in context[1:] if not (synthetic and token == filler)]
+        key = ids[-2] if synthetic else ids[-1]
+        n = ids.index(opening) - 1 if synthetic else len(ids)
+        partner = dict(zip(ids[:n:2], ids[1:n:2], strict=False))[key]
+        found.append(Score(0.0, 1, partner == answer))
+    return found
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_one_who_remembers_recalls_every_partner(
+    synthetic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        long_context, "score", lambda _, asked: remembered(asked, synthetic=synthetic)
+    )
+    model = random_model("data.seq_len=1024")
+    found = recall(model, TOKENIZER, synthetic=synthetic, seed=1, show=ignore)
+    for length in LENGTHS:
+        assert found[f"recall/{length}"] == 1
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_partners_are_asked_for_within_the_length(synthetic: bool) -> None:
+    text_of = long_context._synthetic_text if synthetic else long_context._pairs_of_tokens
+    for length in (16, 100, 256):
+        asked = list(text_of(TOKENIZER, random.Random(0), length))
+        longest = max(len(request.context) + 1 for request in asked)
+        assert length - 4 <= longest <= length
+        assert len(asked) >= length // 7
+
+
+def test_a_random_model_guesses() -> None:
+    model = random_model("data.seq_len=256")
+    found = passkey(
+        model, passkey_trials(model.cfg, TOKENIZER, IDS, seed=1, n_texts=8), show=ignore
+    )
+    assert 0 <= found["passkey/256"] < 0.4
+    found = recall(model, TOKENIZER, synthetic=False, seed=1, show=ignore)
+    assert all(value < 0.1 for value in found.values())
+
+
+@torch.no_grad()
+def test_positions_as_they_are() -> None:
+    plain = random_model()
+    cfg = plain.cfg
+    assert long_context.without_yarn(plain) is None
+    stretched = Transformer(cfg.extended(128)).eval()
+    stretched.load_state_dict(plain.state_dict())
+    longer = Transformer(cfg.model_copy(update={"max_seq_len": 128})).eval()
+    longer.load_state_dict(plain.state_dict())
+    found = long_context.without_yarn(stretched)
+    assert found is not None
+    tokens = torch.randint(cfg.vocab_size, (2, 128))
+    logits = [model(tokens, mtp=False).logits for model in (found, longer, stretched)]
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.allclose(logits[0], logits[2])
+
+
+def test_the_picture_is_written(tmp_path: Path) -> None:
+    by_depth = {256: [0.1, 0.2, 0.3, 0.4, 1.0], 512: [0.0] * 5}
+    long_context.draw_passkeys(tmp_path / "a.png", {"YaRN": by_depth, "without": by_depth})
+    assert (tmp_path / "a.png").stat().st_size > 1000
