@@ -97,9 +97,10 @@ def _long_context(subject: Subject, cfg: EvalConfig) -> Found:
                 asked, tokenizer, synthetic=synthetic, seed=cfg.seed, show=show
             )
         metrics |= {prefix + name: value for name, value in found.items()}
-    by_depth = {prefix or "as read": metrics[f"{prefix}passkey/by_depth"] for prefix in models}
+    titles = ("YaRN", "without YaRN") if plain is not None else ("",)
+    by_depth = [metrics[f"{prefix}passkey/by_depth"] for prefix in models]
     picture = subject.folder / f"passkey-{model.cfg.max_seq_len}.png"
-    long_context.draw_passkeys(picture, by_depth)
+    long_context.draw_passkeys(picture, dict(zip(titles, by_depth, strict=True)))
     print(f"pass keys found by length and depth: {picture}")
     return metrics
 

@@ -6,16 +6,22 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-LOAD = "moe/load"
+LOAD, ERROR = "moe/load", "_stderr"
 
 
 def metrics_table(metrics: Mapping[str, Any], layers: Sequence[str]) -> None:
-    """Print the numbers by name, and the load of experts relative to the mean of their layer."""
+    """Print the numbers by name, and the load of experts relative to the mean of their layer.
+
+    A standard error stands beside the number it belongs to.
+    """
     console = Console()
     table = Table("metric", "value")
     for name, value in metrics.items():
-        if isinstance(value, int | float):
-            table.add_row(name, f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}")
+        if isinstance(value, int | float) and not name.endswith(ERROR):
+            small = isinstance(value, float) and abs(value) < 1000
+            shown = f"{value:.4f}" if small else f"{value:,.0f}"
+            error = metrics.get(name + ERROR)
+            table.add_row(name, shown if error is None else f"{shown} ± {error:.4f}")
     console.print(table)
     if LOAD not in metrics:
         return
