@@ -34,8 +34,9 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
         metrics |= evaluate_in_harness(subject, cfg)
 
     metrics_table(metrics, list(subject.model.routers()))
-    log_results(loggers, metrics, step=subject.step)
     print(f"written to {write_results(subject, cfg, metrics, data_words=data_words)}")
+    changed = [w for w in overrides if w.startswith((*DATA, "context=", "limit="))]
+    log_results(loggers, metrics, step=subject.step, conditions=changed)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The harness is the optional extra `eval`; it makes the texts and the metrics, no
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,12 +34,15 @@ def evaluate_in_harness(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
 def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
     """An `lm_eval.api.model.TemplateLM`; contexts that are too long lose their beginning.
 
-    Its `n_truncated` counts them.
+    Its `n_truncated` counts them for each task.
     """
     from lm_eval.api.model import TemplateLM
 
     class Adapter(TemplateLM):  # type: ignore[misc]
-        n_truncated = 0
+        def __init__(self) -> None:
+            super().__init__()
+            self.n_truncated: Counter[str] = Counter()
+            self.tasks: list[str] = []  # of the requests that are scored next
 
         @property
         def eot_token_id(self) -> int:
@@ -50,13 +54,15 @@ def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
             begin = [] if add_special_tokens is False else [tokenizer.end_of_text]
             return [*begin, *tokenizer.encode(string)]
 
+        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+            self.tasks = [request.task_name for request in requests]
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
         def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
             longest = model.cfg.max_seq_len
             asked = [_fitted(context, after, longest) for _, context, after in requests]
-            self.n_truncated += sum(
-                len(given) + len(after) > len(request.context) + len(request.continuation)
-                for (_, given, after), request in zip(requests, asked, strict=True)
-            )
+            for task, (_, *whole), kept in zip(self.tasks, requests, asked, strict=True):
+                self.n_truncated[task] += sum(map(len, whole)) > sum(map(len, kept))
             with progress("harness", len(asked)) as show:
                 scores = score(model, asked, show=show)
             return [(one.log_likelihood, one.greedy) for one in scores]
@@ -65,8 +71,9 @@ def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
             return _each(requests, lambda text: _whole(model, tokenizer, text))
 
         def generate_until(self, requests: list[Any], **_: Any) -> list[str]:
-            found = _each(requests, lambda *asked: _continued(model, tokenizer, *asked))
-            self.n_truncated += sum(cut for _, cut in found)
+            found = _each(requests, lambda *texts: _continued(model, tokenizer, *texts))
+            for asked, (_, cut) in zip(requests, found, strict=True):
+                self.n_truncated[asked.task_name] += cut
             return [text for text, _ in found]
 
     return Adapter()
@@ -82,9 +89,8 @@ def run_harness(
 ) -> dict[str, float]:
     """Metrics of its tasks, by `task/metric`; `include` is a folder with tasks of one's own.
 
-    `n_truncated` counts texts that were longer than the context.
-
-    Raises UserError for a task that it does not know or cannot load.
+    `task/n_truncated` counts texts that were longer than the context. Raises UserError for a task
+    that it does not know or cannot load.
     """
     try:
         import lm_eval
@@ -108,12 +114,20 @@ def run_harness(
         raise UserError(f"harness={','.join(tasks)}: {one_line(error)}") from None
     assert found is not None
     results = {
-        f"{task}/{name.removesuffix(',none')}": value
+        f"{task}/{_plain(name)}": value
         for task, metrics in found["results"].items()
         for name, value in metrics.items()
         if isinstance(value, float)
     }
-    return results | {"n_truncated": adapter.n_truncated}
+    return results | {f"{task}/n_truncated": n for task, n in adapter.n_truncated.items()}
+
+
+def _plain(name: str) -> str:
+    """`acc_stderr,none` is acc_stderr, `acc_stderr,strict` acc,strict_stderr."""
+    metric, _, kind = name.partition(",")
+    error = "_stderr" if metric.endswith("_stderr") else ""
+    filtered = "" if kind == "none" else f",{kind}"
+    return metric.removesuffix("_stderr") + filtered + error
 
 
 def _each(requests: Sequence[Any], answer: Callable[..., Answer]) -> list[Answer]:

@@ -2,11 +2,13 @@
 
 Pass key (arXiv 2305.16300): a number is told at some depth of a text of some length and asked for
 at its end; ten numbers are compared by likelihood. Recall (multi-query associative recall, arXiv
-2312.04927): pairs of tokens, then the first of each in another order, with its partner to be said;
-a model of the synthetic corpus is asked in the words of that.
+2312.04927): pairs of tokens, then the first of each in another order, with its partner to be said.
+A model of the synthetic corpus, which knows no text, is asked its own questions only.
 """
 
+import math
 import random
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mla_lm.config import ModelConfig, PlainRopeConfig, YarnConfig
-from mla_lm.data.corpora.synthetic import OPENING, TASKS
+from mla_lm.data.corpora.synthetic import FILLER, OPENING, TASKS
 from mla_lm.data.loader import Stream
 from mla_lm.data.tokenizer import Tokenizer
-from mla_lm.errors import UserError
 from mla_lm.evaluation.scoring import Request, grouped, score
 from mla_lm.evaluation.tasks import share
 from mla_lm.model import Transformer
@@ -25,8 +26,7 @@ from mla_lm.model import Transformer
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # share of the text that stands in front of the key
 PARTS = (8, 4, 2, 1)  # lengths: these parts of what the model reads
 N_KEYS = 10
-N_TEXTS = 20  # of each length and depth
-N_RECALLED = 400  # tokens of each length, at least
+N_TEXTS = 20  # of each length and depth; of each length for recall
 TOLD = " The pass key is {key}. Remember it: {key} is the pass key."
 ASKED = " What is the pass key? The pass key is"
 
@@ -50,30 +50,31 @@ def lengths(cfg: ModelConfig) -> list[int]:
 def passkey_trials(
     cfg: ModelConfig, tokenizer: Tokenizer, ids: Stream, *, seed: int, n_texts: int
 ) -> list[Trial]:
-    """`n_texts` for each depth of each length that holds the question, hidden in stretches of ids.
-
-    Raises UserError where none does.
-    """
+    """`n_texts` for each depth of each length that holds a question, hidden in stretches of ids."""
     found = []
     for length in lengths(cfg):
         rng = random.Random(f"passkey {length} {seed}")
-        for depth in (depth for depth in DEPTHS for _ in range(n_texts)):
-            keys = rng.sample(range(10_000, 100_000), N_KEYS)
-            gold = rng.randrange(N_KEYS)
-            told = tokenizer.encode(TOLD.format(key=keys[gold]))
-            asked = tokenizer.encode(ASKED)
-            answers = tokenizer.encode_batch([f" {key}" for key in keys])
-            room = length - len(told) - len(asked) - max(map(len, answers))
-            if room < len(DEPTHS):
-                break
-            text = _stretch(ids, rng.random(), room, without=tokenizer.end_of_text)
-            at = round(depth * room)
-            context = (tokenizer.end_of_text, *text[:at], *told, *text[at:], *asked)
-            requests = [Request(context, tuple(answer)) for answer in answers]
-            found.append(Trial(length, depth, requests, gold))
-    if not found:
-        raise UserError(f"parts=long_context: a context of {cfg.max_seq_len} holds no pass key")
+        depths = [depth for depth in DEPTHS for _ in range(n_texts)]
+        trials = [_trial(length, depth, tokenizer, ids, rng) for depth in depths]
+        found += [trial for trial in trials if trial is not None and None not in trials]
     return found
+
+
+def _trial(
+    length: int, depth: float, tokenizer: Tokenizer, ids: Stream, rng: random.Random
+) -> Trial | None:
+    """None where the length has no room for some text around the question."""
+    keys = rng.sample(range(10_000, 100_000), N_KEYS)
+    gold = rng.randrange(N_KEYS)
+    told, asked = tokenizer.encode_batch([TOLD.format(key=keys[gold]), ASKED])
+    answers = tokenizer.encode_batch([f" {key}" for key in keys])
+    room = length - len(told) - len(asked) - max(map(len, answers))
+    if room < len(DEPTHS):
+        return None
+    text = _stretch(ids, rng.random(), room, without=tokenizer.end_of_text)
+    at = round(depth * room)
+    context = (tokenizer.end_of_text, *text[:at], *told, *text[at:], *asked)
+    return Trial(length, depth, [Request(context, tuple(answer)) for answer in answers], gold)
 
 
 def _stretch(ids: Stream, place: float, length: int, *, without: int) -> list[int]:
@@ -107,18 +108,32 @@ def passkey(model: Transformer, trials: list[Trial], *, show: Show) -> dict[str,
 
 
 def recall(
-    model: Transformer, tokenizer: Tokenizer, *, synthetic: bool, seed: int, show: Show
+    model: Transformer,
+    tokenizer: Tokenizer,
+    *,
+    synthetic: bool,
+    seed: int,
+    n_texts: int,
+    show: Show,
 ) -> dict[str, float]:
-    """`recall/LENGTH`: share of partners that are the most likely token of all."""
+    """`recall/LENGTH`: share of partners that are the most likely token of all.
+
+    The standard error is that of the mean over texts. Lengths that the vocabulary cannot fill are
+    left out.
+    """
     metrics: dict[str, float] = {}
     text_of = _synthetic_text if synthetic else _pairs_of_tokens
     for length in lengths(model.cfg):
         rng = random.Random(f"recall {length} {seed}")
-        asked: list[Request] = []
-        while len(asked) < N_RECALLED and (found := list(text_of(tokenizer, rng, length))):
-            asked += found
-        if asked:
-            metrics |= share(f"recall/{length}", [one.greedy for one in score(model, asked)])
+        texts = [list(text_of(tokenizer, rng, length)) for _ in range(n_texts)]
+        if all(texts):
+            scores = score(model, [request for asked in texts for request in asked])
+            of_texts = grouped(scores, list(map(len, texts)))
+            shares = [sum(one.greedy for one in found) / len(found) for found in of_texts]
+            metrics[f"recall/{length}"] = statistics.mean(shares)
+            if n_texts > 1:
+                error = statistics.stdev(shares) / math.sqrt(n_texts)
+                metrics[f"recall/{length}_stderr"] = error
         show(1)
     return metrics
 
@@ -126,7 +141,9 @@ def recall(
 def _pairs_of_tokens(tokenizer: Tokenizer, rng: random.Random, length: int) -> Iterator[Request]:
     """Each token stands in one pair only."""
     tokens = np.flatnonzero(tokenizer.byte_lengths).tolist()
-    n_pairs = min(len(tokens) // 2, (length - 1) // 4)
+    n_pairs = (length - 1) // 4
+    if 2 * n_pairs > len(tokens):
+        return
     chosen = rng.sample(tokens, 2 * n_pairs)
     text = [tokenizer.end_of_text, *chosen]
     pairs = list(zip(chosen[::2], chosen[1::2], strict=True))
@@ -137,18 +154,21 @@ def _pairs_of_tokens(tokenizer: Tokenizer, rng: random.Random, length: int) -> I
 
 
 def _synthetic_text(tokenizer: Tokenizer, rng: random.Random, length: int) -> Iterator[Request]:
-    text = tokenizer.encode(TASKS["recall"](rng, length - 1))
-    ids = [tokenizer.end_of_text, *text]
+    """Each key is asked for once: later its answer would stand close by."""
+    text = TASKS["recall"](rng, length - 1).rjust(length - 1, FILLER)
+    ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
     (opening,) = tokenizer.encode(OPENING)
+    asked: set[int] = set()
     for i, token in enumerate(ids[:-1]):
-        if token == opening:
+        if token == opening and ids[i - 1] not in asked:
+            asked.add(ids[i - 1])
             yield Request(tuple(ids[: i + 1]), (ids[i + 1],))
 
 
 def without_yarn(model: Transformer) -> Transformer | None:
-    """The same weights with positions as they are; None where the model has no YaRN."""
+    """The same weights with positions as they are; None where YaRN changes nothing."""
     cfg = model.cfg
-    if not isinstance(cfg.rope, YarnConfig):
+    if not isinstance(cfg.rope, YarnConfig) or cfg.rope.factor == 1:
         return None
     plain = PlainRopeConfig(kind="plain", theta=cfg.rope.theta)
     other = Transformer(cfg.model_copy(update={"rope": plain}))

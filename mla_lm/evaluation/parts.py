@@ -78,31 +78,33 @@ def _told(batches: Iterator[Tensor], show: partial[None]) -> Iterator[Tensor]:
 
 
 def _long_context(subject: Subject, cfg: EvalConfig) -> Found:
-    model, tokenizer = subject.model, subject.tokenizer
-    data = subject.data()
+    model, tokenizer, data = subject.model, subject.tokenizer, subject.data()
     n_texts = min(cfg.limit or long_context.N_TEXTS, long_context.N_TEXTS)
-    trials = long_context.passkey_trials(
-        model.cfg, tokenizer, data.val, seed=cfg.seed, n_texts=n_texts
-    )
+    options: dict[str, Any] = {"seed": cfg.seed, "n_texts": n_texts}
     synthetic = subject.run.data.kind == "synthetic"
-    models = {"": model}
-    if (plain := long_context.without_yarn(model)) is not None:
-        models["without_yarn/"] = plain
-    metrics: Found = {"val/sha256": data.val_sha256}
+    trials = []
+    if not synthetic:
+        trials = long_context.passkey_trials(model.cfg, tokenizer, data.val, **options)
+    plain = long_context.without_yarn(model)
+    models = {"": model} if plain is None else {"": model, "without_yarn/": plain}
+    metrics: Found = {}
     for prefix, asked in models.items():
         with progress(f"{prefix}passkey", sum(len(t.requests) for t in trials)) as show:
-            found = long_context.passkey(asked, trials, show=show)
+            found = long_context.passkey(asked, trials, show=show) if trials else {}
         with progress(f"{prefix}recall", len(long_context.lengths(model.cfg))) as show:
             found |= long_context.recall(
-                asked, tokenizer, synthetic=synthetic, seed=cfg.seed, show=show
+                asked, tokenizer, synthetic=synthetic, show=show, **options
             )
         metrics |= {prefix + name: value for name, value in found.items()}
-    titles = ("YaRN", "without YaRN") if plain is not None else ("",)
-    by_depth = [metrics[f"{prefix}passkey/by_depth"] for prefix in models]
-    picture = subject.folder / f"passkey-{model.cfg.max_seq_len}.png"
-    long_context.draw_passkeys(picture, dict(zip(titles, by_depth, strict=True)))
-    print(f"pass keys found by length and depth: {picture}")
-    return metrics
+    if not metrics:
+        raise UserError(f"parts=long_context: {model.cfg.max_seq_len} tokens hold no question")
+    if trials:
+        titles = ("",) if plain is None else ("YaRN", "without YaRN")
+        by_depth = [metrics[f"{prefix}passkey/by_depth"] for prefix in models]
+        picture = subject.folder / f"passkey-{model.cfg.max_seq_len}.png"
+        long_context.draw_passkeys(picture, dict(zip(titles, by_depth, strict=True)))
+        print(f"pass keys found by length and depth: {picture}")
+    return metrics | {"val/sha256": data.val_sha256}
 
 
 def _speculation(subject: Subject, cfg: EvalConfig) -> Found:

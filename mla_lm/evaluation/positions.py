@@ -79,6 +79,7 @@ def sliding_loss(
         n_bytes += sum(tokenizer.n_bytes(request.continuation) for request in part)
     loss = nats / n_tokens
     return {
+        "sliding/stride": stride,
         "sliding/loss": loss,
         "sliding/perplexity": math.exp(min(loss, 700.0)),
         "sliding/bpb": nats / math.log(2) / n_bytes,

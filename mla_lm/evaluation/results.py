@@ -9,6 +9,7 @@ from mla_lm.atomic import replacing
 from mla_lm.cli import instantiate, load_config
 from mla_lm.config import EvalConfig
 from mla_lm.config.words import quoted
+from mla_lm.errors import UserError, one_line
 from mla_lm.evaluation.subject import Subject
 from mla_lm.machine import environment
 
@@ -60,10 +61,20 @@ def make_loggers(subject: Subject, words: Sequence[str]) -> list[Any]:
     return instantiate("logger", load_config([*words, *run]).logger)
 
 
-def log_results(loggers: Sequence[Any], metrics: Mapping[str, Any], *, step: int) -> None:
-    """Log the numbers under the names of `metrics`, at the step of the checkpoint."""
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+def log_results(
+    loggers: Sequence[Any], metrics: Mapping[str, Any], *, step: int, conditions: Sequence[str]
+) -> None:
+    """Log the numbers under the names of `metrics`, at the step of the checkpoint.
+
+    In front of them stand `conditions` other than those of training. Raises UserError for a logger
+    that fails.
+    """
+    prefix = " ".join(conditions) + "/" if conditions else ""
+    numbers = {prefix + name: v for name, v in metrics.items() if isinstance(v, int | float)}
     for logger in loggers:
-        logger.log_metrics(numbers, step=step)
-        logger.save()
-        logger.finalize("success")
+        try:
+            logger.log_metrics(numbers, step=step)
+            logger.save()
+            logger.finalize("success")
+        except Exception as error:  # each has its own
+            raise UserError(f"logger: {type(logger).__name__}: {one_line(error)}") from None

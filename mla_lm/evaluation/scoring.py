@@ -9,6 +9,7 @@ B rows, T tokens of a row, V vocabulary, N tokens that are scored.
 """
 
 import gc
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mla_lm.data.tokenizer import Tokenizer
+from mla_lm.errors import UserError
 from mla_lm.evaluation.items import Pair
 from mla_lm.model import Transformer
 
@@ -96,7 +98,7 @@ def score(
     """Scores in the order of `requests`; `show` is told how many are done.
 
     In float32 they do not depend on the batches; in bfloat16 they do by a rounding, as everywhere.
-    Raises ValueError for a continuation without tokens.
+    Raises ValueError for a continuation without tokens, UserError for a model that gives no number.
     """
     if not all(request.continuation for request in requests):
         raise ValueError("a continuation has no tokens")
@@ -104,6 +106,8 @@ def score(
     for batch in _batches(plant(requests)):
         members = [i for tree in batch for i in tree.requests]
         scores = _score_trees(model, batch, [requests[i] for i in members])
+        if not all(math.isfinite(one.log_likelihood) for one in scores):
+            raise UserError("the model gives likelihoods that are not finite")
         for i, one in zip(members, scores, strict=True):
             found[i] = one
         show(len(members))

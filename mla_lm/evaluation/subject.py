@@ -66,8 +66,8 @@ def load_subject(cfg: EvalConfig, *, data_words: Sequence[str]) -> Subject:
         model = Transformer(model_cfg).eval()
         model.load_state_dict(found.state)
         folder, step = path, 0
-        digests = [digest(file) for file in sorted(path.glob("*.safetensors"))]
-        sha256 = digests[0] if len(digests) == 1 else text_digest("".join(digests))
+        files = [*sorted(path.glob("*.safetensors")), path / "config.json", path / "tokenizer.json"]
+        sha256 = text_digest("".join(map(digest, files)))
     else:
         path = locate(cfg.ckpt)
         model, run, tokenizer = load_checkpoint(path, context=cfg.context)

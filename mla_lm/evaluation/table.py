@@ -27,6 +27,6 @@ def metrics_table(metrics: Mapping[str, Any], layers: Sequence[str]) -> None:
         return
     table = Table("layer", "load of each expert (1 = balanced)", title="expert load")
     for layer, counts in zip(layers, metrics[LOAD], strict=True):
-        mean = sum(counts) / len(counts)
+        mean = sum(counts) / len(counts) or 1
         table.add_row(layer, "  ".join(f"{count / mean:.2f}" for count in counts))
     console.print(table)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mla_lm.data.tokenizer import Tokenizer
-from mla_lm.errors import UserError
 from mla_lm.evaluation.items import Continuation, Item, MinimalPair, MultipleChoice, all_pairs
 from mla_lm.evaluation.scoring import Score, encode, grouped, score
 from mla_lm.model import Transformer
@@ -38,8 +37,6 @@ def evaluate_task(
     pairs, sizes = all_pairs(items, delimiter)
     requests, n_truncated = encode(pairs, tokenizer, max_seq_len=model.cfg.max_seq_len)
     scores = list(grouped(score(model, requests, show=show), sizes))
-    if not all(math.isfinite(one.log_likelihood) for of_item in scores for one in of_item):
-        raise UserError("the model gives likelihoods that are not finite")
     graded = [_grade(item, of_item) for item, of_item in zip(items, scores, strict=True)]
     metrics = share("accuracy", [one.right for one in graded])
     metrics["chance"] = sum(one.guessing for one in graded) / len(graded)

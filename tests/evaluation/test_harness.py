@@ -9,7 +9,7 @@ import pytest
 
 from mla_lm.commands import export
 from mla_lm.errors import UserError
-from mla_lm.evaluation.harness import run_harness
+from mla_lm.evaluation.harness import _plain, run_harness
 from mla_lm.evaluation.items import read_items
 from mla_lm.evaluation.tasks import evaluate_task
 from mla_lm.model import Transformer
@@ -128,6 +128,8 @@ def test_both_scorers_agree(model: Transformer, bundles: Path) -> None:
     assert found["choice/acc_norm"] == ours["choice"]["accuracy_norm"]
     assert found["blimp/acc"] == ours["blimp"]["accuracy"] == ours["blimp"]["accuracy/p"]
     assert found["last/acc"] == ours["last"]["accuracy"]
+    assert found["choice/acc_stderr"] == pytest.approx(ours["choice"]["accuracy_stderr"])
+    assert found["choice/n_truncated"] == ours["choice"]["n_truncated"] == 0
     assert ours["choice"]["chance"] == pytest.approx(1 / 3)
     n_tokens = sum(len(sentence(i + 3, 1)) + 1 for i in range(24)) / 24
     theirs = math.log(found["last/perplexity"])  # of whole answers
@@ -173,8 +175,13 @@ def test_a_prompt_that_is_too_long_is_cut_between_characters(
     (tmp_path / "until.yaml").write_text(UNTIL.format(path=path))
     assert run_harness(model, byte_tokenizer(), ["until"], include=str(tmp_path)) == {
         "until/exact_match": 0.0,
-        "n_truncated": 1,
+        "until/n_truncated": 1,
     }
+
+
+def test_errors_and_filters_have_names() -> None:
+    names = ["acc,none", "acc_stderr,none", "match,strict", "match_stderr,strict"]
+    assert list(map(_plain, names)) == ["acc", "acc_stderr", "match,strict", "match,strict_stderr"]
 
 
 @pytest.mark.parametrize("task", ["no_such_task", "lambada_openai"])

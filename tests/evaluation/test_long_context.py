@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from mla_lm.errors import UserError
+from mla_lm import load_config
+from mla_lm.config import SyntheticConfig
+from mla_lm.data import Tokenizer
+from mla_lm.data.corpora.synthetic import synthetic_documents
 from mla_lm.evaluation import long_context
 from mla_lm.evaluation.long_context import DEPTHS, N_KEYS, passkey, passkey_trials, recall
 from mla_lm.evaluation.scoring import Request, Score
@@ -75,9 +78,17 @@ def test_lengths_that_hold_no_key_are_left_out() -> None:
     assert {trial.length for trial in found} == {200, 400}
 
 
-def test_a_context_that_holds_no_key_is_refused() -> None:
-    with pytest.raises(UserError, match="a context of 32 holds no pass key"):
-        passkey_trials(tiny_config().model, TOKENIZER, IDS, seed=1, n_texts=1)
+@pytest.mark.parametrize("seq_len", range(300, 800, 20))
+def test_a_length_has_all_its_depths_or_none(seq_len: int) -> None:
+    """Of a tokenizer to which some keys are longer than others."""
+    text = " ".join(f"The pass key is {n}. Remember it. What?" for n in range(10_000, 11_000, 7))
+    bpe = Tokenizer.train([text], vocab_size=400, end_of_text="<|endoftext|>")
+    cfg = tiny_config(f"data.seq_len={seq_len}").model
+    found = passkey_trials(cfg, bpe, IDS, seed=1, n_texts=3)
+    assert len({len(request.continuation) for trial in found for request in trial.requests}) > 1
+    for length in {trial.length for trial in found}:
+        depths = [trial.depth for trial in found if trial.length == length]
+        assert depths == [depth for depth in DEPTHS for _ in range(3)]
 
 
 def reader(requests: Sequence[Request], *, right: bool) -> list[Score]:
@@ -120,19 +131,44 @@ def test_one_who_remembers_recalls_every_partner(
         long_context, "score", lambda _, asked: remembered(asked, synthetic=synthetic)
     )
     model = random_model("data.seq_len=1024")
-    found = recall(model, TOKENIZER, synthetic=synthetic, seed=1, show=ignore)
-    for length in LENGTHS:
+    found = recall(model, TOKENIZER, synthetic=synthetic, seed=1, n_texts=3, show=ignore)
+    for length in LENGTHS if synthetic else LENGTHS[:-1]:  # 256 bytes fill no text of 1,024
         assert found[f"recall/{length}"] == 1
+        assert found[f"recall/{length}_stderr"] == 0
+    assert synthetic or "recall/1024" not in found
 
 
 @pytest.mark.parametrize("synthetic", [True, False])
 def test_partners_are_asked_for_within_the_length(synthetic: bool) -> None:
     text_of = long_context._synthetic_text if synthetic else long_context._pairs_of_tokens
-    for length in (16, 100, 256):
+    for length in (16, 100, 256, 512):
         asked = list(text_of(TOKENIZER, random.Random(0), length))
         longest = max(len(request.context) + 1 for request in asked)
-        assert length - 4 <= longest <= length
-        assert len(asked) >= length // 7
+        assert longest <= length
+        assert len({request.context[-2 if synthetic else -1] for request in asked}) == len(asked)
+        assert len(asked) == (min(52, (length - 1) // 6) if synthetic else (length - 1) // 4)
+
+
+def test_the_synthetic_texts_are_those_of_the_corpus() -> None:
+    cfg = load_config(["data=synthetic", "data.task=recall", "data.seq_len=64"]).data
+    assert isinstance(cfg, SyntheticConfig)
+    document = next(iter(synthetic_documents(cfg)))
+    (*_, last) = long_context._synthetic_text(TOKENIZER, random.Random("recall 0"), 64)
+    text = TOKENIZER.decode([*last.context, *last.continuation])
+    assert "".join(document.parts).startswith(text)
+
+
+def test_errors_are_those_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a text or nothing: as if there were three questions, not hundreds."""
+
+    def all_or_nothing(_: object, asked: Sequence[Request]) -> list[Score]:
+        return [Score(0.0, 1, i < len(asked) // 3) for i in range(len(asked))]
+
+    monkeypatch.setattr(long_context, "score", all_or_nothing)
+    model = random_model("data.seq_len=512")
+    found = recall(model, TOKENIZER, synthetic=False, seed=1, n_texts=3, show=ignore)
+    assert found["recall/512"] == pytest.approx(1 / 3)
+    assert found["recall/512_stderr"] == pytest.approx(1 / 3)
 
 
 def test_a_random_model_guesses() -> None:
@@ -141,7 +177,7 @@ def test_a_random_model_guesses() -> None:
         model, passkey_trials(model.cfg, TOKENIZER, IDS, seed=1, n_texts=8), show=ignore
     )
     assert 0 <= found["passkey/256"] < 0.4
-    found = recall(model, TOKENIZER, synthetic=False, seed=1, show=ignore)
+    found = recall(model, TOKENIZER, synthetic=False, seed=1, n_texts=3, show=ignore)
     assert all(value < 0.1 for value in found.values())
 
 
@@ -156,6 +192,9 @@ def test_positions_as_they_are() -> None:
     longer.load_state_dict(plain.state_dict())
     found = long_context.without_yarn(stretched)
     assert found is not None
+    unstretched = stretched.cfg.rope.model_copy(update={"factor": 1.0})
+    same = Transformer(cfg.model_copy(update={"rope": unstretched}))
+    assert long_context.without_yarn(same) is None
     tokens = torch.randint(cfg.vocab_size, (2, 128))
     logits = [model(tokens, mtp=False).logits for model in (found, longer, stretched)]
     assert torch.equal(logits[0], logits[1])

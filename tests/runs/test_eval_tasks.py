@@ -118,19 +118,43 @@ def test_keys_are_sought_with_and_without_yarn(
     for prefix in ("", "without_yarn/"):
         for name in ("passkey/512", "recall/512", "passkey/128/greedy"):
             assert 0 <= metrics[prefix + name] <= 1
-            assert f"{prefix}{name} " in shown
+            assert f"│ {prefix}{name} " in shown
         assert {len(shares) for shares in metrics[f"{prefix}passkey/by_depth"].values()} == {5}
     assert (own / "passkey-512.png").stat().st_size > 1000
     assert len(metrics["val/sha256"]) == 64
 
 
 def test_loggers_are_told_the_same_names(own: Path) -> None:
+    evaluate_here(f"ckpt={own}", "logger=csv", "limit=1")
+    (row,) = logged(own, version=1)
+    assert {name.split("/")[0] for name in row} == {"step", "limit=1"}
     evaluate_here(f"ckpt={own}", "logger=csv")
     metrics = metrics_of(own)
-    (row,) = logged(own, version=1)
+    (row,) = logged(own, version=2)
     assert int(row.pop("step")) == metrics["step"] == STEPS
     numbers = {name: v for name, v in metrics.items() if "/" in name and isinstance(v, int | float)}
     assert {name: float(value) for name, value in row.items()} == pytest.approx(numbers)
+
+
+def test_a_logger_that_fails_leaves_the_results(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no network\nat all")
+
+    monkeypatch.setattr("lightning.pytorch.loggers.CSVLogger.log_metrics", fail)
+    said = refusal(lambda: evaluate_here(f"ckpt={own}", "logger=csv"))
+    assert said.startswith("logger: CSVLogger: ")
+    assert metrics_of(own)["val/loss"] > 0
+
+
+def test_the_digest_is_of_the_whole_folder(own: Path, tmp_path: Path) -> None:
+    export.run([f"ckpt={own}", f"out={tmp_path / 'theirs'}"])
+    words = (f"ckpt={tmp_path / 'theirs'}", "parts=[profile]")
+    evaluate_here(*words)
+    before = metrics_of(tmp_path / "theirs")["sha256"]
+    config = tmp_path / "theirs" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    evaluate_here(*words)
+    assert metrics_of(tmp_path / "theirs")["sha256"] != before
 
 
 def test_the_numbers_go_to_the_run_that_training_logged(own: Path) -> None:
@@ -168,6 +192,7 @@ def test_an_exported_folder_is_scored_as_the_run(trained: Run, own: Path, tmp_pa
         (["parts=[]"], "nothing to do"),
         (["parts=[]", "harness=[x]", "harness_include=none"], "harness_include=none: no such"),
         (["parts=[lm,speed]"], "parts"),
+        (["parts=[long_context]", "context=2"], "parts=long_context: 2 tokens hold no question"),
         (["data/tokenizer=bytes"], "data/tokenizer=bytes: the tokenizer is that of ckpt="),
         (["data=text", "data.pth=x"], "data.pth: unknown key"),
         (["parts=[]", "harness=[no_such_task]"], "harness=no_such_task: "),
