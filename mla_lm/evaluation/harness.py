@@ -6,8 +6,9 @@ The harness is the optional extra `eval`; it makes the texts and the metrics, no
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from mla_lm.config import EvalConfig
 from mla_lm.data.tokenizer import Tokenizer
@@ -68,13 +69,13 @@ def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
             return [(one.log_likelihood, one.greedy) for one in scores]
 
         def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> list[float]:
-            return _each(requests, lambda text: _whole(model, tokenizer, text))
+            return _each(requests, partial(_whole, model, tokenizer))
 
         def generate_until(self, requests: list[Any], **_: Any) -> list[str]:
-            found = _each(requests, lambda *texts: _continued(model, tokenizer, *texts))
-            for asked, (_, cut) in zip(requests, found, strict=True):
-                self.n_truncated[asked.task_name] += cut
-            return [text for text, _ in found]
+            found = _each(requests, partial(_continued, model, tokenizer))
+            for request, answer in zip(requests, found, strict=True):
+                self.n_truncated[request.task_name] += answer.cut
+            return [answer.text for answer in found]
 
     return Adapter()
 
@@ -158,10 +159,16 @@ def _whole(model: Transformer, tokenizer: Tokenizer, text: str) -> float:
     return sum(one.log_likelihood for one in score(model, asked))
 
 
+class Continued(NamedTuple):
+    """The text behind a prompt, and whether the prompt was too long."""
+
+    text: str
+    cut: bool
+
+
 def _continued(
     model: Transformer, tokenizer: Tokenizer, prompt: str, options: dict[str, Any]
-) -> tuple[str, bool]:
-    """The text behind a prompt, and whether the prompt was cut."""
+) -> Continued:
     from lm_eval.models.utils import normalize_gen_kwargs
 
     options = normalize_gen_kwargs(options)
@@ -179,4 +186,4 @@ def _continued(
         sampling=Sampling(options["temperature"]),
         stops=tuple([until] if isinstance(until, str) else until),
     )
-    return "".join(piece for _, piece in completion), cut
+    return Continued("".join(piece for _, piece in completion), cut)
