@@ -3,12 +3,18 @@
 Pure functions of tensors; they know neither the model nor how the losses are weighted into one.
 """
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mla_lm.balance import count, of_layer
 from mla_lm.data.batch import IGNORED
 from mla_lm.model.moe import Routing
+
+LOGITS = 2**23  # at once
+IN_CACHE = 2**19  # of them, for a CPU
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -20,6 +26,74 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
         logits.float().flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
     return nats / (targets != IGNORED).sum().clamp(min=1)
+
+
+def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """`next_token_loss` of the logits hidden @ weight.T, which never exist all at once.
+
+    hidden (B, T, dim), weight (V, dim), targets (B, T) int64 -> float32 scalar.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    nats: Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
+        hidden.flatten(0, -2), weight, targets.flatten()
+    )
+    return nats / (targets != IGNORED).sum().clamp(min=1)
+
+
+class HeadLoss(torch.autograd.Function):
+    """Summed cross-entropy of N rows through the head, some rows at a time.
+
+    The gradient is made along with the loss, in the place of the logits: of a sum it is the same
+    whatever is added.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """hidden (N, dim), weight (V, dim), targets (N,) -> float32 scalar."""
+        nats = hidden.new_zeros((), dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        n_rows = max(1, LOGITS // len(weight))
+        for x, grad_x, target in zip(
+            hidden.split(n_rows), grad_hidden.split(n_rows), targets.split(n_rows), strict=True
+        ):
+            logits = x @ weight.T  # (n, V)
+            counted = target != IGNORED
+            each = _to_gradient(logits, target.where(counted, 0))
+            nats += each.where(counted, 0).sum()
+            if any(ctx.needs_input_grad):
+                counted = counted.unsqueeze(1)
+                torch.mm(logits, weight, out=grad_x).mul_(counted)
+                grad_weight += logits.T @ (x * counted)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.dtype = weight.dtype
+        return nats
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scale = grads[0]
+        return grad_hidden * scale.type_as(grad_hidden), (grad_weight * scale).to(ctx.dtype), None
+
+
+def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+    """Turn logits (n, V) into the gradient of their cross-entropies, which are returned: (n,).
+
+    With m the highest logit of a row, its highest probability is exp(m - logsumexp).
+    """
+    nats = []
+    n_rows = max(1, IN_CACHE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    for part, target in zip(logits.split(n_rows), targets.split(n_rows), strict=True):
+        exact, place = part.float(), target.unsqueeze(1)
+        probabilities = exact.softmax(-1)
+        log_of_sum = exact.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
+        nats.append(log_of_sum - exact.gather(1, place))
+        right = probabilities.gather(1, place)
+        part.copy_(probabilities.scatter_(1, place, right - 1))
+    return torch.cat(nats).squeeze(1)
 
 
 def mtp_targets(labels: Tensor, depth: int, documents: Tensor | None = None) -> Tensor:

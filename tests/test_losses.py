@@ -3,12 +3,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mla_lm import losses
 from mla_lm.data.batch import IGNORED
 from mla_lm.losses import (
+    head_loss,
     mtp_targets,
     next_token_loss,
     sequence_balance_loss,
@@ -152,3 +155,54 @@ def test_padding_changes_no_balance_loss(loss: Callable[..., Tensor]) -> None:
     assert not gradient[:, :2].any()
     assert gradient[:, 2:].abs().max() > 0
     assert loss(routing_of(scores, 2), torch.zeros_like(counted)).item() == 0
+
+
+@pytest.mark.parametrize("at_once", [(1, 1), (50, 12), (10**6, 10**6)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_head_loss_is_that_of_all_logits(
+    at_once: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of some rows at a time, with targets that do not count, and behind another factor."""
+    for name, value in zip(("LOGITS", "IN_CACHE"), at_once, strict=True):
+        monkeypatch.setattr(losses, name, value)
+    hidden = torch.randn(3, 7, 5, dtype=dtype, requires_grad=True)
+    weight = torch.randn(11, 5, dtype=dtype, requires_grad=True)
+    targets = torch.randint(11, (3, 7))
+    targets[0, :4] = targets[2, 6] = IGNORED
+    found = 0.3 * head_loss(hidden, weight, targets)
+    wanted = 0.3 * next_token_loss(hidden @ weight.T, targets)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+    of_found, of_wanted = (torch.autograd.grad(x, (hidden, weight)) for x in (found, wanted))
+    for a, b in zip(of_found, of_wanted, strict=True):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_head_loss_of_nothing_is_zero() -> None:
+    hidden = torch.randn(1, 3, 5, requires_grad=True)
+    loss = head_loss(hidden, torch.randn(11, 5), torch.full((1, 3), IGNORED))
+    loss.backward()
+    assert loss == 0
+    assert hidden.grad is not None
+    assert not hidden.grad.any()
+
+
+def test_the_head_loss_of_far_logits_is_exact() -> None:
+    """A target 300 nats below the best one, where a probability would be zero."""
+    hidden, weight = torch.tensor([[[1.0]]]), torch.tensor([[300.0], [0.0], [0.0]])
+    assert head_loss(hidden, weight, torch.tensor([[1]])) == 300
+
+
+def test_the_head_loss_under_autocast_is_that_of_rounded_factors() -> None:
+    hidden = torch.randn(2, 9, 16, requires_grad=True)
+    weight = torch.randn(40, 16, requires_grad=True)
+    targets = torch.randint(40, (2, 9))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head_loss(hidden, weight, targets)
+        wanted = next_token_loss(F.linear(hidden, weight), targets)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    of_found, of_wanted = (torch.autograd.grad(x, (hidden, weight)) for x in (found, wanted))
+    for a, b in zip(of_found, of_wanted, strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).norm() < 0.01 * b.norm()

@@ -1,7 +1,7 @@
 """`python -m mla_lm bench [suite=NAME] [out=FILE.json] ...`: measure this machine.
 
-Suites: data, decode, moe, checkpoint, evaluation. Ratios against peers in one interleaved run,
-medians with their spread.
+Suites: data, decode, moe, train, checkpoint, evaluation. Ratios against peers in one interleaved
+run, medians with their spread.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class BenchOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    suite: Literal["data", "decode", "moe", "checkpoint", "evaluation"] = "data"
+    suite: Literal["data", "decode", "moe", "checkpoint", "evaluation", "train"] = "data"
     megabytes: Sizes = (25, 100)
     contexts: Sizes = (256, 2048, 4096)
     ckpt: Annotated[str, Field(min_length=1)] | None = None
@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> None:
 
     import json
 
-    from mla_lm.bench import checkpoint, data, decode, evaluation, moe, plot, speculation
+    from mla_lm.bench import checkpoint, data, decode, evaluation, moe, plot, speculation, train
     from mla_lm.bench.report import show
     from mla_lm.machine import keep_freed_memory
 
@@ -61,6 +61,8 @@ def run(arguments: Sequence[str]) -> None:
         rows = data.run(options.megabytes)
     elif options.suite == "moe":
         rows = moe.run()
+    elif options.suite == "train":
+        rows = train.run()
     elif options.suite == "checkpoint":
         rows = checkpoint.run()
     elif options.suite == "evaluation":

@@ -6,15 +6,14 @@ tokens, and what it keeps of earlier ones.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mla_lm.config import GroupedAttentionConfig, MLAConfig, ModelConfig
+from mla_lm.model.attend import attend
 from mla_lm.model.cache import LayerCache, Positions
 from mla_lm.model.norm import RMSNorm
 from mla_lm.model.rope import rotate, softmax_scale
 
-FEW_KEYS = 64
 LATENT_NORM_EPS = 1e-6  # hard-wired in the released implementations, whatever the model's norm_eps
 
 
@@ -75,10 +74,9 @@ class MultiHeadLatentAttention(nn.Module):
         """Keys and values of every head from latent (B, L, d_c) and k_rope (B, L, rope_dim)."""
         kv = self.kv_b_proj(latent).unflatten(-1, (self.n_heads, self.nope_dim + self.v_dim))
         k_nope, v = kv.split((self.nope_dim, self.v_dim), dim=-1)  # (B, L, H, nope_dim | v_dim)
-        q = torch.cat((q_nope, q_rope), dim=-1)
-        k_rope = k_rope.unsqueeze(-2).expand(-1, -1, self.n_heads, -1)
-        k = torch.cat((k_nope, k_rope), dim=-1)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        q_nope, q_rope, k_nope, v = (t.transpose(1, 2) for t in (q_nope, q_rope, k_nope, v))
+        k_rope = k_rope.unsqueeze(1).expand(-1, self.n_heads, -1, -1)
+        q, k = torch.cat((q_nope, q_rope), dim=-1), torch.cat((k_nope, k_rope), dim=-1)
         return attend(q, k, v, mask, scale=self.scale).flatten(-2)
 
     def absorbed(self, q_nope: Tensor, q_rope: Tensor, kept: Tensor, mask: Tensor | None) -> Tensor:
@@ -125,43 +123,6 @@ class GroupedQueryAttention(nn.Module):
     def _rotate_part(self, x: Tensor, at: Positions) -> Tensor:
         rope, nope = x.split((self.rope_dim, self.head_dim - self.rope_dim), dim=-1)
         return torch.cat((rotate(rope, at.cos, at.sin), nope), dim=-1)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:
-    """softmax(scale q k^T) v -> (B, T, H, v_dim): q (B, H, T, qk_dim), k (B, G, L, qk_dim), v too.
-
-    mask (1 | B, 1, T, L), bool or to be added, says what may be attended to; without one T queries
-    see their T keys causally, a single query sees all. G divides H.
-    """
-    batch, heads, n_new, v_dim = *q.shape[:3], v.shape[-1]
-    if v_dim < q.shape[-1]:  # flash kernels want equal widths; zero columns change nothing
-        v = F.pad(v, (0, q.shape[-1] - v_dim))
-    causal = mask is None and n_new > 1
-    sharing = heads // k.shape[1]  # query heads that share keys and values
-    if sharing > 1 and n_new < k.shape[2]:  # few queries: rows of one product
-        q = q.reshape(batch, k.shape[1], sharing * n_new, q.shape[-1])
-        mask = None if mask is None else mask.repeat(1, 1, sharing, 1)
-    if mask is not None and mask.is_floating_point() and products_pay(q, k):
-        scores = (q @ k.transpose(-1, -2)).float() * scale + mask  # rounded to bfloat16 before
-        context = scores.softmax(-1).type_as(v) @ v
-    else:
-        context = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=causal,
-            scale=scale,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
-    context = context.reshape(batch, heads, n_new, context.shape[-1])
-    return context[..., :v_dim].transpose(1, 2)
-
-
-def products_pay(q: Tensor, k: Tensor) -> bool:
-    """Whether two products beat the fused kernel: few keys in bfloat16 on a CPU (2.3 to 6.0 ms)."""
-    here = q.device.type == "cpu" and q.dtype == torch.bfloat16
-    return here and q.shape[1] == k.shape[1] and k.shape[2] <= FEW_KEYS
 
 
 def per_head(x: Tensor, weight: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class LanguageModel(L.LightningModule):
         self.micro_losses: list[Tensor] = []  # of each micro-batch since the last step
         self.loss: float | None = None
         self.n_skipped = 0  # steps in a row
+        self.is_logged = False  # what loggers are told costs a twentieth of a step of 200 ms
         self.register_buffer(
             "byte_lengths", torch.from_numpy(tokenizer.byte_lengths), persistent=False
         )
@@ -54,6 +55,7 @@ class LanguageModel(L.LightningModule):
         out = self.model(
             batch.inputs,
             documents=batch.input_documents,
+            logits=False,
             checkpointing=self.cfg.trainer.activation_checkpointing,
         )
         terms = self.losses(out, batch)
@@ -69,21 +71,24 @@ class LanguageModel(L.LightningModule):
         if out.routing:
             self.row_loads.append(balance.expert_load(out.routing, batch.input_counted))
         self.micro_losses.append(loss.detach())
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        self.log_dict({f"train/{name}": term for name, term in terms.items()})
+        every = self.cfg.trainer.log_every_n_steps
+        self.is_logged = (self.global_step + 1) % every == 0
+        if self.is_logged:
+            self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+            self.log_dict({f"train/{name}": term for name, term in terms.items()})
         return loss
 
     def losses(self, out: ModelOutput, batch: Batch) -> dict[str, Tensor]:
         """Unweighted terms: `ce`, `mtp` (mean over depths), and the balance losses in use."""
-        assert out.logits is not None
-        terms = {"ce": losses.next_token_loss(out.logits, batch.labels[:, 1:])}
+        head = self.model.lm_head.weight
+        terms = {"ce": losses.head_loss(out.hidden, head, batch.labels[:, 1:])}
         if out.mtp:
             targets = [
                 losses.mtp_targets(batch.labels, depth, batch.documents)
                 for depth in range(1, len(out.mtp) + 1)
             ]
             by_depth = [
-                losses.next_token_loss(self.model.lm_head(hidden), depth_targets)
+                losses.head_loss(hidden, head, depth_targets)
                 for hidden, depth_targets in zip(out.mtp, targets, strict=True)
             ]
             terms["mtp"] = torch.stack(by_depth).mean()
@@ -108,7 +113,8 @@ class LanguageModel(L.LightningModule):
         own_loss = torch.stack(self.micro_losses).mean()
         mean_loss = self.trainer.strategy.reduce(own_loss, reduce_op="mean")
         loss = float(mean_loss)
-        self.log_dict({"train/loss": loss, "train/grad_norm": norm})
+        if self.is_logged:
+            self.log_dict({"train/loss": loss, "train/grad_norm": norm})
         if not (math.isfinite(loss) and norm.isfinite()):
             optimizer.zero_grad()
             self.n_skipped += 1
@@ -140,14 +146,14 @@ class LanguageModel(L.LightningModule):
         if not row_loads or self.n_skipped:
             return
         rows = torch.cat(row_loads, dim=1)
-        row_violation = balance.max_violation(rows).mean(dim=1)
         self.load = self.trainer.strategy.reduce(rows.sum(dim=1), reduce_op="sum")
         speed = balance.bias_speed(
             self.global_step, cfg=self.cfg.balance, max_steps=self.cfg.trainer.max_steps
         )
         for router, load in zip(self.routers.values(), self.load, strict=True):
             balance.update_bias(router.e_score_correction_bias, load, speed=speed)
-        self.log_load(self.load, row_violation)
+        if self.is_logged:
+            self.log_load(self.load, balance.max_violation(rows).mean(dim=1))
 
     def log_load(self, load: Tensor, row_violation: Tensor) -> None:
         """Metrics of the load (L, E) and of the mean violation within a row (L,), by layer too."""

@@ -172,23 +172,3 @@ def test_without_rotation_order_of_the_past_does_not_matter_and_with_it_does() -
     at = Positions(still, 0 * still)
     torch.testing.assert_close(layer(x, at)[:, 2:], layer(swapped, at)[:, 2:])
     assert (run(layer, x, cfg) - run(layer, swapped, cfg))[:, 2:].abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("mask_length", [5, 9])
-def test_two_products_are_the_fused_kernel(
-    mask_length: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In bfloat16, for masks that are added; a fault in either would show far above rounding."""
-    q, k, v = (torch.randn(2, 3, mask_length, 8, dtype=torch.bfloat16) for _ in range(3))
-    seen = torch.ones(2, 1, mask_length, mask_length, dtype=torch.bool).tril()
-    seen[1, :, :, 2] = False
-    seen[1, :, 2, 2] = True
-    mask = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill_(~seen, -torch.inf)
-    monkeypatch.setattr(attention_module, "FEW_KEYS", 64)
-    products = attention_module.attend(q, k, v, mask, scale=0.3)
-    monkeypatch.setattr(attention_module, "FEW_KEYS", 0)
-    fused = attention_module.attend(q, k, v, mask, scale=0.3)
-    exact = attention_module.attend(q.float(), k.float(), v.float(), seen, scale=0.3)
-    for found in (products, fused):
-        torch.testing.assert_close(found.float(), exact, rtol=0, atol=0.03)
-    assert not torch.equal(products, fused), "one of them was not run"

@@ -44,12 +44,12 @@ def test_a_document_in_a_row_is_what_it_is_alone(attention: tuple[str, ...]) -> 
 
 def test_a_planted_leak_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens, documents = packed(())
-    honest = F.scaled_dot_product_attention
+    honest = attention_module.attend
 
-    def unmasked(*qkv: Tensor, enable_gqa: bool, **masks: Tensor | bool | None) -> Tensor:
-        return honest(*qkv, is_causal=True, enable_gqa=enable_gqa)
+    def unmasked(*qkv: Tensor, scale: float) -> Tensor:
+        return honest(*qkv[:3], None, scale=scale)
 
-    monkeypatch.setattr(attention_module.F, "scaled_dot_product_attention", unmasked)
+    monkeypatch.setattr(attention_module, "attend", unmasked)
     assert difference_to_alone(model, tokens, documents) > 1e-2
 
 

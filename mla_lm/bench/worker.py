@@ -1,0 +1,68 @@
+"""A process of its own for each side, as users have it: no other's memory, and its own peak."""
+
+import multiprocessing
+import re
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+STATUS = Path("/proc/self/status")
+_action: Callable[[], Any]  # of the process
+_before: int
+
+
+class Worker:
+    """Makes an action by `build` in another process and runs it there; both must be picklable."""
+
+    def __init__(self, build: Callable[[], Callable[[], Any]]) -> None:
+        self.pool = ProcessPoolExecutor(
+            1,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_prepare,
+            initargs=(build,),
+        )
+
+    def __call__(self) -> Any:
+        return self.pool.submit(_act).result()
+
+    def peak(self) -> int:
+        """Bytes that the process has grown by at most since before the build; 0 where unknown."""
+        return self.pool.submit(_peak).result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.pool.shutdown()
+
+
+def _prepare(build: Callable[[], Callable[[], Any]]) -> None:
+    from mla_lm.machine import keep_freed_memory
+
+    global _action, _before
+    keep_freed_memory()
+    _before = resident("VmRSS")
+    _action = build()
+
+
+def _act() -> Any:
+    return _action()
+
+
+def _peak() -> int:
+    return resident("VmHWM") - _before
+
+
+def resident(which: str) -> int:
+    """Bytes of memory this process has (`VmRSS`), or has had at most (`VmHWM`)."""
+    if not STATUS.exists():
+        return 0
+    (kilobytes,) = re.findall(rf"{which}:\s*(\d+) kB", STATUS.read_text())
+    return 1024 * int(kilobytes)
