@@ -1,7 +1,7 @@
 """`python -m mla_lm bench [suite=NAME] [out=FILE.json] ...`: measure this machine.
 
-Suites: data, decode, moe, train, checkpoint, evaluation. Ratios against peers in one interleaved
-run, medians with their spread.
+Suites: data, decode, moe, train, quality, checkpoint, evaluation. Ratios against peers in one
+interleaved run, medians with their spread.
 """
 
 from collections.abc import Sequence
@@ -27,14 +27,15 @@ class BenchOptions(BaseModel):
     `megabytes` are the sizes of the corpora that suite `data` prepares; suite `decode` compares
     with `transformers` behind `contexts` tokens, speculates with the checkpoint `ckpt`, and draws
     speed and cache size over the context into `plot`. Suite `evaluation` scores the questions of
-    the JSONL file `items` with `ckpt`.
+    the JSONL file `items` with `ckpt`. Suite `quality` trains for so many `minutes`, twice.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    suite: Literal["data", "decode", "moe", "checkpoint", "evaluation", "train"] = "data"
+    suite: Literal["data", "decode", "moe", "checkpoint", "evaluation", "train", "quality"] = "data"
     megabytes: Sizes = (25, 100)
     contexts: Sizes = (256, 2048, 4096)
+    minutes: Annotated[float, Field(gt=0)] = 2.0
     ckpt: Annotated[str, Field(min_length=1)] | None = None
     items: Annotated[str, Field(min_length=1)] | None = None
     plot: Annotated[str, Field(min_length=1)] | None = None
@@ -51,7 +52,17 @@ def run(arguments: Sequence[str]) -> None:
 
     import json
 
-    from mla_lm.bench import checkpoint, data, decode, evaluation, moe, plot, speculation, train
+    from mla_lm.bench import (
+        checkpoint,
+        data,
+        decode,
+        evaluation,
+        moe,
+        plot,
+        quality,
+        speculation,
+        train,
+    )
     from mla_lm.bench.report import show
     from mla_lm.machine import keep_freed_memory
 
@@ -63,6 +74,8 @@ def run(arguments: Sequence[str]) -> None:
         rows = moe.run()
     elif options.suite == "train":
         rows = train.run()
+    elif options.suite == "quality":
+        rows = quality.run(options.minutes)
     elif options.suite == "checkpoint":
         rows = checkpoint.run()
     elif options.suite == "evaluation":
