@@ -1,8 +1,8 @@
 """Suite `quality`: bits per byte on held-out files after some minutes, against nanoGPT's model.
 
 Both read the embedded corpus in the same tokens and rows, one after the other on the same machine:
-the default run with as many steps as fit, and the dense model with AdamW (2e-3, a cosine over the
-time, 16 rows a step). Validation and preparation are not counted.
+the default run with as many steps as fit, and the dense model with AdamW (1e-3, a cosine over the
+time, 8 rows a step). Validation and preparation are not counted.
 """
 
 import csv
@@ -23,7 +23,7 @@ from mla_lm.data import EvalLoader, PreparedData, TrainLoader, prepare
 from mla_lm.evaluation.language_model import loss_sums, summarize
 from mla_lm.machine import autocast, resolve_precision
 
-LR, BATCH, WARMUP = 2e-3, 16, 0.05  # of the dense model; warm-up as a share of the time
+LR, BATCH, WARMUP = 1e-3, 8, 0.05  # of the dense model; warm-up as a share of the time
 PROBED = 12  # steps of ours that are timed
 SPEED = "train/tokens_per_second"
 TRAIN = Path(__file__).resolve().parent.parent.parent / "train.py"
