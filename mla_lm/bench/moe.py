@@ -4,14 +4,14 @@
 weights and gives the same output. The dense SwiGLU is as wide as the experts a token meets.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mla_lm.bench.report import Row, fastest, interleaved, median_row, timed
+from mla_lm.bench.report import Row, fastest, interleaved, median_row, ratio_row, timed
 from mla_lm.cli import load_config
 from mla_lm.model.ffn import SwiGLU
 from mla_lm.model.moe import MoE
@@ -59,16 +59,12 @@ def figures(number_format: str) -> Iterator[Row]:
     what = f"moe layer, {number_format}"
     for name, values in zip(competing, seconds, strict=True):
         yield median_row(f"{what}: {name}", [1e3 * value for value in values], "ms")
-    yield ratio(f"{what}: transformers / ours", seconds[1], seconds[0], GOALS[number_format])
-    yield ratio(f"{what}: dense / ours", seconds[2], seconds[0], DENSE_GOAL)
+    yield ratio_row(
+        f"{what}: transformers / ours", seconds[1], seconds[0], goal=GOALS[number_format]
+    )
+    yield ratio_row(f"{what}: dense / ours", seconds[2], seconds[0], goal=DENSE_GOAL)
     for name, n_bytes in kept.items():
         yield Row(f"{what}: kept for backward, {name}", n_bytes / 2**20, "MiB")
-
-
-def ratio(name: str, one: Sequence[float], other: Sequence[float], goal: float) -> Row:
-    """Of two sides, round by round."""
-    values = [a / b for a, b in zip(one, other, strict=True)]
-    return median_row(name, values, "x", goal=f">= {goal:g}")
 
 
 def sides() -> tuple[Side, Side, dict[str, Side]]:

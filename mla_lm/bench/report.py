@@ -43,6 +43,12 @@ def median_row(name: str, values: Sequence[float], unit: str, *, goal: str = "")
     return Row(name, statistics.median(values), unit, spread, goal)
 
 
+def ratio_row(name: str, one: Sequence[float], other: Sequence[float], *, goal: float) -> Row:
+    """The median ratio of two sides, round by round."""
+    values = [a / b for a, b in zip(one, other, strict=True)]
+    return median_row(name, values, "x", goal=f">= {goal:g}")
+
+
 def show(title: str, rows: Sequence[Row]) -> None:
     """Print figures as a table."""
     table = Table("figure", "value", "unit", "spread", "goal", title=title)

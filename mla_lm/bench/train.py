@@ -19,7 +19,7 @@ from mla_lm.accounting import count_parameters, train_flops_per_token
 from mla_lm.bench import decode, steps
 from mla_lm.bench.lightning_step import overhead
 from mla_lm.bench.peer import Peer, write_peer
-from mla_lm.bench.report import Row, fastest, interleaved, median_row, timed
+from mla_lm.bench.report import Row, fastest, interleaved, median_row, ratio_row, timed
 from mla_lm.bench.worker import Worker
 from mla_lm.cli import load_config
 from mla_lm.config import RunConfig
@@ -107,7 +107,7 @@ def against_peer(folder: Path, number_format: str) -> Iterator[Row]:
     what = f"training, {number_format}"
     yield median_row(f"{what}: ours", [n_tokens / s for s in own], "tokens/s")
     yield median_row(f"{what}: transformers {best}", [n_tokens / s for s in theirs], "tokens/s")
-    yield ratio(f"{what}: ours / transformers", theirs, own, GOALS[number_format])
+    yield ratio_row(f"{what}: ours / transformers", theirs, own, goal=GOALS[number_format])
     yield Row(f"{what}: peak memory, ours", peaks[0], "MiB")
     yield Row(f"{what}: peak memory, transformers {best}", peaks[1], "MiB")
     yield Row(f"{what}: peak memory, ours / transformers", peaks[0] / peaks[1], "x", "", "<= 0.7")
@@ -127,11 +127,5 @@ def between(name: str, one: Sequence[str], other: Sequence[str], *, goal: float)
     active = [count_parameters(config(*words).model).active / 1e6 for words in (one, other)]
     return [
         Row(f"{name}: active parameters", active[0], "M", f"{active[1]:.3g} of the other"),
-        ratio(name, others, own, goal),
+        ratio_row(name, others, own, goal=goal),
     ]
-
-
-def ratio(name: str, one: Sequence[float], other: Sequence[float], goal: float) -> Row:
-    """Of two sides, round by round."""
-    values = [a / b for a, b in zip(one, other, strict=True)]
-    return median_row(name, values, "x", goal=f">= {goal:g}")
