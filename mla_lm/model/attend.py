@@ -68,22 +68,23 @@ class Products(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor:
-        context = q.new_empty(*q.shape[:2], v.shape[-1])
-        kept = []
+        context, kept = [], []
         for rows, seen in blocks(q.shape[1]):
             if mask is None:
                 n_rows = rows.stop - rows.start
-                hidden = q.new_full((n_rows, seen.stop), -torch.inf).triu(1 + rows.start)
+                later = q.new_full((n_rows, seen.stop), -torch.inf).triu(1 + rows.start)
+                scores = torch.baddbmm(later, q[:, rows], k[:, seen].mT, alpha=scale)
             else:
-                hidden = mask[:, rows, seen].repeat_interleave(len(q) // len(mask), dim=0)
-            scores = torch.baddbmm(hidden, q[:, rows], k[:, seen].mT, alpha=scale)
+                products = torch.bmm(q[:, rows], k[:, seen].mT).unflatten(0, (len(mask), -1))
+                hidden = mask[:, None, rows, seen]  # of all heads
+                scores = torch.add(hidden, products, alpha=scale).flatten(0, 1)
             probabilities = scores.softmax(-1)
-            context[:, rows] = torch.bmm(probabilities, v[:, seen])
+            context.append(torch.bmm(probabilities, v[:, seen]))
             if any(ctx.needs_input_grad):
                 kept.append(probabilities)
         ctx.save_for_backward(q, k, v, *kept)
         ctx.scale = scale
-        return context
+        return context[0] if len(context) == 1 else torch.cat(context, dim=1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
