@@ -21,9 +21,10 @@ from mla_lm.optim import build_optimizer
 
 
 class Side(NamedTuple):
-    """A model, its loss of tokens (B, T + 1), and what follows the backward pass."""
+    """A model, its optimizer, its loss of tokens (B, T + 1), and what follows the backward pass."""
 
     model: nn.Module
+    optimizer: torch.optim.Optimizer
     loss: Callable[[Tensor], Tensor]
     update: Callable[[], object]
 
@@ -64,7 +65,7 @@ def ours(cfg: RunConfig) -> Side:
                 router.e_score_correction_bias, received, speed=cfg.balance.bias_update_speed
             )
 
-    return Side(model, loss, update)
+    return Side(model, optimizer, loss, update)
 
 
 def peer(folder: Path, experts: str) -> Side:
@@ -90,7 +91,7 @@ def _by_logits(model: nn.Module, logits: Callable[[Tensor], Tensor]) -> Side:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    return Side(model, loss, update)
+    return Side(model, optimizer, loss, update)
 
 
 def seconds(side: Side, tokens: Tensor, number_format: str) -> float:

@@ -179,6 +179,17 @@ def test_a_prompt_that_is_too_long_is_cut_between_characters(
     }
 
 
+def test_texts_that_are_too_long_are_counted_by_task(model: Transformer, tmp_path: Path) -> None:
+    for name, n_long in (("some", 3), ("none", 0)):
+        path = tmp_path / f"{name}.jsonl"
+        texts = [sentence(i, 40 if i < n_long else 5) for i in range(5)]
+        lines = [{"context": text, "continuation": "end"} for text in texts]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (tmp_path / f"{name}.yaml").write_text(LAST.format(path=path, name=name))
+    found = run_harness(model, byte_tokenizer(), ["some", "none"], include=str(tmp_path))
+    assert (found["some/n_truncated"], found["none/n_truncated"]) == (3, 0)
+
+
 def test_errors_and_filters_have_names() -> None:
     names = ["acc,none", "acc_stderr,none", "match,strict", "match_stderr,strict"]
     assert list(map(_plain, names)) == ["acc", "acc_stderr", "match,strict", "match,strict_stderr"]

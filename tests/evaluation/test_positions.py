@@ -75,3 +75,13 @@ def test_documents_are_kept_apart_as_in_training(stride: int) -> None:
     assert found["sliding/loss"] == pytest.approx(wanted["val/loss"], rel=1e-5)
     joined = sliding_loss(model, ids, tokenizer, stride=stride)
     assert abs(joined["sliding/loss"] - wanted["val/loss"]) > 1e-3
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_rows_that_are_shorter_add_to_the_first_positions(order: tuple[int, int]) -> None:
+    model, tokenizer = random_model(), byte_tokenizer()
+    batches = [torch.randint(256, (3, 10)), torch.randint(256, (1, 5))]
+    annotate = Annotator(tiny_config().data, tokenizer)
+    byte_lengths = torch.from_numpy(tokenizer.byte_lengths)
+    found = evaluate(model, [batches[i] for i in order], byte_lengths, annotate)
+    assert found.positions[:, 1].tolist() == [4.0] * 4 + [3.0] * 5
