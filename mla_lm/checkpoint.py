@@ -32,7 +32,6 @@ NOT_STORED: dict[str, Any] = {  # classes to import, which come from local YAML,
     "resume": None,
     "resume_allow": (),
 }
-ADDED: dict[str, Any] = {"init_from": None}  # keys that older files do not have
 CONFIG_FILE = "config.json"  # of a run folder
 SECTIONS = "model|balance|data|optim|trainer|loss|checkpoint"
 CHOICE = re.compile(rf"(({SECTIONS}|callbacks|logger|experiment)(/\w+)*|seed|precision)=[\w-]+")
@@ -64,7 +63,8 @@ class Record(BaseModel):
     @classmethod
     def from_stored(cls, tree: dict[str, Any]) -> Self:
         """Raises an error of whatever kind when `tree` is not what `stored` makes."""
-        record = cls(**{**tree, "tokenizer": tree["tokenizer"].numpy().tobytes().decode()})
+        text = tree["tokenizer"].numpy().tobytes().decode()
+        record = cls(**{**tree, "tokenizer": text, "config": completed(tree["config"])})
         if storable(record.overrides) != record.overrides:
             raise ValueError("an override is more than a choice or a plain value")
         record.run_config()
@@ -78,7 +78,13 @@ class Record(BaseModel):
         """The configuration, typed and checked, without what is not stored."""
         if found := sorted(NOT_STORED.keys() & self.config.keys()):
             raise ValueError(f"{found} in the configuration")
-        return RunConfig.model_validate({**ADDED, **self.config, **NOT_STORED})
+        return RunConfig.model_validate({**self.config, **NOT_STORED})
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the keys that older files lack."""
+    trainer = {"compile": False, **config["trainer"]}
+    return {"init_from": None, **config, "trainer": trainer}
 
 
 def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:

@@ -35,19 +35,22 @@ class Side(NamedTuple):
         loss.backward()
         self.update()
         self.model.zero_grad()
-        return float(loss.detach())
+        return float(loss.detach())  # last: a GPU is waited for here
 
 
-def ours(cfg: RunConfig) -> Side:
+def ours(cfg: RunConfig, device: str = "cpu") -> Side:
     """The loss and the updates that the Lightning module makes of a batch, biases included."""
     torch.manual_seed(0)
-    model = Transformer(cfg.model)
+    model = Transformer(cfg.model).to(device)
+    if cfg.trainer.compile:
+        model.compile_blocks(whole=device == "cuda")
     optimizer = build_optimizer(model, cfg.optim)
     routers = model.routers().values()
     load: list[Tensor] = []
 
     def loss(tokens: Tensor) -> Tensor:
-        out = model(tokens[:, :-1], logits=False)
+        checkpointing = cfg.trainer.activation_checkpointing
+        out = model(tokens[:, :-1], logits=False, checkpointing=checkpointing)
         total = head_loss(out.hidden, model.lm_head.weight, tokens[:, 1:])
         for depth, hidden in enumerate(out.mtp, start=1):
             targets = mtp_targets(tokens, depth)
@@ -68,7 +71,7 @@ def ours(cfg: RunConfig) -> Side:
     return Side(model, optimizer, loss, update)
 
 
-def peer(folder: Path, experts: str) -> Side:
+def peer(folder: Path, experts: str, device: str = "cpu", *, compiled: bool = False) -> Side:
     """`transformers`' DeepseekV3ForCausalLM of a folder, by one implementation of its experts."""
     import transformers
 
@@ -77,6 +80,9 @@ def peer(folder: Path, experts: str) -> Side:
     model = transformers.DeepseekV3ForCausalLM.from_pretrained(
         folder, dtype=torch.float32, experts_implementation=experts
     ).train()
+    model.to(device)
+    if compiled:
+        model.compile()
     return _by_logits(model, lambda ids: model(ids, use_cache=False).logits)
 
 
@@ -96,12 +102,13 @@ def _by_logits(model: nn.Module, logits: Callable[[Tensor], Tensor]) -> Side:
 
 def seconds(side: Side, tokens: Tensor, number_format: str) -> float:
     """What a step takes."""
-    return timed(lambda: side.step(tokens, autocast(number_format)))
+    context = autocast(number_format, tokens.device.type)
+    return timed(lambda: side.step(tokens, context))
 
 
-def autocast(number_format: str) -> AbstractContextManager[Any]:
+def autocast(number_format: str, device: str = "cpu") -> AbstractContextManager[Any]:
     """`float32`, or matrix products in `bfloat16`."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=number_format == "bfloat16")
+    return torch.autocast(device, torch.bfloat16, enabled=number_format == "bfloat16")
 
 
 def assert_equal(one: Side, other: Side, tokens: Tensor) -> None:

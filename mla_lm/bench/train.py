@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mla_lm.accounting import count_parameters, train_flops_per_token
-from mla_lm.bench import decode, steps
+from mla_lm.bench import decode, gpu, steps
 from mla_lm.bench.lightning_step import overhead
 from mla_lm.bench.peer import Peer, write_peer
 from mla_lm.bench.report import Row, fastest, interleaved, median_row, ratio_row, timed
@@ -29,18 +29,23 @@ BATCH, LENGTH = 8, 512
 ROUNDS = 5
 GOALS = {"bfloat16": 2.5, "float32": 1.4}
 SIDE = 4096  # of the square matrices of the ceiling
+COPIED = 2**28  # bytes
 MODEL = (*decode.MODEL, f"data.seq_len={LENGTH}", f"data.batch_size={BATCH}", "optim=adamw")
 
 
 def run() -> list[Row]:
-    """All figures."""
+    """All figures; those of a GPU where there is one."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         require_equal(folder)
         rows = [row for number_format in GOALS for row in against_peer(folder, number_format)]
-    rows += between("moe / dense of equal active parameters", (), dense_words(), goal=0.6)
+    rows += between("experts / dense", (), dense_words(), goal=0.6)
     rows += between("mla / mha", (), ("model/attention=mha",), goal=0.9)
-    return [*rows, *overhead()]
+    rows += between("checkpointed / not", ("trainer.activation_checkpointing=non_reentrant",), ())
+    rows += overhead()
+    if torch.cuda.is_available():
+        rows += gpu.run()
+    return rows
 
 
 def config(*words: str) -> RunConfig:
@@ -81,10 +86,23 @@ def peer_step(folder: Path, experts: str, number_format: str) -> Callable[[], fl
     return partial(steps.seconds, steps.peer(folder, experts), batch(config()), number_format)
 
 
-def ceiling(number_format: str) -> Callable[[], float]:
+def product(number_format: str) -> Callable[[], float]:
     """Seconds of one large matrix product, by calling."""
     a, b = (torch.randn(SIDE, SIDE, dtype=getattr(torch, number_format)) for _ in range(2))
     return partial(timed, partial(torch.mm, a, b))
+
+
+def copy() -> Callable[[], float]:
+    """Seconds of copying `COPIED` bytes, by calling."""
+    a, b = (torch.ones(COPIED, dtype=torch.uint8) for _ in range(2))
+    return partial(timed, partial(a.copy_, b))
+
+
+def together(*tasks: Worker) -> tuple[list[list[float]], list[float]]:
+    """Seconds of each in every round after one for nothing, and the peak of each in MiB."""
+    for task in tasks:
+        task()
+    return interleaved(tasks, rounds=ROUNDS), [task.peak() / 2**20 for task in tasks]
 
 
 def against_peer(folder: Path, number_format: str) -> Iterator[Row]:
@@ -92,40 +110,47 @@ def against_peer(folder: Path, number_format: str) -> Iterator[Row]:
     with ExitStack() as stack:
 
         def worker(build: Callable[..., Callable[[], float]], *arguments: object) -> Worker:
-            return stack.enter_context(Worker(partial(build, *arguments, number_format)))
+            return stack.enter_context(Worker(partial(build, *arguments)))
 
-        peers = {way: worker(peer_step, folder, way) for way in Peer.EXPERTS}
+        peers = {way: worker(peer_step, folder, way, number_format) for way in Peer.EXPERTS}
         best = fastest(peers)
-        tasks = [worker(our_step, ()), peers[best], worker(ceiling)]
-        for task in tasks:
-            task()
-        own, theirs, limits = interleaved(tasks, rounds=ROUNDS)
-        peaks = [task.peak() / 2**20 for task in tasks]
+        (own, theirs, products, copies), peaks = together(
+            worker(our_step, (), number_format),
+            peers[best],
+            worker(product, number_format),
+            worker(copy),
+        )
     n_tokens = BATCH * LENGTH
     flops = n_tokens * train_flops_per_token(config().model, LENGTH)
-    shares = [100 * flops / s * t / (2 * SIDE**3) for s, t in zip(own, limits, strict=True)]
     what = f"training, {number_format}"
-    yield median_row(f"{what}: ours", [n_tokens / s for s in own], "tokens/s")
-    yield median_row(f"{what}: transformers {best}", [n_tokens / s for s in theirs], "tokens/s")
+    yield speed_row(f"{what}: ours", own, peaks[0])
+    yield speed_row(f"{what}: transformers {best}", theirs, peaks[1])
     yield ratio_row(f"{what}: ours / transformers", theirs, own, goal=GOALS[number_format])
-    yield Row(f"{what}: peak memory, ours", peaks[0], "MiB")
-    yield Row(f"{what}: peak memory, transformers {best}", peaks[1], "MiB")
     yield Row(f"{what}: peak memory, ours / transformers", peaks[0] / peaks[1], "x", "", "<= 0.7")
-    rates = [2 * SIDE**3 / 1e9 / t for t in limits]
+    rates = [2 * SIDE**3 / 1e9 / s for s in products]
     yield median_row(f"{what}: matrix product of {SIDE}", rates, "GFLOP/s")
+    shares = [100 * flops / s / 1e9 / rate for s, rate in zip(own, rates, strict=True)]
     yield median_row(f"{what}: share of that", shares, "%", goal=">= 15")
+    yield median_row(f"{what}: copying", [COPIED / 1e9 / s for s in copies], "GB/s")
 
 
-def between(name: str, one: Sequence[str], other: Sequence[str], *, goal: float) -> list[Row]:
+def speed_row(name: str, seconds: Sequence[float], peak: float) -> Row:
+    """Tokens a second of steps that took so long."""
+    return median_row(name, [BATCH * LENGTH / s for s in seconds], "tokens/s", peak=peak)
+
+
+def between(
+    name: str, one: Sequence[str], other: Sequence[str], *, goal: float | None = None
+) -> list[Row]:
     """Tokens a second of one of our models over those of another, in bfloat16."""
     with ExitStack() as stack:
         builds = [partial(our_step, words, "bfloat16") for words in (one, other)]
-        tasks = [stack.enter_context(Worker(build)) for build in builds]
-        for task in tasks:
-            task()
-        own, others = interleaved(tasks, rounds=ROUNDS)
+        workers = [stack.enter_context(Worker(build)) for build in builds]
+        (own, others), peaks = together(*workers)
     active = [count_parameters(config(*words).model).active / 1e6 for words in (one, other)]
+    names = [f"{name}: {n:.3g}M active" for name, n in zip(name.split(" / "), active, strict=True)]
     return [
-        Row(f"{name}: active parameters", active[0], "M", f"{active[1]:.3g} of the other"),
+        speed_row(names[0], own, peaks[0]),
+        speed_row(names[1], others, peaks[1]),
         ratio_row(name, others, own, goal=goal),
     ]

@@ -27,7 +27,10 @@ class Worker:
         return self.pool.submit(_act).result()
 
     def peak(self) -> int:
-        """Bytes that the process has grown by at most since before the build; 0 where unknown."""
+        """Bytes that the process has grown by at most since before the build; 0 where unknown.
+
+        Of a GPU's memory where it uses one.
+        """
         return self.pool.submit(_peak).result()
 
     def __enter__(self) -> Self:
@@ -51,6 +54,10 @@ def _act() -> Any:
 
 
 def _peak() -> int:
+    import torch
+
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
     return resident("VmHWM") - _before
 
 

@@ -1,17 +1,24 @@
 """`python -m mla_lm bench [suite=NAME] [out=FILE.json] ...`: measure this machine.
 
-Suites: data, decode, moe, train, quality, checkpoint, evaluation. Ratios against peers in one
-interleaved run, medians with their spread.
+Suites: data, decode, moe, train, quality, checkpoint, evaluation, and all, which leaves out what
+this machine or command has nothing for. Ratios against peers in one interleaved run, medians with
+their spread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mla_lm.cli import parse_options
 from mla_lm.errors import UserError
+
+if TYPE_CHECKING:
+    from mla_lm.bench.report import Row
+
+Suite = Literal["data", "decode", "moe", "train", "quality", "checkpoint", "evaluation"]
+SUITES: tuple[Suite, ...] = get_args(Suite)
 
 
 def _split(words: Sequence[str]) -> list[str]:
@@ -32,7 +39,7 @@ class BenchOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    suite: Literal["data", "decode", "moe", "checkpoint", "evaluation", "train", "quality"] = "data"
+    suite: Suite | Literal["all"] = "data"
     megabytes: Sizes = (25, 100)
     contexts: Sizes = (256, 2048, 4096)
     minutes: Annotated[float, Field(gt=0)] = 2.0
@@ -45,48 +52,51 @@ class BenchOptions(BaseModel):
 def run(arguments: Sequence[str]) -> None:
     """Print a table; write the figures to `out`."""
     options = parse_options(BenchOptions, arguments)
-    if options.suite == "evaluation" and not (options.ckpt and options.items):
-        raise UserError("suite=evaluation: needs ckpt=PATH and items=FILE.jsonl")
     for path in filter(None, (options.out, options.plot)):
         Path(path).touch()
 
     import json
 
-    from mla_lm.bench import (
-        checkpoint,
-        data,
-        decode,
-        evaluation,
-        moe,
-        plot,
-        quality,
-        speculation,
-        train,
-    )
     from mla_lm.bench.report import show
     from mla_lm.machine import keep_freed_memory
 
     keep_freed_memory()
-    curves: dict[str, object] = {}
-    if options.suite == "data":
-        rows = data.run(options.megabytes)
-    elif options.suite == "moe":
-        rows = moe.run()
-    elif options.suite == "train":
-        rows = train.run()
-    elif options.suite == "quality":
-        rows = quality.run(options.minutes)
-    elif options.suite == "checkpoint":
-        rows = checkpoint.run()
-    elif options.suite == "evaluation":
-        rows = evaluation.run(str(options.ckpt), str(options.items))
-    else:
+    results = []
+    for suite in SUITES if options.suite == "all" else (options.suite,):
+        try:
+            rows, curves = measure(suite, options)
+        except (UserError, ImportError) as error:
+            if options.suite != "all":
+                raise
+            print(f"suite {suite} left out: {error}", flush=True)
+            continue
+        show(f"suite {suite}", rows)
+        results.append({"suite": suite, "rows": [row._asdict() for row in rows], **curves})
+        if options.out:
+            figures = results if options.suite == "all" else results[0]
+            Path(options.out).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def measure(suite: str, options: BenchOptions) -> "tuple[list[Row], dict[str, object]]":
+    """The figures of a suite, and curves drawn; UserError where an option is missing."""
+    if suite == "evaluation" and not (options.ckpt and options.items):
+        raise UserError("suite=evaluation: needs ckpt=PATH and items=FILE.jsonl")
+
+    from mla_lm.bench import checkpoint, data, decode, evaluation, moe, plot, quality, train
+
+    if suite == "decode":
         rows = decode.run(options.contexts)
         if options.ckpt:
+            from mla_lm.bench import speculation
+
             rows += speculation.run(options.ckpt)
-        if options.plot:
-            curves = {"tokens/s": plot.plot(Path(options.plot))}
-    show(f"suite {options.suite}", rows)
-    if options.out:
-        figures = {"suite": options.suite, "rows": [row._asdict() for row in rows], **curves}
-        Path(options.out).write_text(json.dumps(figures, indent=2) + "\n")
+        return rows, {"tokens/s": plot.plot(Path(options.plot))} if options.plot else {}
+    suites: dict[str, Callable[[], list[Row]]] = {
+        "data": lambda: data.run(options.megabytes),
+        "moe": moe.run,
+        "train": train.run,
+        "quality": lambda: quality.run(options.minutes),
+        "checkpoint": checkpoint.run,
+        "evaluation": lambda: evaluation.run(str(options.ckpt), str(options.items)),
+    }
+    return suites[suite](), {}

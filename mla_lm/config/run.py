@@ -71,6 +71,7 @@ class TrainerConfig(Section):
     accumulate_grad_batches: Size
     gradient_clip_val: Positive | None
     activation_checkpointing: Checkpointing
+    compile: bool
     max_skipped_steps: Size
     val_every_n_steps: Size
     limit_val_batches: Size | None

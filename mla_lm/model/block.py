@@ -41,9 +41,15 @@ def run(
     cache: LayerCache | None = None,
     checkpointing: Checkpointing = "none",
 ) -> tuple[Tensor, Routing | None]:
-    """`module(*inputs, at, cache)`; with checkpointing its activations are computed again later."""
-    if checkpointing == "none" or not torch.is_grad_enabled():
-        result: tuple[Tensor, Routing | None] = module(*inputs, at, cache)
+    """`module(*inputs, at, cache)`; with checkpointing its activations are computed again later.
+
+    What has been compiled is for training only: elsewhere shapes change from call to call.
+    """
+    if not torch.is_grad_enabled():
+        result: tuple[Tensor, Routing | None] = module.forward(*inputs, at, cache)
+        return result
+    if checkpointing == "none":
+        result = module(*inputs, at, cache)
         return result
 
     def flat(*inputs: Tensor) -> tuple[Tensor, ...]:  # re-entrant: gradient through tensors only

@@ -93,7 +93,8 @@ def grouped_mm(
     n_tokens, top_k = experts.shape
     chosen = experts.flatten()
     order = chosen.argsort(stable=True)  # slots grouped by expert
-    ends = chosen.bincount(minlength=len(gate_up)).cumsum(0).to(torch.int32)
+    counts = chosen.new_zeros(len(gate_up)).scatter_add_(0, chosen, torch.ones_like(chosen))
+    ends = counts.cumsum(0).to(torch.int32)
     h = F.grouped_mm(x[order // top_k], gate_up.mT, offs=ends)
     gate, up = h.chunk(2, dim=-1)
     y = F.grouped_mm(F.silu(gate) * up, down.mT, offs=ends)

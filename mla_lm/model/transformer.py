@@ -104,6 +104,18 @@ class Transformer(KeepsFloat32):
             mtp_input,
         )
 
+    def compile_blocks(self, *, whole: bool, backend: str = "inductor") -> None:
+        """Let `torch.compile` fuse each block and MTP module for training.
+
+        As a whole where experts run by `grouped_mm`, on a GPU; a CPU must know how many tokens each
+        expert has, so that there its block is compiled in parts around them.
+        """
+        for module in (*self.blocks, *self.mtp):
+            module.compile(fullgraph=whole, dynamic=False, backend=backend)
+        for module in self.modules():
+            if isinstance(module, Experts) and not whole:
+                module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+
     def at_nodes(self, tokens: Tensor, positions: Tensor, seen: Tensor | None) -> Tensor:
         """Final hidden states (B, T, dim) of rows that are no plain texts.
 

@@ -14,45 +14,64 @@ COLUMNS = 200  # of the picture
 
 
 class ExpertLoad(L.Callback):
-    """Names an expert without a token for `patience` steps; draws `expert_load.png` at the end."""
+    """Names an expert without a token for `patience` steps; draws `expert_load.png` at the end.
+
+    Loads stay on their device until the next logged step: a GPU is not waited for in between.
+    """
 
     def __init__(self, patience: int) -> None:
         if not isinstance(patience, int) or patience < 1:
             raise ValueError(f"patience={patience} must be a positive number of steps")
         self.patience = patience
+        self.unread: list[tuple[int, Tensor]] = []  # steps and their loads (L, E)
         self.idle: Tensor | None = None  # (L, E) steps since the last token
         self.sum: Tensor | None = None  # (L, E) load since the last column
         self.steps: list[int] = []  # at the end of each column
         self.loads: list[Tensor] = []  # (L, E) each
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        self.say, self.layers = trainer.print, list(pl_module.routers)
+        self.steps_a_column = -(-trainer.max_steps // COLUMNS)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, idx: int
     ) -> None:
         assert isinstance(pl_module, LanguageModel)
-        if pl_module.load is None:
-            return
-        load = pl_module.load.cpu()
+        if pl_module.load is not None:
+            self.unread.append((trainer.global_step, pl_module.load))
+        if pl_module.is_logged:
+            self.read()
+
+    def read(self) -> None:
+        """Take in the loads of the last steps."""
+        unread, self.unread = self.unread, []
+        for step, load in unread:
+            self.take(step, load.cpu())
+
+    def take(self, step: int, load: Tensor) -> None:
+        """One step's."""
         before = torch.zeros_like(load) if self.idle is None else self.idle
         self.idle = torch.where(load == 0, before + 1, 0)
         for layer, expert in (self.idle == self.patience).nonzero().tolist():
-            name = list(pl_module.routers)[layer]
-            trainer.print(
-                f"step {trainer.global_step}: expert {expert} of {name} "
+            self.say(
+                f"step {step}: expert {expert} of {self.layers[layer]} "
                 f"has had no token for {self.patience} steps"
             )
         self.sum = load if self.sum is None else self.sum + load
-        if trainer.global_step % -(-trainer.max_steps // COLUMNS) == 0:
-            self.steps.append(trainer.global_step)
+        if step % self.steps_a_column == 0:
+            self.steps.append(step)
             self.loads.append(self.sum)
             self.sum = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, LanguageModel)
+        self.read()
         if self.loads and trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "expert_load.png"
-            draw_over_training(path, self.steps, torch.stack(self.loads), list(pl_module.routers))
+            draw_over_training(path, self.steps, torch.stack(self.loads), self.layers)
 
     def state_dict(self) -> dict[str, Any]:
+        self.read()
         return {"idle": self.idle, "sum": self.sum, "steps": self.steps, "loads": self.loads}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -49,6 +49,10 @@ class LanguageModel(L.LightningModule):
         self.annotate = Annotator(cfg.data, tokenizer)
         self.val_sums = torch.zeros(N_SUMS, dtype=torch.float64)
 
+    def on_fit_start(self) -> None:
+        if self.cfg.trainer.compile:
+            self.model.compile_blocks(whole=self.device.type == "cuda")
+
     def training_step(self, tokens: Tensor, batch_idx: int) -> Tensor:
         self.load = self.loss = None
         batch = self.annotate(tokens)
@@ -112,13 +116,13 @@ class LanguageModel(L.LightningModule):
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         own_loss = torch.stack(self.micro_losses).mean()
         mean_loss = self.trainer.strategy.reduce(own_loss, reduce_op="mean")
-        loss = float(mean_loss)
+        loss, length = torch.stack((mean_loss, norm)).tolist()  # all that a GPU is waited for
         if self.is_logged:
-            self.log_dict({"train/loss": loss, "train/grad_norm": norm})
-        if not (math.isfinite(loss) and norm.isfinite()):
+            self.log_dict({"train/loss": loss, "train/grad_norm": length})
+        if not (math.isfinite(loss) and math.isfinite(length)):
             optimizer.zero_grad()
             self.n_skipped += 1
-            what = "loss" if norm.isfinite() else "gradient"
+            what = "loss" if math.isfinite(length) else "gradient"
             self.print(f"step {self.global_step + 1} skipped: the {what} is not finite")
             return
         self.loss, self.n_skipped = loss, 0

@@ -75,6 +75,6 @@ def test_what_lightning_adds_comes_out() -> None:
 def test_every_figure_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "ROUNDS", 1)
     rows = {row.name: row for row in train.run()}
-    assert len(rows) == 2 * 8 + 2 * 2 + 2
+    assert len(rows) == 2 * 7 + 3 * 3 + 2
     assert rows["training, bfloat16: ours / transformers"].goal == ">= 2.5"
     assert all(row.value > 0 for row in rows.values())

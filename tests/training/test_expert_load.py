@@ -21,11 +21,14 @@ def watch(
     module: Any = LanguageModel.__new__(LanguageModel)
     torch.nn.Module.__init__(module)
     module.routers = {"layer_1": None, "mtp_1": None}
-    for step, load in enumerate(loads, start=start + 1):
-        module.load = load
-        trainer = SimpleNamespace(global_step=step, max_steps=total, print=said.append)
-        callback.on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
+    trainer: Any = SimpleNamespace(global_step=start, max_steps=total, print=said.append)
+    callback.on_train_start(trainer, module)
+    for load in loads:
+        trainer.global_step += 1
+        module.load, module.is_logged = load, trainer.global_step % 4 == 0
+        callback.on_train_batch_end(trainer, module, None, None, 0)
         assert module.load is load
+    callback.read()
     return said
 
 

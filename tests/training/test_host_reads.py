@@ -1,0 +1,90 @@
+"""A training step reads two numbers from the device, together; a GPU is waited for only there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mla_lm.checkpoint import Record
+from mla_lm.training.expert_load import ExpertLoad
+from mla_lm.training.loss_spikes import LossSpikes
+from mla_lm.training.module import LanguageModel
+from tests.conftest import TINY, load_config, random_tokens
+from tests.training.bookkeeping import TOKENIZER, Loader
+
+READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__")
+WAITS = ("aten::nonzero", "aten::bincount", "aten::_local_scalar_dense", "aten::masked_select")
+LOGGED, STEPS = 5, 9
+
+
+class Waits(TorchDispatchMode):
+    """Kernels whose result's size, or value, the host must know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_mask = func.name() == "aten::index.Tensor" and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if by_mask or func.name().startswith(WAITS):
+            self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What reads tensors, in order."""
+    with Waits() as waits, monkeypatch.context() as patch:
+        for name in READS:
+            honest = getattr(torch.Tensor, name)
+
+            def spy(*args: Any, name: str = name, honest: Any = honest, **options: Any) -> Any:
+                waits.names.append(name)
+                return honest(*args, **options)
+
+            patch.setattr(torch.Tensor, name, spy)
+        yield waits.names
+
+
+class Steps(L.Callback):
+    """Notes what each step reads, from its batch to the next."""
+
+    def __init__(self, reads: list[str]) -> None:
+        self.reads, self.by_step = reads, []  # type: ignore[var-annotated]
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.by_step.append(self.reads[:])
+        self.reads.clear()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_one_read_a_step(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (f"optim={kind}", "model.ffn.execution=grouped_mm", "model.mtp_depth=1")
+    wide = ("model.dim=32", "model.ffn.moe_inter_dim=32")
+    steps = (f"trainer.log_every_n_steps={LOGGED}", f"trainer.max_steps={STEPS}")
+    cfg = load_config([*TINY, *words, *wide, *steps])
+    record = Record(config={}, overrides=[], tokenizer=TOKENIZER.json, data={}, environment={})
+    module = LanguageModel(cfg, TOKENIZER, record)
+    batches = [random_tokens(cfg.model, 2, 17) for _ in range(STEPS)]
+    with counted(monkeypatch) as reads:
+        watch = Steps(reads)
+        L.Trainer(
+            accelerator="cpu",
+            max_steps=STEPS,
+            gradient_clip_val=1.0,
+            log_every_n_steps=LOGGED,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[ExpertLoad(100), LossSpikes(50, 5.0), watch],
+        ).fit(module, Loader(batches), Loader(batches[:1]))
+    unlogged = [reads for step, reads in enumerate(watch.by_step[1:], 1) if step % LOGGED]
+    assert unlogged == [["tolist"]] * len(unlogged)
