@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mla_lm.machine import Resolved, autocast
+
 
 class Shape(NamedTuple):
     """The sizes of a `DenseModel`."""
@@ -62,9 +64,29 @@ class DenseBlock(nn.Module):
         return x + self.down(F.gelu(self.up(self.ffn_norm(x))))
 
 
-def optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+def optimizer(
+    model: nn.Module, lr: float, betas: tuple[float, float] = (0.9, 0.95)
+) -> torch.optim.Optimizer:
     """AdamW with nanoGPT's decay: matrices only."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+
+
+def step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tokens: Tensor,
+    lr: float,
+    precision: Resolved,
+) -> None:
+    """One step on tokens (B, T + 1)."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    with autocast(precision, "cpu"):
+        logits = model(tokens[:, :-1])
+    F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()

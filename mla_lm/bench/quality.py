@@ -9,19 +9,19 @@ preparation are not counted.
 import csv
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
 from mla_lm.bench import baseline, steps
-from mla_lm.bench.report import Row
+from mla_lm.bench.report import Row, timed
 from mla_lm.cli import load_config
 from mla_lm.config import RunConfig
 from mla_lm.data import EvalLoader, PreparedData, TrainLoader, prepare
 from mla_lm.evaluation.language_model import loss_sums, summarize
-from mla_lm.machine import autocast, resolve_precision
+from mla_lm.machine import Resolved, autocast, resolve_precision
 from mla_lm.optim import lr_multiplier
 
 LR, BATCH = 2e-3, 8  # of the dense model
@@ -50,7 +50,7 @@ def run(minutes: float) -> list[Row]:
 
 
 def step_seconds(cfg: RunConfig) -> float:
-    """Of the default run on this machine."""
+    """Of a run on this machine."""
     side = steps.ours(cfg)
     shape = (cfg.data.batch_size, cfg.data.seq_len + 1)
     tokens = torch.randint(cfg.model.vocab_size, shape)
@@ -60,16 +60,16 @@ def step_seconds(cfg: RunConfig) -> float:
     return sorted(steps.seconds(side, tokens, number_format) for _ in range(PROBED))[PROBED // 2]
 
 
-def trained(folder: Path, n_steps: int) -> tuple[float, float]:
+def trained(folder: Path, n_steps: int, *more: str) -> tuple[float, float]:
     """`train.py` as a user runs it: bits per byte at its end, and the seconds of its steps."""
-    words = [f"run_dir={folder}", f"trainer.max_steps={n_steps}", "callbacks.samples=null"]
+    words = [f"run_dir={folder}", f"trainer.max_steps={n_steps}", "callbacks.samples=null", *more]
     words.append(f"trainer.val_every_n_steps={n_steps}")
     subprocess.run([sys.executable, str(TRAIN), *words], check=True)
     with (folder / "metrics" / "version_0" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     speeds = [float(row[SPEED]) for row in rows if row.get(SPEED)]
     (bpb,) = [float(row["val/bpb"]) for row in rows if row.get("val/bpb")]
-    cfg = load_config()
+    cfg = load_config(more)
     per_step = cfg.data.batch_size * cfg.data.seq_len
     return bpb, n_steps * per_step * sum(1 / speed for speed in speeds) / len(speeds)
 
@@ -78,31 +78,28 @@ def dense(cfg: RunConfig, data: PreparedData, minutes: float) -> tuple[float, in
     """Bits per byte of the dense model after so many minutes, and the tokens it has seen."""
     torch.manual_seed(cfg.seed)
     seq_len, precision = cfg.data.seq_len, resolve_precision(cfg.precision, "cpu")
-    shape = baseline.Shape(data.tokenizer.vocab_size, seq_len)
-    model = baseline.DenseModel(shape)
+    model = baseline.DenseModel(baseline.Shape(data.tokenizer.vocab_size, seq_len))
     optimizer = baseline.optimizer(model, LR)
     loader = TrainLoader(data.train, seq_len=seq_len, batch_size=BATCH, accumulate=1, seed=cfg.seed)
     n_tokens, spent = 0, 0.0
     while spent < 60 * minutes:
         for tokens in loader:
-            started = time.perf_counter()
             of_all = round(TICKS * spent / (60 * minutes))
-            for group in optimizer.param_groups:
-                group["lr"] = LR * lr_multiplier(of_all, cfg=cfg.optim, max_steps=TICKS)
-            with autocast(precision, "cpu"):
-                logits = model(tokens[:, :-1])
-            torch.nn.functional.cross_entropy(
-                logits.float().flatten(0, 1), tokens[:, 1:].flatten()
-            ).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            spent += time.perf_counter() - started
+            lr = LR * lr_multiplier(of_all, cfg=cfg.optim, max_steps=TICKS)
+            spent += timed(partial(baseline.step, model, optimizer, tokens, lr, precision))
             n_tokens += tokens[:, 1:].numel()
             if spent >= 60 * minutes:
                 break
+    return validation(model, data, seq_len, precision), n_tokens
+
+
+@torch.no_grad()
+def validation(
+    model: torch.nn.Module, data: PreparedData, seq_len: int, precision: Resolved
+) -> float:
+    """Bits per byte of a model of logits on the whole validation split."""
     byte_lengths = torch.from_numpy(data.tokenizer.byte_lengths)
     batches = EvalLoader(data.val, seq_len=seq_len, batch_size=BATCH)
-    with torch.no_grad(), autocast(precision, "cpu"):
+    with autocast(precision, "cpu"):
         sums = [loss_sums(model(b[:, :-1]), b[:, 1:], byte_lengths) for b in batches]
-    return summarize(torch.stack(sums).sum(0), graded=False)["val/bpb"], n_tokens
+    return summarize(torch.stack(sums).sum(0), graded=False)["val/bpb"]

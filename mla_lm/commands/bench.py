@@ -34,7 +34,8 @@ class BenchOptions(BaseModel):
     `megabytes` are the sizes of the corpora that suite `data` prepares; suite `decode` compares
     with `transformers` behind `contexts` tokens, speculates with the checkpoint `ckpt`, and draws
     speed and cache size over the context into `plot`. Suite `evaluation` scores the questions of
-    the JSONL file `items` with `ckpt`. Suite `quality` trains for so many `minutes`, twice.
+    the JSONL file `items` with `ckpt`. Suite `quality` trains for so many `minutes`, twice; with a
+    `text` of about a megabyte also nanoGPT's recipe for a CPU and ours in a part of its time.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,6 +46,7 @@ class BenchOptions(BaseModel):
     minutes: Annotated[float, Field(gt=0)] = 2.0
     ckpt: Annotated[str, Field(min_length=1)] | None = None
     items: Annotated[str, Field(min_length=1)] | None = None
+    text: Annotated[str, Field(min_length=1)] | None = None
     plot: Annotated[str, Field(min_length=1)] | None = None
     out: Annotated[str, Field(min_length=1)] | None = None
 
@@ -82,7 +84,7 @@ def measure(suite: str, options: BenchOptions) -> "tuple[list[Row], dict[str, ob
     if suite == "evaluation" and not (options.ckpt and options.items):
         raise UserError("suite=evaluation: needs ckpt=PATH and items=FILE.jsonl")
 
-    from mla_lm.bench import checkpoint, data, decode, evaluation, moe, plot, quality, train
+    from mla_lm.bench import checkpoint, data, decode, evaluation, moe, plot, quality, recipe, train
 
     if suite == "decode":
         rows = decode.run(options.contexts)
@@ -95,7 +97,9 @@ def measure(suite: str, options: BenchOptions) -> "tuple[list[Row], dict[str, ob
         "data": lambda: data.run(options.megabytes),
         "moe": moe.run,
         "train": train.run,
-        "quality": lambda: quality.run(options.minutes),
+        "quality": lambda: (
+            quality.run(options.minutes) + (recipe.run(Path(options.text)) if options.text else [])
+        ),
         "checkpoint": checkpoint.run,
         "evaluation": lambda: evaluation.run(str(options.ckpt), str(options.items)),
     }

@@ -1,10 +1,13 @@
-"""Suite `quality` for seconds, and the dense model it compares with."""
+"""Suite `quality` for seconds, and the dense models it compares with."""
+
+from pathlib import Path
 
 import pytest
 import torch
 
-from mla_lm.bench import baseline, quality
+from mla_lm.bench import baseline, quality, recipe
 from tests.processes import environment
+from tests.runs.conftest import write_corpus
 
 
 def test_the_dense_model_is_causal_and_has_its_parameters() -> None:
@@ -27,6 +30,14 @@ def test_only_matrices_decay() -> None:
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
+def test_the_recipes_rate_rises_and_falls() -> None:
+    rates = [recipe.rate(step) for step in range(recipe.STEPS)]
+    assert rates[0] == pytest.approx(recipe.LR / recipe.WARM_UP)
+    assert max(rates) == rates[recipe.WARM_UP - 1] == recipe.LR
+    assert rates[recipe.WARM_UP :] == sorted(rates[recipe.WARM_UP :], reverse=True)
+    assert rates[-1] == pytest.approx(recipe.LAST_LR, rel=1e-3)
+
+
 @pytest.mark.slow
 def test_both_train_for_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment().items():
@@ -36,3 +47,25 @@ def test_both_train_for_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for side in ("default run", "dense model"):
         assert 1 < rows[f"{side}: validation"] < 6
         assert rows[f"{side}: tokens"] > 0
+
+
+@pytest.mark.slow
+def test_the_recipe_and_ours_in_a_part_of_its_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recipe, "STEPS", 150)
+    write_corpus(tmp_path / "text")
+    text = tmp_path / "text.txt"
+    files = sorted((tmp_path / "text").iterdir())
+    text.write_text("\n\n".join(file.read_text() for file in files) * 20)
+    rows = {row.name: row for row in recipe.run(text)}
+    theirs = rows["nanoGPT's recipe: validation"].value
+    assert 0 < theirs < 8
+    for share in recipe.SHARES:
+        assert rows[f"ours, {share} of its time: training"].value > 0
+        validation = rows[f"ours, {share} of its time: validation"]
+        assert 0 < validation.value < 8
+        assert validation.goal == f"<= {theirs:.3f}"
