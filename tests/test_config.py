@@ -19,6 +19,7 @@ NEEDS = dict.fromkeys(FILES, ("data.path=my.txt",)) | {
     "data=hub": ("data.name=owner/set",),
     "model/ffn=dense": ("balance=none",),
     "experiment=stories": ("data.path=x",),
+    "experiment=small_text": ("data.path=x",),
     "data/tokenizer=pretrained": ("data.tokenizer.path=x", "data.tokenizer.vocab_size=1000"),
 }
 PRESETS = {"tinystories": "hub", "fineweb_edu": "hub", "wikitext": "hub"}
