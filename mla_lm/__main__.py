@@ -9,6 +9,7 @@ from mla_lm import cli
 from mla_lm.errors import UserError
 
 VERBS = {
+    "ablate": "a study of several runs, which resumes, and its report",
     "bench": "measure this machine against peers",
     "export": "write a folder that transformers, vLLM and lm_eval load",
     "generate": "continue a prompt with a trained model",

@@ -5,6 +5,7 @@ The only file that knows Hydra. Torch is not imported before the configuration i
 
 import difflib
 import os
+import pickle
 import re
 import secrets
 import signal
@@ -48,6 +49,35 @@ def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
         except ValueError as error:  # a group set to null or to a number
             raise UserError(f"{' '.join(overrides)}: {error}") from None
         return resolve(composed)
+
+
+def variants(overrides: Sequence[str]) -> Callable[[Mapping[str, int]], RunConfig]:
+    """Compose a training run once, for many tries of some of its keys, in milliseconds each.
+
+    `variants(overrides)({key: value})` is `load_config([*overrides, "KEY=VALUE"])` and raises the
+    same errors.
+    """
+    import hydra
+    from omegaconf import OmegaConf
+
+    with (
+        _explained("train", overrides),
+        hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)),
+    ):
+        try:
+            composed = hydra.compose("train", list(overrides))
+        except ValueError as error:  # a group set to null or to a number
+            raise UserError(f"{' '.join(overrides)}: {error}") from None
+    pickled = pickle.dumps(composed)  # copies in a fifth of the time of copy.deepcopy
+
+    def vary(changes: Mapping[str, int]) -> RunConfig:
+        varied = pickle.loads(pickled)
+        with _explained("train", overrides):
+            for key, value in changes.items():
+                OmegaConf.update(varied, key, value)
+            return validate(RunConfig, resolve(varied))
+
+    return vary
 
 
 def resolve(cfg: Any) -> dict[str, Any]:

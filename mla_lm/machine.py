@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from mla_lm.config import Precision
 from mla_lm.errors import UserError
 
 Resolved = Literal["32-true", "bf16-mixed"]
+STATUS = Path("/proc/self/status")
 
 
 def accelerator_type(accelerator: str = "auto") -> Literal["cuda", "cpu"]:
@@ -72,6 +74,14 @@ def keep_freed_memory() -> None:
         m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def resident(which: str) -> int:
+    """Bytes of memory this process has (`VmRSS`), or has had at most (`VmHWM`)."""
+    if not STATUS.exists():
+        return 0
+    (kilobytes,) = re.findall(rf"{which}:\s*(\d+) kB", STATUS.read_text())
+    return 1024 * int(kilobytes)
 
 
 def environment(precision: Resolved, device_type: str) -> dict[str, str | int]:

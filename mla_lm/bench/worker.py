@@ -1,13 +1,12 @@
 """A process of its own for each side, as users have it: no other's memory, and its own peak."""
 
 import multiprocessing
-import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any, Self
 
-STATUS = Path("/proc/self/status")
+from mla_lm.machine import keep_freed_memory, resident
+
 _action: Callable[[], Any]  # of the process
 _before: int
 
@@ -41,8 +40,6 @@ class Worker:
 
 
 def _prepare(build: Callable[[], Callable[[], Any]]) -> None:
-    from mla_lm.machine import keep_freed_memory
-
     global _action, _before
     keep_freed_memory()
     _before = resident("VmRSS")
@@ -59,11 +56,3 @@ def _peak() -> int:
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     return resident("VmHWM") - _before
-
-
-def resident(which: str) -> int:
-    """Bytes of memory this process has (`VmRSS`), or has had at most (`VmHWM`)."""
-    if not STATUS.exists():
-        return 0
-    (kilobytes,) = re.findall(rf"{which}:\s*(\d+) kB", STATUS.read_text())
-    return 1024 * int(kilobytes)

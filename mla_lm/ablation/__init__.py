@@ -1,0 +1,1 @@
+"""Studies: matched budgets, a runner that resumes, statistics and a report."""

@@ -1,0 +1,203 @@
+"""Runs the cells of a study, each a process of its own; what is on disk decides what is left.
+
+A finished cell is skipped, one that was cut short continues from its newest checkpoint, one that
+fails does not stop the others.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from mla_lm.ablation.cell import COST, PROFILE
+from mla_lm.ablation.study import Cell
+from mla_lm.config.words import quoted
+from mla_lm.errors import UserError
+from mla_lm.resume import LOCK
+
+CELLS, LOGS = "cells", "logs"
+PROGRESS = re.compile(r"step (\d+)/(\d+)  loss (\S+)  ([\d,]+) tokens/s")
+VALIDATION = re.compile(r"val/bpb (\S+)")
+PATIENCE = 60.0  # seconds for a cell of a killed runner to save and end
+
+
+class State(NamedTuple):
+    """Of a cell: waiting, running, finished, skipped or failed."""
+
+    what: str = "waiting"
+    step: int = 0
+    steps: int = 0
+    note: str = ""  # loss and speed, bits per byte, or the reason
+
+
+class Runner:
+    """`jobs` cells at a time in `out/cells`, what they say in `out/logs`."""
+
+    def __init__(self, out: Path, *, jobs: int) -> None:
+        self.out, self.jobs = out, jobs
+        self.states: dict[str, State] = {}
+        self.processes: set[subprocess.Popen[str]] = set()
+        self.console = Console()
+        self.begun = time.perf_counter()
+        self.stopped = False
+
+    def folder(self, cell: Cell) -> Path:
+        """The run folder of a cell."""
+        return self.out / CELLS / cell.name
+
+    def run(self, cells: Sequence[Cell], *, profiled: Sequence[str]) -> None:
+        """Run what is left of these, and measure those named; `states` has those that failed."""
+        self.states |= {cell.name: State() for cell in cells}
+        with ThreadPoolExecutor(self.jobs) as pool, Display(self) as show:
+            waiting = [pool.submit(self._run, cell, cell.name in profiled) for cell in cells]
+            try:
+                while not all(future.done() for future in waiting):
+                    show()
+                    time.sleep(0.2)
+            except BaseException:
+                self.stop()
+                raise
+            for future in waiting:
+                future.result()
+            show()
+
+    def stop(self) -> None:
+        """Let the cells that run save and end; start no more."""
+        self.stopped = True
+        for process in list(self.processes):
+            process.terminate()
+
+    def failed(self) -> list[str]:
+        """`NAME (reason)` of each."""
+        return [f"{n} ({s.note})" for n, s in self.states.items() if s.what == "failed"]
+
+    def _run(self, cell: Cell, profiled: bool) -> None:
+        folder = self.folder(cell)
+        if (folder / COST).exists():
+            self._tell(cell, State("skipped", note="finished before"))
+            return
+        if self.stopped:
+            return
+        if folder.exists():
+            try:
+                with FileLock(folder / LOCK, timeout=PATIENCE):
+                    pass
+            except Timeout:
+                self._tell(cell, State("failed", note="another process trains there"))
+                return
+        words = [*cell.words, f"seed={cell.seed}", quoted("run_dir", folder), "resume=auto"]
+        command = [sys.executable, "-m", "mla_lm.ablation.cell", *([PROFILE] * profiled), *words]
+        log = self.out / LOGS / f"{cell.name}.log"
+        log.parent.mkdir(exist_ok=True)
+        with log.open("a", buffering=1) as file:
+            file.write(f"$ {' '.join(words)}\n")
+            self._tell(cell, State("running"))
+            status, last = self._follow(cell, command, file.write)
+        if status == 0:
+            self._tell(cell, State("finished", note=self.states[cell.name].note))
+        else:
+            self._tell(cell, State("failed", note=last or f"exit status {status}"))
+
+    def _follow(
+        self, cell: Cell, command: Sequence[str], write: Callable[[str], object]
+    ) -> tuple[int, str]:
+        """Exit status and last line of a process, whose lines tell how far it is."""
+        last = ""
+        environment = dict(os.environ)
+        if self.jobs > 1:
+            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,  # its end tells the cell that the runner is gone
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the runner, which lets the cells save
+        ) as process:
+            self.processes.add(process)
+            assert process.stdout is not None
+            for line in process.stdout:
+                write(line)
+                last = line.strip() or last
+                if found := PROGRESS.search(line):
+                    step, steps, loss, speed = found.groups()
+                    note = f"loss {loss}  {speed} tokens/s"
+                    self.states[cell.name] = State("running", int(step), int(steps), note)
+                elif found := VALIDATION.search(line):
+                    state = self.states[cell.name]
+                    self.states[cell.name] = state._replace(note=f"val/bpb {found[1]}")
+            status = process.wait()
+            self.processes.discard(process)
+        return status, last
+
+    def _tell(self, cell: Cell, state: State) -> None:
+        self.states[cell.name] = state
+        if not self.console.is_terminal:
+            print(f"{cell.name}: {state.what}  {state.note}".rstrip(), flush=True)
+
+
+class Display:
+    """The live table; nothing where there is no terminal."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.live = Live(console=runner.console, auto_refresh=False)
+
+    def __enter__(self) -> Callable[[], None]:
+        if not self.runner.console.is_terminal:
+            return lambda: None
+        self.live.start()
+        return lambda: self.live.update(table(self.runner), refresh=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self.runner.console.is_terminal:
+            self.live.stop()
+
+
+def table(runner: Runner) -> Table:
+    """Every cell, and how long the rest may take."""
+    states = runner.states
+    shown = Table("cell", "state", "step", "", title=f"{runner.out}  {left(runner)}")
+    for name, state in states.items():
+        step = f"{state.step}/{state.steps}" if state.steps else ""
+        shown.add_row(name, state.what, step, state.note)
+    return shown
+
+
+def left(runner: Runner) -> str:
+    """Time left in words, from the share of this start's cells that is done."""
+    mine = [state for state in runner.states.values() if state.what != "skipped"]
+    done = sum(share(state) for state in mine)
+    if not done or done == len(mine):
+        return ""
+    seconds = (time.perf_counter() - runner.begun) * (len(mine) - done) / done
+    return f"about {seconds / 60:.0f} min left"
+
+
+def share(state: State) -> float:
+    """How much of a cell is done."""
+    if state.what in ("finished", "failed"):
+        return 1.0
+    return state.step / state.steps if state.steps else 0.0
+
+
+def claimed(out: Path) -> FileLock:
+    """The lock of a study's folder; UserError where another runner holds it."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"out={out}: another runner works there") from None
+    return lock

@@ -1,0 +1,92 @@
+"""`python -m mla_lm ablate ablation=NAME out=DIR [OVERRIDES]`: a resumable study and its report.
+
+`ablation` is a file of configs/ablation or any YAML file of that form; every other KEY=VALUE is an
+override for all cells. The same command continues a study. `jobs=2` runs two cells at a time, each
+on half of the cores; `plan=true` only shows what each arm would be; `seeds=1,2,3`, `match=params`,
+`lr_grid=1e-3,2e-3` and `confidence=0.9` change the study. `report=DIR` reports any folder of runs.
+"""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from mla_lm.cli import parse_options
+from mla_lm.errors import UserError
+
+CHANGES = ("seeds", "lr_grid", "match", "confidence")  # of the study, from the command line
+OWN = ("run_dir", "run_id", "seed", "resume")  # of each cell
+
+
+def _numbers(words: Any) -> Any:
+    return [word for word in words.split(",") if word] if isinstance(words, str) else words
+
+
+class AblateOptions(BaseModel):
+    """`ablation` and `out`, or `report`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    ablation: Annotated[str, Field(min_length=1)] | None = None
+    out: Annotated[str, Field(min_length=1)] | None = None
+    report: Annotated[str, Field(min_length=1)] | None = None
+    jobs: Annotated[int, Field(gt=0)] = 1
+    plan: bool = False
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_numbers)] | None = None
+    lr_grid: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = None
+    match: str | None = None
+    confidence: float | str | None = None
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run or continue the study, or report a folder."""
+    fields = AblateOptions.model_fields
+    own = [word for word in arguments if word.partition("=")[0] in fields or "=" not in word]
+    words = [word for word in arguments if word not in own]
+    options = parse_options(AblateOptions, own)
+    command = shlex.join(["python", "-m", "mla_lm", "ablate", *arguments])
+    if options.report:
+        if words or options.ablation:
+            raise UserError(f"report={options.report}: takes no study and no overrides")
+        report_folder(Path(options.report), command)
+    elif options.ablation:
+        study(options, words, command)
+    else:
+        raise UserError("ablate: needs ablation=NAME out=DIR, or report=DIR")
+
+
+def report_folder(folder: Path, command: str) -> None:
+    """`report=DIR`: of a study, or of any runs."""
+    from mla_lm.ablation.report import About, write_report
+    from mla_lm.ablation.results import runs_below
+
+    if not folder.is_dir():
+        raise UserError(f"report={folder}: no such folder")
+    runs = runs_below(folder)
+    if not runs:
+        raise UserError(f"report={folder}: holds no run")
+    write_report(folder, runs, About(folder.name, "", command, "", runs[0].arm, "none"))
+    print(f"{folder / 'report.html'}")
+
+
+def study(options: AblateOptions, words: Sequence[str], command: str) -> None:
+    """`ablation=NAME`: plan, run what is left, report."""
+    from mla_lm.ablation.conduct import conduct, show
+    from mla_lm.ablation.study import load_study, plan
+
+    for word in words:
+        if (key := word.lstrip("+").partition("=")[0]) in OWN:
+            raise UserError(f"{key}: the study gives each cell its own; leave it out")
+    changes = {key: value for key in CHANGES if (value := getattr(options, key)) is not None}
+    if changes.get("confidence") == "null":
+        changes["confidence"] = None
+    chosen = load_study(str(options.ablation), changes, words)
+    planned = plan(chosen)
+    show(chosen, planned)
+    if options.plan:
+        return
+    if options.out is None:
+        raise UserError("out: must be given, the folder of the study")
+    conduct(chosen, planned, Path(options.out), jobs=options.jobs, command=command)
