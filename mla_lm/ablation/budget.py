@@ -122,7 +122,7 @@ class _Figures(dict[int, float]):
 
         for _, alike in groupby(sorted(range(low, high), key=power, reverse=True), key=power):
             if found := [w for w in alike if abs(self[w] / target - 1) <= TOLERANCE]:
-                return max(found, key=lambda w: abs(self[w] - target))
+                return min(found, key=lambda w: abs(self[w] - target))
         return None
 
     def best(self, key: str, target: float) -> str:

@@ -8,11 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mla_lm.ablation.report import About, write_report
-from mla_lm.ablation.results import Run, read_run
-from mla_lm.ablation.runner import Runner, claimed
+from mla_lm.ablation.results import Run, read_run, runs_below
+from mla_lm.ablation.runner import CELLS, Runner, claimed
 from mla_lm.ablation.statistics import best_rates
 from mla_lm.ablation.study import Cell, Plan, Study, cells, sweep_cells
 from mla_lm.atomic import replacing
+from mla_lm.checkpoint import CONFIG_FILE
+from mla_lm.cli import validate
 from mla_lm.errors import UserError
 
 STUDY = "study.json"
@@ -41,23 +43,13 @@ def conduct(study: Study, planned: Plan, out: Path, *, jobs: int, command: str) 
         runner = Runner(out, jobs=jobs)
         sweep = sweep_cells(study, planned)
         runner.run(sweep, profiled=[cell.name for cell in sweep[: len(planned.words)]])
-        best = best_rates(found(runner, sweep)) if sweep else {}
+        best = best_rates(found(out, sweep)) if sweep else {}
         rest = cells(study, planned, best)
         first = [] if sweep else [cell.name for cell in rest if cell.seed == study.seeds[0]]
         runner.run(rest, profiled=first)
-        about = About(
-            title=out.name,
-            question=study.question,
-            command=command,
-            digest=study.digest,
-            reference=study.reference,
-            match=study.match,
-            confidence=study.confidence,
-            failed=runner.failed(),
-        )
-        write_report(out, found(runner, [*sweep, *rest]), about)
-    print(f"report {out / 'report.html'}")
-    if failed := runner.failed():
+        failed = runner.failed()
+        report(study, out, found(out, [*sweep, *rest]), command=command, failed=failed)
+    if failed:
         raise UserError(
             f"{len(failed)} of {len(sweep) + len(rest)} cells failed: {'; '.join(failed)}; "
             f"{out / 'logs'} has what they said; the same command goes on"
@@ -78,8 +70,54 @@ def keep(study: Study, out: Path) -> None:
         temporary.write_text(json.dumps(mine, indent=2) + "\n")
 
 
-def found(runner: Runner, wanted: Sequence[Cell]) -> list[Run]:
+def found(out: Path, wanted: Sequence[Cell]) -> list[Run]:
     """The runs of these cells, as far as they have begun."""
-    folders = [(runner.folder(cell), cell) for cell in wanted]
-    begun = [(folder, cell) for folder, cell in folders if (folder / "config.json").exists()]
+    folders = [(out / CELLS / cell.name, cell) for cell in wanted]
+    begun = [(folder, cell) for folder, cell in folders if (folder / CONFIG_FILE).exists()]
     return [read_run(folder, arm=cell.arm, name=cell.name) for folder, cell in begun]
+
+
+def report(
+    study: Study, out: Path, runs: Sequence[Run], *, command: str, failed: Sequence[str] = ()
+) -> None:
+    """Write the report of a study, and say where it is."""
+    about = About(
+        title=out.resolve().name,
+        question=study.question,
+        command=command,
+        digest=study.digest,
+        reference=study.reference,
+        match=study.match,
+        confidence=study.confidence,
+        failed=failed,
+    )
+    write_report(out, runs, about)
+    print(f"report {out / 'report.html'}")
+
+
+def report_folder(out: Path, *, command: str) -> None:
+    """Report a study as far as it has come, or any folder of runs; the first is the reference.
+
+    Raises UserError for a folder without any.
+    """
+    if not out.is_dir():
+        raise UserError(f"report={out}: no such folder")
+    if (out / STUDY).exists():
+        study = validate(Study, json.loads((out / STUDY).read_text()))
+        folders = sorted(path.parent for path in (out / CELLS).glob(f"*/{CONFIG_FILE}"))
+        runs = [read_run(folder, arm=arm_of(folder, study), name=folder.name) for folder in folders]
+        runs.sort(key=lambda run: (run.seed, [*study.arms].index(run.arm)))
+        report(study, out, runs, command=command)
+        return
+    runs = runs_below(out)
+    if not runs:
+        raise UserError(f"report={out}: holds no run")
+    about = About(out.resolve().name, "", command, "", runs[0].arm, "none")
+    write_report(out, runs, about)
+    print(f"report {out / 'report.html'}")
+
+
+def arm_of(folder: Path, study: Study) -> str:
+    """The arm a cell's name begins with."""
+    arms = [arm for arm in study.arms if folder.name.startswith((f"{arm}-s", f"{arm}-lr"))]
+    return max(arms, key=len)

@@ -50,25 +50,13 @@ def run(arguments: Sequence[str]) -> None:
     if options.report:
         if words or options.ablation:
             raise UserError(f"report={options.report}: takes no study and no overrides")
-        report_folder(Path(options.report), command)
+        from mla_lm.ablation.conduct import report_folder
+
+        report_folder(Path(options.report), command=command)
     elif options.ablation:
         study(options, words, command)
     else:
         raise UserError("ablate: needs ablation=NAME out=DIR, or report=DIR")
-
-
-def report_folder(folder: Path, command: str) -> None:
-    """`report=DIR`: of a study, or of any runs."""
-    from mla_lm.ablation.report import About, write_report
-    from mla_lm.ablation.results import runs_below
-
-    if not folder.is_dir():
-        raise UserError(f"report={folder}: no such folder")
-    runs = runs_below(folder)
-    if not runs:
-        raise UserError(f"report={folder}: holds no run")
-    write_report(folder, runs, About(folder.name, "", command, "", runs[0].arm, "none"))
-    print(f"{folder / 'report.html'}")
 
 
 def study(options: AblateOptions, words: Sequence[str], command: str) -> None:

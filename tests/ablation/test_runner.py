@@ -80,6 +80,11 @@ def test_a_killed_study_ends_with_the_same_results(study: list[str], tmp_path: P
     assert (cut / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
     assert (cut / "report.html").stat().st_size > 10_000
 
+    (cut / "results.csv").unlink()
+    result = run(*study[:3], f"report={cut}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (cut / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+
     result = run(*study, f"out={cut}", "optim.lr=0.01", cwd=tmp_path)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "belongs to another study, whose base differs" in result.stderr
