@@ -38,17 +38,8 @@ def load_config(overrides: Sequence[str] = ()) -> RunConfig:
 
 def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Compose `configs/NAME.yaml` with Hydra overrides into a resolved plain dict."""
-    import hydra
-
-    with (
-        _explained(name, overrides),
-        hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)),
-    ):
-        try:
-            composed = hydra.compose(name, list(overrides))
-        except ValueError as error:  # a group set to null or to a number
-            raise UserError(f"{' '.join(overrides)}: {error}") from None
-        return resolve(composed)
+    with _explained(name, overrides):
+        return resolve(_composed(name, overrides))
 
 
 def variants(overrides: Sequence[str]) -> Callable[[Mapping[str, int]], RunConfig]:
@@ -57,27 +48,29 @@ def variants(overrides: Sequence[str]) -> Callable[[Mapping[str, int]], RunConfi
     `variants(overrides)({key: value})` is `load_config([*overrides, "KEY=VALUE"])` and raises the
     same errors.
     """
-    import hydra
     from omegaconf import OmegaConf
 
-    with (
-        _explained("train", overrides),
-        hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)),
-    ):
-        try:
-            composed = hydra.compose("train", list(overrides))
-        except ValueError as error:  # a group set to null or to a number
-            raise UserError(f"{' '.join(overrides)}: {error}") from None
-    pickled = pickle.dumps(composed)  # copies in a fifth of the time of copy.deepcopy
+    with _explained("train", overrides):
+        composed = pickle.dumps(_composed("train", overrides))  # faster to copy than a deepcopy
 
     def vary(changes: Mapping[str, int]) -> RunConfig:
-        varied = pickle.loads(pickled)
+        varied = pickle.loads(composed)
         with _explained("train", overrides):
             for key, value in changes.items():
                 OmegaConf.update(varied, key, value)
             return validate(RunConfig, resolve(varied))
 
     return vary
+
+
+def _composed(name: str, overrides: Sequence[str]) -> Any:
+    import hydra
+
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        try:
+            return hydra.compose(name, list(overrides))
+        except ValueError as error:  # a group set to null or to a number
+            raise UserError(f"{' '.join(overrides)}: {error}") from None
 
 
 def resolve(cfg: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -44,12 +44,16 @@ class MuonAdamW(Optimizer):
     """AdamW for groups of `kind: adamw`, Muon (arXiv 2502.16982) for matrices of `kind: muon`.
 
     Muon steps along the orthogonalised momentum, scaled to the RMS of an AdamW step, so both kinds
-    share learning rate and decay. Stacked experts (E, rows, columns) are matrices each.
+    share learning rate and decay. Stacked experts (E, rows, columns) are matrices each, and so are
+    the parts of a matrix whose rows do different things: `parts` has how many rows each has.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], cfg: OptimConfig) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], cfg: OptimConfig, parts: Mapping[Tensor, Sequence[int]]
+    ) -> None:
         defaults = {"lr": cfg.lr, "betas": cfg.betas, "eps": cfg.eps, "momentum": MUON_MOMENTUM}
         super().__init__(groups, defaults)
+        self.parts = parts
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -72,15 +76,17 @@ class MuonAdamW(Optimizer):
             buffer.lerp_(p.grad, 1 - group["momentum"])
             nesterov = p.grad.lerp(buffer, group["momentum"])
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            by_shape[p.shape[-2:]].append((p, nesterov))
+            sizes = self.parts.get(p, p.shape[-2:-1])
+            for rows, update in zip(p.split(sizes, -2), nesterov.split(sizes, -2), strict=True):
+                by_shape[rows.shape[-2:]].append((rows, update))
         for shape, members in by_shape.items():
             matrices = torch.cat([update.reshape(-1, *shape) for _, update in members])
             updates = orthogonalize(matrices).split(
-                [p.numel() // shape.numel() for p, _ in members]
+                [rows.numel() // shape.numel() for rows, _ in members]
             )
             scale = 0.2 * max(shape) ** 0.5
-            for (p, _), update in zip(members, updates, strict=True):
-                p.add_(update.view_as(p), alpha=-group["lr"] * scale)
+            for (rows, _), update in zip(members, updates, strict=True):
+                rows.add_(update.view_as(rows), alpha=-group["lr"] * scale)
 
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for p in parameters:
@@ -144,6 +150,11 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig) -> Optimizer:
             if parameters
         ],
         cfg,
+        {
+            module.get_parameter(name): sizes
+            for module in model.modules()
+            for name, sizes in getattr(module, "row_parts", {}).items()
+        },
     )
 
 

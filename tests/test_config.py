@@ -28,9 +28,9 @@ ATTENTIONS = sorted(p.stem for p in (CONFIGS / "model" / "attention").glob("*.ya
 
 
 def options() -> list[str]:
-    """GROUP=NAME for every file of every group."""
-    files = (p.relative_to(CONFIGS) for p in sorted(CONFIGS.rglob("*.yaml")))
-    return [f"{p.parent}={p.stem}" for p in files if len(p.parts) > 1 and p.stem[0] != "_"]
+    """GROUP=NAME for every file of every group; studies are no group."""
+    files = (p.relative_to(CONFIGS) for p in sorted(CONFIGS.rglob("[!_]*.yaml")))
+    return [f"{p.parent}={p.stem}" for p in files if len(p.parts) > 1 and p.parts[0] != "ablation"]
 
 
 def sections(kind: type[BaseModel]) -> set[type[BaseModel]]:

@@ -45,6 +45,12 @@ class MultiHeadLatentAttention(nn.Module):
             self.kv_lora_rank, cfg.n_heads * (self.nope_dim + self.v_dim), bias=False
         )
         self.o_proj = nn.Linear(cfg.n_heads * self.v_dim, cfg.dim, bias=False)
+        q = "q_b_proj.weight" if self.compress_q else "q_proj.weight"
+        self.row_parts = {  # for Muon
+            q: (self.nope_dim, self.rope_dim) * cfg.n_heads,
+            "kv_a_proj.weight": (self.kv_lora_rank, self.rope_dim),
+            "kv_b_proj.weight": (self.nope_dim, self.v_dim) * cfg.n_heads,
+        }
 
     def forward(self, x: Tensor, at: Positions, cache: LayerCache | None = None) -> Tensor:
         q = self.q_b_proj(self.q_a_norm(self.q_a_proj(x))) if self.compress_q else self.q_proj(x)

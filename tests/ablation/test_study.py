@@ -101,5 +101,5 @@ def test_files_that_are_no_studies_are_refused(text: str, message: str, tmp_path
 
 
 def test_an_arm_that_is_no_model_is_named() -> None:
-    with pytest.raises(UserError, match=r"arm b: model.n_heads=3: must be divisible"):
+    with pytest.raises(UserError, match=r"arm b: model.n_heads=4: must be divisible"):
         plan(small(arms={"mla": [], "b": ["model/attention=gqa", "model.sizes.n_kv_heads=5"]}))

@@ -1,6 +1,7 @@
 """What a run leaves behind and says, and what it never does."""
 
 import json
+import shutil
 from itertools import chain, islice, repeat
 from pathlib import Path
 
@@ -246,3 +247,21 @@ def test_wandb_is_offline_and_leaves_a_file(tmp_path: Path) -> None:
     assert {file.name for file in files} == {f"run-{run_id}.wandb"}
     assert len(files) == 2
     assert all(file.stat().st_size > 0 for file in files)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_compiled_blocks_train_alike_and_resume(trained: Run, tmp_path: Path) -> None:
+    words = (*trained.overrides, "trainer.compile=true", f"run_dir='{tmp_path / 'run'}'")
+    result = run("train.py", *words, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    plain, compiled = (
+        [float(row["train/ce"]) for row in logged(folder) if "train/ce" in row]
+        for folder in (trained.folder, tmp_path / "run")
+    )
+    assert compiled == pytest.approx(plain, rel=1e-3)
+    checkpoint(tmp_path / "run", STEPS).unlink()
+    result = run("train.py", *words, "resume=auto", "trainer.compile=false", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "trainer.compile=False" in result.stderr
+    assert "so not bit for bit" in result.stderr
