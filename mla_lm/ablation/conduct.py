@@ -26,7 +26,7 @@ def show(study: Study, planned: Plan) -> None:
     table = Table(title=study.question)
     axes = [axis for axis, _ in planned.axes(study.reference)]
     for column in ("arm", *axes, "solved"):
-        table.add_column(column, justify="right" if column in axes else "left")
+        table.add_column(column, justify="right" if column in axes else "left", overflow="fold")
     for arm, solved in planned.solved.items():
         figures = [f"{value:,.0f}" for _, value in planned.axes(arm)]
         table.add_row(arm, *figures, " ".join(solved))
