@@ -78,7 +78,8 @@ class MuonAdamW(Optimizer):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             sizes = self.parts.get(p, p.shape[-2:-1])
             for rows, update in zip(p.split(sizes, -2), nesterov.split(sizes, -2), strict=True):
-                by_shape[rows.shape[-2:]].append((rows, update))
+                if rows.numel():
+                    by_shape[rows.shape[-2:]].append((rows, update))
         for shape, members in by_shape.items():
             matrices = torch.cat([update.reshape(-1, *shape) for _, update in members])
             updates = orthogonalize(matrices).split(

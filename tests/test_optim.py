@@ -198,3 +198,21 @@ def test_muon_decays_like_adamw_when_the_gradient_is_zero() -> None:
     p.grad = torch.zeros_like(p)
     optimizer.step()
     torch.testing.assert_close(p.detach(), before * (1 - 0.1 * 0.5))
+
+
+@pytest.mark.parametrize("attention", ["mla", "gqa"])
+def test_muon_takes_the_parts_of_a_matrix_by_themselves(attention: str) -> None:
+    cfg = tiny_config(f"model/attention={attention}", "optim=muon", "optim.weight_decay=0.0")
+    model = Transformer(cfg.model)
+    optimizer = build_optimizer(model, cfg.optim)
+    layer = model.blocks[0].attention
+    name, sizes = next(iter(layer.row_parts.items()))  # type: ignore[union-attr,operator]
+    weight = layer.get_parameter(name)
+    assert sum(sizes) == len(weight)
+    before = weight.detach().clone()
+    weight.grad = torch.randn_like(weight)
+    optimizer.step()
+    for part in filter(len, (before - weight.detach()).split(sizes)):
+        values = torch.linalg.svdvals(part) / (cfg.optim.lr * 0.2 * max(part.shape) ** 0.5)
+        assert values.min() > 0.6
+        assert values.max() < 1.3

@@ -108,6 +108,12 @@ class GroupedQueryAttention(nn.Module):
         self.k_proj = nn.Linear(cfg.dim, gqa.n_kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(cfg.dim, gqa.n_kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(cfg.n_heads * self.head_dim, cfg.dim, bias=False)
+        of_head = (self.rope_dim, self.head_dim - self.rope_dim)
+        self.row_parts = {  # for Muon
+            "q_proj.weight": of_head * cfg.n_heads,
+            "k_proj.weight": of_head * gqa.n_kv_heads,
+            "v_proj.weight": (self.head_dim,) * gqa.n_kv_heads,
+        }
 
         def norm() -> nn.Module:
             return RMSNorm(self.head_dim, eps=cfg.norm_eps) if gqa.qk_norm else nn.Identity()

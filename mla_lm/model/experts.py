@@ -27,7 +27,6 @@ class Experts(nn.Module):
         self.execution = moe.execution
         self.gate_up_proj = nn.Parameter(torch.empty(n_experts, 2 * inter_dim, dim))
         self.down_proj = nn.Parameter(torch.empty(n_experts, dim, inter_dim))
-        self.row_parts = {"gate_up_proj": (inter_dim, inter_dim)}  # for Muon
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum over the chosen: x (N, dim), experts and weights (N, K) -> (N, dim)."""
