@@ -1,4 +1,4 @@
-"""One cell of a study, a process of its own: `python -m mla_lm.ablation.cell [profile] OVERRIDES`.
+"""One cell of a study, a process of its own: `python -m mla_lm.ablation.cell FOLDER [profile] ...`.
 
 It trains as `train.py` does, notes its peak memory in `cost.json` when all is done, and ends when
 its standard input does: with the runner that started it, however that ended.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mla_lm.atomic import replacing
 from mla_lm.cli import CONFIGS
+from mla_lm.config.words import quoted
 from mla_lm.machine import resident
 
 COST = "cost.json"
@@ -37,19 +38,17 @@ def application(name: str, words: list[str]) -> None:
     runpy.run_path(str(path), run_name="__main__")
 
 
-def main(words: list[str]) -> None:
-    """Train; with the word `profile` also measure how fast the model reads and writes."""
+def main(folder: str, *words: str) -> None:
+    """Train in a folder; with `profile` also measure how fast the model reads and writes."""
     threading.Thread(target=end_with_runner, daemon=True).start()
     overrides = [word for word in words if word != PROFILE]
-    (run_dir,) = [w.partition("=")[2] for w in overrides if w.startswith("run_dir=")]
-    folder = Path(run_dir.strip("'"))
-    application("train.py", overrides)
+    application("train.py", [*overrides, quoted("run_dir", folder), "resume=auto"])
     peak = resident("VmHWM")
     if PROFILE in words:
-        application("eval.py", [f"ckpt='{folder}'", "parts=[profile]"])
-    with replacing(folder / COST) as path:
+        application("eval.py", [quoted("ckpt", folder), "parts=[profile]"])
+    with replacing(Path(folder) / COST) as path:
         path.write_text(json.dumps({"peak_memory": peak}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

@@ -21,7 +21,6 @@ from rich.table import Table
 
 from mla_lm.ablation.cell import COST, PROFILE
 from mla_lm.ablation.study import Cell
-from mla_lm.config.words import quoted
 from mla_lm.errors import UserError
 from mla_lm.resume import LOCK
 
@@ -95,8 +94,8 @@ class Runner:
             except Timeout:
                 self._tell(cell, State("failed", note="another process trains there"))
                 return
-        words = [*cell.words, f"seed={cell.seed}", quoted("run_dir", folder), "resume=auto"]
-        command = [sys.executable, "-m", "mla_lm.ablation.cell", *([PROFILE] * profiled), *words]
+        words = [*([PROFILE] * profiled), *cell.words, f"seed={cell.seed}"]
+        command = [sys.executable, "-m", "mla_lm.ablation.cell", str(folder), *words]
         log = self.out / LOGS / f"{cell.name}.log"
         log.parent.mkdir(exist_ok=True)
         with log.open("a", buffering=1) as file:
@@ -121,7 +120,8 @@ class Runner:
             stdin=subprocess.PIPE,  # its end tells the cell that the runner is gone
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             env=environment,
             start_new_session=True,  # Ctrl-C is for the runner, which lets the cells save
         ) as process:
