@@ -3,18 +3,20 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from mla_lm.ablation.report import About, write_report
+from mla_lm.ablation.report import About, require_extra, write_report
 from mla_lm.ablation.results import Run, read_run, runs_below
 from mla_lm.ablation.runner import CELLS, Runner, claimed
 from mla_lm.ablation.statistics import best_rates
-from mla_lm.ablation.study import Cell, Plan, Study, cells, sweep_cells
+from mla_lm.ablation.study import Cell, Plan, Study, cells, plan, sweep_cells
 from mla_lm.atomic import replacing
 from mla_lm.checkpoint import CONFIG_FILE
 from mla_lm.cli import validate
+from mla_lm.data import prepare
 from mla_lm.errors import UserError
 
 STUDY = "study.json"
@@ -30,25 +32,28 @@ def show(study: Study, planned: Plan) -> None:
     for arm, solved in planned.solved.items():
         figures = [f"{value:,.0f}" for _, value in planned.axes(arm)]
         table.add_row(arm, *figures, " ".join(solved))
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def conduct(study: Study, planned: Plan, out: Path, *, jobs: int, command: str) -> None:
     """Run what is left of the cells, and write the report.
 
-    Raises UserError where the folder belongs to another study, and at the end where cells failed.
+    Raises UserError where the folder belongs to another study, where the data cannot be had, and
+    at the end where cells failed.
     """
+    require_extra()
     with claimed(out):
-        keep(study, out)
+        keep(study, planned, out, command)
+        for data in {cfg.data for cfg in planned.configs.values()}:
+            prepare(data)
         runner = Runner(out, jobs=jobs)
         sweep = sweep_cells(study, planned)
-        runner.run(sweep, profiled=[cell.name for cell in sweep[: len(planned.words)]])
-        best = best_rates(found(out, sweep)) if sweep else {}
-        rest = cells(study, planned, best)
+        runner.run(sweep, profiled=[cell.name for cell in sweep])
+        rest = cells(study, planned, rates(study, out, sweep))
         first = [] if sweep else [cell.name for cell in rest if cell.seed == study.seeds[0]]
         runner.run(rest, profiled=first)
         failed = runner.failed()
-        report(study, out, found(out, [*sweep, *rest]), command=command, failed=failed)
+        report(study, planned, out, command, failed=failed, jobs=jobs)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(sweep) + len(rest)} cells failed: {'; '.join(failed)}; "
@@ -56,18 +61,28 @@ def conduct(study: Study, planned: Plan, out: Path, *, jobs: int, command: str) 
         )
 
 
-def keep(study: Study, out: Path) -> None:
+def keep(study: Study, planned: Plan, out: Path, command: str) -> None:
     """Write down what is studied; UserError where the folder belongs to another study."""
-    path, mine = out / STUDY, study.model_dump(mode="json")
+    path, content = out / STUDY, study.model_dump(mode="json")
+    digests = planned.digests()
     if path.exists():
-        theirs = json.loads(path.read_text())
-        for key in mine:
-            if key not in MAY_CHANGE and mine[key] != theirs.get(key):
+        begun = json.loads(path.read_text())
+        for key in content:
+            if key not in MAY_CHANGE and content[key] != begun["study"].get(key):
                 raise UserError(f"out={out}: belongs to another study, whose {key} differs")
+        for arm, digest in digests.items():
+            if digest != begun["configurations"].get(arm):
+                raise UserError(f"out={out}: begun when configs/ made another {arm} of this study")
     elif any(not inside.name.startswith(".") for inside in out.iterdir()):
         raise UserError(f"out={out}: not empty, and no study; name a new folder")
+    kept = {"command": command, "study": content, "configurations": digests}
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(mine, indent=2) + "\n")
+        temporary.write_text(json.dumps(kept, indent=2) + "\n")
+
+
+def rates(study: Study, out: Path, sweep: Sequence[Cell]) -> dict[str, float]:
+    """The best learning rate of each arm, of those in the sweep that have finished."""
+    return best_rates(found(out, sweep)) if study.lr_grid else {}
 
 
 def found(out: Path, wanted: Sequence[Cell]) -> list[Run]:
@@ -77,47 +92,41 @@ def found(out: Path, wanted: Sequence[Cell]) -> list[Run]:
     return [read_run(folder, arm=cell.arm, name=cell.name) for folder, cell in begun]
 
 
-def report(
-    study: Study, out: Path, runs: Sequence[Run], *, command: str, failed: Sequence[str] = ()
-) -> None:
-    """Write the report of a study, and say where it is."""
+def report(study: Study, planned: Plan, out: Path, command: str, **more: Any) -> None:
+    """Write the report of a study as far as it has come; `more` are fields of `About`."""
+    sweep = sweep_cells(study, planned)
+    wanted = [*sweep, *cells(study, planned, rates(study, out, sweep))]
+    runs = found(out, wanted)
     about = About(
         title=out.resolve().name,
         question=study.question,
         command=command,
-        digest=study.digest,
+        configurations=planned.digests(),
         reference=study.reference,
         match=study.match,
         confidence=study.confidence,
-        failed=failed,
+        n_planned=len(wanted),
+        **more,
     )
     write_report(out, runs, about)
     print(f"report {out / 'report.html'}")
 
 
 def report_folder(out: Path, *, command: str) -> None:
-    """Report a study as far as it has come, or any folder of runs; the first is the reference.
+    """Report a study, or any folder of runs; of these the first is the reference.
 
     Raises UserError for a folder without any.
     """
+    require_extra()
     if not out.is_dir():
         raise UserError(f"report={out}: no such folder")
     if (out / STUDY).exists():
-        study = validate(Study, json.loads((out / STUDY).read_text()))
-        folders = sorted(path.parent for path in (out / CELLS).glob(f"*/{CONFIG_FILE}"))
-        runs = [read_run(folder, arm=arm_of(folder, study), name=folder.name) for folder in folders]
-        runs.sort(key=lambda run: (run.seed, [*study.arms].index(run.arm)))
-        report(study, out, runs, command=command)
+        kept = json.loads((out / STUDY).read_text())
+        study = validate(Study, kept["study"])
+        report(study, plan(study), out, kept["command"])
         return
-    runs = runs_below(out)
+    runs = runs_below(out.resolve())
     if not runs:
         raise UserError(f"report={out}: holds no run")
-    about = About(out.resolve().name, "", command, "", runs[0].arm, "none")
-    write_report(out, runs, about)
+    write_report(out, runs, About(out.resolve().name, "", command, {}, runs[0].arm, "none"))
     print(f"report {out / 'report.html'}")
-
-
-def arm_of(folder: Path, study: Study) -> str:
-    """The arm a cell's name begins with."""
-    arms = [arm for arm in study.arms if folder.name.startswith((f"{arm}-s", f"{arm}-lr"))]
-    return max(arms, key=len)

@@ -5,15 +5,16 @@ study that was killed and resumed ends with the same file as one that was not.
 """
 
 import csv
+import importlib.util
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mla_lm.ablation.plots import charts
 from mla_lm.ablation.results import SPEEDS, Run
-from mla_lm.ablation.statistics import Comparison, chosen, compare
+from mla_lm.ablation.statistics import Comparison, best_rates, chosen, compare
 from mla_lm.ablation.tables import Cell, Table, graded_by, step_seconds, tables
 from mla_lm.atomic import replacing
 from mla_lm.errors import UserError
@@ -32,11 +33,13 @@ class About(NamedTuple):
     title: str
     question: str
     command: str
-    digest: str  # of the study's configuration; may be empty
+    configurations: Mapping[str, str]  # SHA-256 of each arm's, where a study has them
     reference: str  # the arm that others are compared with
     match: str  # an axis of `budget.AXES`, or `none`
     confidence: float | None = 0.95
     failed: Sequence[str] = ()  # cells, and why
+    n_planned: int | None = None  # cells; None: as many as there are runs
+    jobs: int = 1  # cells at a time while costs were measured
 
 
 def write_report(out: Path, runs: Sequence[Run], about: About) -> None:
@@ -55,7 +58,7 @@ def write_report(out: Path, runs: Sequence[Run], about: About) -> None:
     files = {
         "results.csv": csv_text(map(result, ordered(runs))),
         "costs.csv": csv_text(map(cost, ordered(runs))),
-        "report.md": markdown(about, outcome(arms, compared, about), shown),
+        "report.md": markdown(about, outcome(runs, arms, compared, about), shown),
         "report.html": page(about, runs, arms, compared, shown),
     }
     for name, text in files.items():
@@ -114,7 +117,10 @@ def csv_text(rows: Iterable[Mapping[str, object]]) -> str:
 
 
 def outcome(
-    arms: Mapping[str, Sequence[Run]], compared: Sequence[Comparison], about: About
+    runs: Sequence[Run],
+    arms: Mapping[str, Sequence[Run]],
+    compared: Sequence[Comparison],
+    about: About,
 ) -> list[tuple[str, str]]:
     """Verdicts and sentences: one a comparison, and what else must be known to read them."""
     found = [(one.verdict, one.sentence) for one in compared]
@@ -122,6 +128,7 @@ def outcome(
         found = [("", f"The reference {about.reference} has no finished run: nothing is compared.")]
     if any(not math.isnan(one.low) for one in compared):
         found.append(("", NOTE))
+    found += [("", sentence) for sentence in cautions(runs, about)]
     figures = [
         runs[0].axes[about.match] for runs in arms.values() if runs and about.match != "none"
     ]
@@ -129,6 +136,38 @@ def outcome(
         spread = 100 * (max(figures) / min(figures) - 1)
         found.append(("", f"Matched on {about.match}: highest and lowest {spread:.1f} % apart."))
     return found
+
+
+def cautions(runs: Sequence[Run], about: About) -> Iterator[str]:
+    """What the numbers leave out."""
+    for arm in dict.fromkeys(run.arm for run in runs):
+        mine = [run for run in runs if run.arm == arm]
+        if lost := [run for run in mine if not run.finished]:
+            which = ", ".join(f"{run.name} ({run.status})" for run in lost)
+            yield f"{arm} is compared without {which}."
+        rates = sorted({run.lr for run in mine})
+        best = best_rates(mine).get(arm)
+        if len(rates) > 1 and best in (rates[0], rates[-1]):
+            yield f"The best learning rate of {arm}, {best:g}, is at the end of its grid."
+    if len({reads(run) for run in runs}) > 1:
+        yield "Runs differ in data, rows or steps: the same seed does not give them the same data."
+    if len({(run.arm, run.seed) for run in runs}) < len(runs):
+        yield "The first seed has chosen the learning rates and is compared too, which flatters."
+    if about.jobs > 1:
+        yield f"Times and memory were measured with {about.jobs} cells at a time."
+
+
+def reads(run: Run) -> str:
+    """What decides which tokens come in which order, the seed apart."""
+    data = run.cfg.data.model_dump(mode="json", exclude={"cache_dir", "verify"})
+    return f"{data} {run.cfg.trainer.accumulate_grad_batches} {run.cfg.trainer.max_steps}"
+
+
+def require_extra() -> None:
+    """UserError without the packages of the extra `report`."""
+    for name in ("jinja2", "scipy"):
+        if importlib.util.find_spec(name) is None:
+            raise UserError('ablate: pip install "mla_lm[report]"')
 
 
 def markdown(about: About, sentences: Sequence[tuple[str, str]], shown: Sequence[Table]) -> str:
@@ -145,8 +184,9 @@ def markdown(about: About, sentences: Sequence[tuple[str, str]], shown: Sequence
     if about.failed:
         lines += ["", "## Failed cells", "", *(f"* {x}" for x in about.failed)]
     lines += ["", "## How to make it again", "", "```", about.command, "```"]
-    if about.digest:
-        lines += ["", f"Configuration SHA-256 `{about.digest}`."]
+    if about.configurations:
+        lines += ["", "SHA-256 of the configurations:", ""]
+        lines += [f"* {arm}: `{digest}`" for arm, digest in about.configurations.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -158,10 +198,8 @@ def page(
     shown: Sequence[Table],
 ) -> str:
     """The report as one HTML file that refers to nothing but the folders of the runs."""
-    try:
-        import jinja2
-    except ImportError:
-        raise UserError('ablate: pip install "mla_lm[report]"') from None
+    import jinja2
+
     folder = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(
         loader=folder,
@@ -173,9 +211,8 @@ def page(
     return template.render(
         about=about,
         n_finished=sum(run.finished for run in runs),
-        n_runs=len(runs),
-        unfinished=[run for run in runs if not run.finished],
-        sentences=outcome(arms, compared, about),
+        n_runs=about.n_planned or len(runs),
+        sentences=outcome(runs, arms, compared, about),
         charts=charts(arms, compared),
         tables=shown,
         environments=environments(runs),

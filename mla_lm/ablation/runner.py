@@ -8,9 +8,11 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +20,9 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from mla_lm.ablation.cell import COST, PROFILE
+from mla_lm.ablation.cell import PROFILE, done
 from mla_lm.ablation.study import Cell
 from mla_lm.errors import UserError
 from mla_lm.resume import LOCK
@@ -27,7 +30,6 @@ from mla_lm.resume import LOCK
 CELLS, LOGS = "cells", "logs"
 PROGRESS = re.compile(r"step (\d+)/(\d+)  loss (\S+)  ([\d,]+) tokens/s")
 VALIDATION = re.compile(r"val/bpb (\S+)")
-PATIENCE = 60.0  # seconds for a cell of a killed runner to save and end
 
 
 class State(NamedTuple):
@@ -48,7 +50,7 @@ class Runner:
         self.processes: set[subprocess.Popen[str]] = set()
         self.console = Console()
         self.begun = time.perf_counter()
-        self.stopped = False
+        self.stopped, self.starting = False, threading.Lock()
 
     def folder(self, cell: Cell) -> Path:
         """The run folder of a cell."""
@@ -58,8 +60,8 @@ class Runner:
         """Run what is left of these, and measure those named; `states` has those that failed."""
         self.states |= {cell.name: State() for cell in cells}
         with ThreadPoolExecutor(self.jobs) as pool, Display(self) as show:
-            waiting = [pool.submit(self._run, cell, cell.name in profiled) for cell in cells]
             try:
+                waiting = [pool.submit(self._run, cell, cell.name in profiled) for cell in cells]
                 while not all(future.done() for future in waiting):
                     show()
                     time.sleep(0.2)
@@ -72,9 +74,10 @@ class Runner:
 
     def stop(self) -> None:
         """Let the cells that run save and end; start no more."""
-        self.stopped = True
-        for process in list(self.processes):
-            process.terminate()
+        with self.starting:
+            self.stopped = True
+            for process in self.processes:
+                process.terminate()
 
     def failed(self) -> list[str]:
         """`NAME (reason)` of each."""
@@ -82,29 +85,25 @@ class Runner:
 
     def _run(self, cell: Cell, profiled: bool) -> None:
         folder = self.folder(cell)
-        if (folder / COST).exists():
+        if done(folder):
             self._tell(cell, State("skipped", note="finished before"))
             return
-        if self.stopped:
-            return
-        if folder.exists():
-            try:
-                with FileLock(folder / LOCK, timeout=PATIENCE):
-                    pass
-            except Timeout:
-                self._tell(cell, State("failed", note="another process trains there"))
-                return
         words = [*([PROFILE] * profiled), *cell.words, f"seed={cell.seed}"]
-        command = [sys.executable, "-m", "mla_lm.ablation.cell", str(folder), *words]
         log = self.out / LOGS / f"{cell.name}.log"
-        log.parent.mkdir(exist_ok=True)
-        with log.open("a", buffering=1) as file:
-            file.write(f"$ {' '.join(words)}\n")
-            self._tell(cell, State("running"))
-            status, last = self._follow(cell, command, file.write)
+        try:
+            log.parent.mkdir(exist_ok=True)
+            with log.open("a", buffering=1) as file:
+                file.write(f"$ {' '.join(words)}\n")
+                self._tell(cell, State("running"))
+                command = [sys.executable, "-m", "mla_lm.ablation.cell", str(folder), *words]
+                status, last = self._follow(cell, command, file.write)
+        except OSError as error:
+            status, last = 1, str(error)
+        if status < 0:
+            last = f"signal {-status} after: {last}"
         if status == 0:
             self._tell(cell, State("finished", note=self.states[cell.name].note))
-        else:
+        elif not self.stopped:
             self._tell(cell, State("failed", note=last or f"exit status {status}"))
 
     def _follow(
@@ -114,18 +113,23 @@ class Runner:
         last = ""
         environment = dict(os.environ)
         if self.jobs > 1:
-            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,  # its end tells the cell that the runner is gone
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the runner, which lets the cells save
-        ) as process:
+            n_threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
+            environment.setdefault("OMP_NUM_THREADS", str(n_threads))
+        with self.starting:
+            if self.stopped:
+                return 1, ""
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,  # its end tells the cell that the runner is gone
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the runner, which lets the cells save
+            )
             self.processes.add(process)
+        with process:
             assert process.stdout is not None
             for line in process.stdout:
                 write(line)
@@ -137,9 +141,9 @@ class Runner:
                 elif found := VALIDATION.search(line):
                     state = self.states[cell.name]
                     self.states[cell.name] = state._replace(note=f"val/bpb {found[1]}")
-            status = process.wait()
+        with self.starting:
             self.processes.discard(process)
-        return status, last
+        return process.returncode, last
 
     def _tell(self, cell: Cell, state: State) -> None:
         self.states[cell.name] = state
@@ -168,10 +172,10 @@ class Display:
 def table(runner: Runner) -> Table:
     """Every cell, and how long the rest may take."""
     states = runner.states
-    shown = Table("cell", "state", "step", "", title=f"{runner.out}  {left(runner)}")
+    shown = Table("cell", "state", "step", "", title=Text(f"{runner.out}  {left(runner)}"))
     for name, state in states.items():
         step = f"{state.step}/{state.steps}" if state.steps else ""
-        shown.add_row(name, state.what, step, state.note)
+        shown.add_row(name, state.what, step, Text(state.note))
     return shown
 
 
@@ -192,12 +196,12 @@ def share(state: State) -> float:
     return state.step / state.steps if state.steps else 0.0
 
 
-def claimed(out: Path) -> FileLock:
-    """The lock of a study's folder; UserError where another runner holds it."""
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Hold a study's folder; UserError where another runner does."""
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / LOCK, timeout=0)
     try:
-        lock.acquire()
+        with FileLock(out / LOCK, timeout=0):
+            yield
     except Timeout:
         raise UserError(f"out={out}: another runner works there") from None
-    return lock

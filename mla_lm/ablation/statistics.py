@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mla_lm.ablation.results import Run
-from mla_lm.errors import UserError
 
 METRICS = {"val/exact_match": "higher", "val/bpb": "lower"}  # and what is better
 
@@ -141,8 +140,6 @@ def compare(
 
 def _quantile(confidence: float, freedom: int) -> float:
     """Of Student's t: so many standard errors on either side hold `confidence`."""
-    try:
-        from scipy import stats
-    except ImportError:
-        raise UserError('ablate: pip install "mla_lm[report]"') from None
+    from scipy import stats
+
     return float(stats.t.ppf((1 + confidence) / 2, freedom))

@@ -4,7 +4,6 @@ A file of `configs/ablation/`, or any YAML file of that form. A cell is one trai
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -15,10 +14,11 @@ from pydantic import BeforeValidator, Field, Strict
 from mla_lm.ablation.budget import AXES, solve
 from mla_lm.cli import CONFIGS, load_config, validate
 from mla_lm.config import RunConfig
-from mla_lm.config.section import Positive, Rules, Section, Strings
+from mla_lm.config.section import Rules, Section, Strings, value_at
 from mla_lm.errors import UserError
 
 FOLDER = CONFIGS / "ablation"
+OWN = ("run_dir", "run_id", "seed", "resume")  # of each cell
 
 
 class Arm(Section):
@@ -26,6 +26,14 @@ class Arm(Section):
 
     words: Strings
     free: str | None = None
+
+    def rules(self) -> Rules:
+        yield "words", free_of_own(self.words), f"must leave {', '.join(OWN)} to the study"
+
+
+def free_of_own(words: Sequence[str]) -> bool:
+    """Whether overrides leave alone what the study gives each cell."""
+    return not any(word.lstrip("+").partition("=")[0] in OWN for word in words)
 
 
 def _arms(given: Any) -> Any:
@@ -50,7 +58,7 @@ class Study(Section):
     match: Literal["params", "active_params", "train_flops", "kv_bytes", "none"] = "none"
     free: str = "expert"
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Strict(False)] = (1, 2, 3)
-    lr_grid: Annotated[tuple[Positive, ...], Strict(False)] = ()
+    lr_grid: Annotated[tuple[Annotated[float, Strict(False), Field(gt=0)], ...], Strict(False)] = ()
     confidence: Annotated[float, Field(gt=0, lt=1)] | None = 0.95
 
     def rules(self) -> Rules:
@@ -60,11 +68,9 @@ class Study(Section):
         enough = self.confidence is None or len(self.seeds) > 1
         rule = "must be at least 2 for a confidence interval; or say confidence=null"
         yield "seeds", enough, rule
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all that decides the results."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json")).encode()).hexdigest()
+        distinct = len({f"{lr:g}" for lr in self.lr_grid}) == len(self.lr_grid)
+        yield "lr_grid", distinct, "must be different numbers"
+        yield "base", free_of_own(self.base), f"must leave {', '.join(OWN)} to the study"
 
 
 class Cell(NamedTuple):
@@ -91,8 +97,8 @@ def load_study(name: str, changes: Mapping[str, Any], words: Sequence[str]) -> S
         raise UserError(f"{path}: no YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a mapping")
-    base = [*(values.get("base") or ()), *words]
-    return validate(Study, {**values, "base": base, **changes})
+    study = validate(Study, {"base": [], **values, **changes})
+    return validate(Study, {**study.model_dump(), "base": (*study.base, *words)})
 
 
 class Plan(NamedTuple):
@@ -101,6 +107,14 @@ class Plan(NamedTuple):
     words: dict[str, tuple[str, ...]]  # base included
     solved: dict[str, tuple[str, ...]]  # of them, what the budget added
     configs: dict[str, RunConfig]
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the configuration of every arm."""
+        found = {}
+        for arm, cfg in self.configs.items():
+            content = cfg.model_dump_json(exclude={"run_dir", "run_id", "logger", "callbacks"})
+            found[arm] = hashlib.sha256(content.encode()).hexdigest()
+        return found
 
     def axes(self, arm: str) -> list[tuple[str, float]]:
         """The name of every axis, and where an arm stands on it."""
@@ -121,7 +135,23 @@ def plan(study: Study) -> Plan:
             except UserError as error:
                 raise UserError(f"arm {name}: {error}") from None
     words = {name: (*words[name], *solved[name]) for name in words}
-    return Plan(words, solved, {name: load_config(arm) for name, arm in words.items()})
+    configs = {name: load_config(arm) for name, arm in words.items()}
+    for name, cfg in configs.items():
+        for key, holds, rule in needed(cfg):
+            if not holds:
+                raise UserError(f"arm {name}: {key}={value_at(cfg, key)}: {rule}")
+    return Plan(words, solved, configs)
+
+
+def needed(cfg: RunConfig) -> Rules:
+    """What a study needs of each run."""
+    steps = cfg.trainer.max_steps
+    validated = steps % cfg.trainer.val_every_n_steps == 0
+    rule = f"must divide trainer.max_steps={steps}, so that the end is validated"
+    yield "trainer.val_every_n_steps", validated, rule
+    targets = [node.get("_target_", "") for node in cfg.logger.values() if node]
+    written = any(target.endswith("CSVLogger") for target in targets)
+    yield "logger", written, "a study reads the files of logger=csv"
 
 
 def sweep_cells(study: Study, planned: Plan) -> list[Cell]:

@@ -17,7 +17,6 @@ from mla_lm.cli import parse_options
 from mla_lm.errors import UserError
 
 CHANGES = ("seeds", "lr_grid", "match", "confidence")  # of the study, from the command line
-OWN = ("run_dir", "run_id", "seed", "resume")  # of each cell
 
 
 def _numbers(words: Any) -> Any:
@@ -37,7 +36,9 @@ class AblateOptions(BaseModel):
     seeds: Annotated[tuple[int, ...], BeforeValidator(_numbers)] | None = None
     lr_grid: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = None
     match: str | None = None
-    confidence: float | str | None = None
+    confidence: Annotated[
+        float | None, BeforeValidator(lambda word: None if word == "null" else word)
+    ] = None
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -48,8 +49,8 @@ def run(arguments: Sequence[str]) -> None:
     options = parse_options(AblateOptions, own)
     command = shlex.join(["python", "-m", "mla_lm", "ablate", *arguments])
     if options.report:
-        if words or options.ablation:
-            raise UserError(f"report={options.report}: takes no study and no overrides")
+        if words or len(options.model_fields_set) > 1:
+            raise UserError(f"report={options.report}: takes no other options and no overrides")
         from mla_lm.ablation.conduct import report_folder
 
         report_folder(Path(options.report), command=command)
@@ -62,14 +63,12 @@ def run(arguments: Sequence[str]) -> None:
 def study(options: AblateOptions, words: Sequence[str], command: str) -> None:
     """`ablation=NAME`: plan, run what is left, report."""
     from mla_lm.ablation.conduct import conduct, show
-    from mla_lm.ablation.study import load_study, plan
+    from mla_lm.ablation.study import OWN, load_study, plan
 
     for word in words:
         if (key := word.lstrip("+").partition("=")[0]) in OWN:
             raise UserError(f"{key}: the study gives each cell its own; leave it out")
-    changes = {key: value for key in CHANGES if (value := getattr(options, key)) is not None}
-    if changes.get("confidence") == "null":
-        changes["confidence"] = None
+    changes = {key: getattr(options, key) for key in CHANGES if key in options.model_fields_set}
     chosen = load_study(str(options.ablation), changes, words)
     planned = plan(chosen)
     show(chosen, planned)

@@ -24,7 +24,7 @@ def page(tmp_path: Path) -> Iterator[Any]:
         pytest.skip("needs chromium and chromedriver")
     selenium = pytest.importorskip("selenium.webdriver")
     runs = [made_run(tmp_path, arm, s, f + s / 9) for arm, f in FINAL.items() for s in (1, 2)]
-    write_report(tmp_path, runs, About("title", "", "command", "", "mla", "none"))
+    write_report(tmp_path, runs, About("title", "", "command", {}, "mla", "none"))
     options = selenium.ChromeOptions()
     options.binary_location = BROWSER
     for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,1000"):

@@ -13,7 +13,7 @@ from mla_lm.ablation.results import Run, read_run, runs_below
 from tests.ablation.folders import made_run, row, usual, write_run
 from tests.runs.conftest import short_run, train_here, write_corpus
 
-ABOUT = About("a title", "a question?", "python -m mla_lm ablate x", "0a1b", "mla", "none")
+ABOUT = About("a title", "a question?", "python -m mla_lm ablate x", {"mla": "0a1b"}, "mla", "none")
 FILES = ("results.csv", "costs.csv", "report.md", "report.html")
 SPEEDS = {"decode/32/1": 90.0, "decode/64/1": 80.0, "decode/64/8": 700.0, "prefill/64/1": 4e3}
 

@@ -3,14 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.processes import environment, run
+from tests.processes import command, environment, run
 from tests.runs.conftest import short_run, write_corpus
 
 STEPS = 6
@@ -41,10 +40,10 @@ def starts(out: Path) -> dict[str, int]:
     return {log.stem: log.read_text().count("\n$ ") + 1 for log in logs}
 
 
-def killed_when(command: list[str], condition: Callable[[], bool], cwd: Path) -> None:
+def killed_when(words: list[str], condition: Callable[[], bool], cwd: Path) -> None:
     """Start a study and `kill -9` its runner once `condition()` holds."""
     process = subprocess.Popen(
-        [sys.executable, *command],
+        command(*words),
         cwd=cwd,
         env=environment(),
         stdout=subprocess.DEVNULL,
@@ -88,20 +87,53 @@ def test_a_killed_study_ends_with_the_same_results(study: list[str], tmp_path: P
     result = run(*study, f"out={cut}", "optim.lr=0.01", cwd=tmp_path)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "belongs to another study, whose base differs" in result.stderr
-    grown = run(*study, f"out={cut}", "seeds=1,2,3", "jobs=2", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_sweep_and_more_seeds(study: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "it's a study"
+    words = (*study, f"out={out}", "lr_grid=0.001,0.01", "jobs=2")
+    result = run(*words, "seeds=1,2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len(starts(out)) == 2 * 2 + 2
+    text = (out / "report.md").read_text()
+    assert "is at the end of its grid" in text
+    assert "measured with 2 cells at a time" in text
+    costs = (out / "costs.csv").read_text().splitlines()
+    assert all(costs[0].count(",") == line.count(",") for line in costs)
+    grown = run(*words, "seeds=1,2,3", "confidence=0.9", cwd=tmp_path)
     assert grown.returncode == 0, grown.stderr
-    assert starts(cut)["gqa-s1"] == 2
-    assert (cut / "results.csv").read_text().count("\n") == 1 + 6
+    assert set(starts(out).values()) == {1}
+    assert len(starts(out)) == 2 * 2 + 4
+    assert "90 % CI" in (out / "report.md").read_text()
 
 
+@pytest.mark.slow
+def test_ctrl_c_lets_the_cells_save(study: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    log = out / "logs" / "mla-s1.log"
+    process = subprocess.Popen(
+        command(*study, f"out={out}", "trainer.max_steps=600"), cwd=tmp_path, env=environment()
+    )
+    while not (log.exists() and "step 3/" in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    (saved,) = (out / "cells" / "mla-s1" / "checkpoints").glob("step-*[13579].ckpt")
+    assert saved.name > "step-000003"
+    assert not (out / "cells" / "gqa-s1").exists()
+
+
+@pytest.mark.slow
 def test_a_failed_cell_does_not_stop_the_others(study: list[str], tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    arms = "{mla: [], lost: [data.path=nowhere], gqa: [model/attention=gqa]}"
+    arms = "{mla: [], lost: [trainer.accelerator=gpu], gqa: [model/attention=gqa]}"
     file.write_text(MINE.replace("{mla: [], gqa: [model/attention=gqa]}", arms))
     out = tmp_path / "study"
     result = run(*study, f"out={out}", "seeds=1", "confidence=null", cwd=tmp_path)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert "1 of 3 cells failed: lost-s1 (error: data.path=nowhere" in result.stderr
+    assert "1 of 3 cells failed: lost-s1 (error: trainer.accelerator=gpu: torch" in result.stderr
     assert "gqa-s1: finished  val/bpb" in result.stdout
     assert (out / "results.csv").read_text().count("\n") >= 3
 

@@ -51,9 +51,17 @@ def test_a_sweep_takes_the_first_seed_and_the_best_rate_the_others() -> None:
     assert rest[0].words[-1] == "optim.lr=0.01"
 
 
-def test_a_study_is_known_by_what_decides_its_results() -> None:
-    assert small().digest == small().digest
-    assert small().digest != small(seeds=(1, 3)).digest
+def test_arms_are_known_by_what_decides_their_results() -> None:
+    one, same, other = (plan(small(**c)).digests() for c in ({}, {}, {"match": "none"}))
+    assert one == same
+    assert one["mla"] == other["mla"]
+    assert one["gqa"] != other["gqa"]
+
+
+def test_rates_of_a_file_may_be_written_as_yaml_does(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("{question: q, arms: {a: []}, reference: a, lr_grid: [2e-3, 1]}")
+    assert load_study(str(path), {}, []).lr_grid == (0.002, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +77,11 @@ def test_a_study_is_known_by_what_decides_its_results() -> None:
         (["ablation=smoke"], r"out: must be given"),
         ([], r"needs ablation=NAME out=DIR, or report=DIR"),
         (["report=nowhere"], r"report=nowhere: no such folder"),
-        (["report=.", "model=nano"], r"takes no study and no overrides"),
+        (["report=.", "model=nano"], r"takes no other options and no overrides"),
+        (["report=.", "seeds=1,2"], r"takes no other options and no overrides"),
+        (["ablation=smoke", "lr_grid=2e-3,0.002"], r"lr_grid=.*must be different"),
+        (["ablation=smoke", "trainer.max_steps=50"], r"arm mla: .*val_every_n_steps=20: must div"),
+        (["ablation=smoke", "logger=wandb"], r"arm mla: logger=.*reads the files of logger=csv"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -91,6 +103,9 @@ def test_mistakes_are_one_line(
         ("{question: q, base: [], arms: {}, reference: a}", "arms"),
         ("{question: q, base: [], arms: {a: []}, reference: a, axis: x}", "axis: unknown key"),
         ("{question: q, base: [], arms: {a: [model=tinny]}, reference: a}", "model=tinny"),
+        ("{question: q, base: [seed=3], arms: {a: []}, reference: a}", "must leave run_dir"),
+        ("{question: q, base: [], arms: {a: [run_dir=x]}, reference: a}", "must leave run_dir"),
+        ("{question: q, base: model=nano, arms: {a: []}, reference: a}", "base=model=nano"),
     ],
 )
 def test_files_that_are_no_studies_are_refused(text: str, message: str, tmp_path: Path) -> None:
