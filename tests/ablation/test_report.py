@@ -104,7 +104,7 @@ def test_report_says_what_was_found_and_what_failed(
         "step 0 of 40",
         "model.attention.kind=gqa",
         about.command,
-        about.digest,
+        about.configurations["mla"],
     ):
         assert part in text
 
