@@ -42,6 +42,8 @@ def shortened(command: str) -> list[str]:
             words += ["data=text", "data.path=my.txt"]
         if "data=synthetic" in words:
             words.append("data.n_documents=300")
+    elif "ablate" in words:
+        words.append("plan=true")
     elif words[0] == "data/prepare.py":
         words += [] if "data=text" in words else ["data=text", "data.path=my.txt"]
     return words
