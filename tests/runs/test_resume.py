@@ -149,7 +149,7 @@ def test_a_change_of_the_run_is_refused_unless_allowed(
     [
         ("model.dim=64", "48"),
         ("model.attention.kv_lora_rank=24", "20"),
-        ("optim.lr=0.001", "0.004"),
+        ("optim.lr=0.001", "0.006"),
         ("optim.kind=adamw", "muon"),
     ],
 )
