@@ -5,7 +5,6 @@ The only file that knows Hydra. Torch is not imported before the configuration i
 
 import difflib
 import os
-import pickle
 import re
 import secrets
 import signal
@@ -14,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
@@ -51,14 +51,19 @@ def variants(overrides: Sequence[str]) -> Callable[[Mapping[str, int]], RunConfi
     from omegaconf import OmegaConf
 
     with _explained("train", overrides):
-        composed = pickle.dumps(_composed("train", overrides))  # faster to copy than a deepcopy
+        composed = _composed("train", overrides)
+    written: Any = OmegaConf.to_container(composed)  # interpolations as they stand
 
     def vary(changes: Mapping[str, int]) -> RunConfig:
-        varied = pickle.loads(composed)
         with _explained("train", overrides):
-            for key, value in changes.items():
-                OmegaConf.update(varied, key, value)
-            return validate(RunConfig, resolve(varied))
+            before = {key: reduce(dict.get, key.split("."), written) for key in changes}
+            try:
+                for key, value in changes.items():
+                    OmegaConf.update(composed, key, value)
+                return validate(RunConfig, resolve(composed))
+            finally:
+                for key, value in before.items():
+                    OmegaConf.update(composed, key, value)
 
     return vary
 
