@@ -113,7 +113,7 @@ class Runner:
         last = ""
         environment = dict(os.environ)
         if self.jobs > 1:
-            n_threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
+            n_threads = max(1, (os.cpu_count() or 1) // self.jobs)
             environment.setdefault("OMP_NUM_THREADS", str(n_threads))
         with self.starting:
             if self.stopped:
