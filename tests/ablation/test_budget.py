@@ -215,3 +215,16 @@ def test_an_arm_that_does_not_compose_is_refused_as_a_run_is(word: str) -> None:
         load_config([*TINY, word])
     with pytest.raises(UserError, match=f"^{re.escape(str(refused.value))}$"):
         solve(tiny_config(), (*TINY, word), match="params", free="ffn")
+
+
+def test_a_try_leaves_no_trace() -> None:
+    words = (*NANO, GQA, "run_dir=x", "run_id=x")
+    vary, plain = variants(words), load_config(words)
+    for key, width in (("model.sizes.head_dim", 20), ("model.attention.head_dim", 24)):
+        assert vary({key: width}).model.attention.head_dim == width
+        assert vary({}) == plain
+    with pytest.raises(UserError):
+        vary({"model.sizes.head_dim": -1})
+    with pytest.raises(UserError, match="unknown key"):
+        vary({"model.sizes.heads": 2})
+    assert vary({}) == plain
