@@ -45,8 +45,8 @@ def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
 def variants(overrides: Sequence[str]) -> Callable[[Mapping[str, int]], RunConfig]:
     """Compose a training run once, for many tries of some of its keys, in milliseconds each.
 
-    `variants(overrides)({key: value})` is `load_config([*overrides, "KEY=VALUE"])`. Raises UserError
-    where that would.
+    `variants(overrides)({key: value})` is `load_config([*overrides, "KEY=VALUE"])`, and raises
+    UserError where that would.
     """
     from omegaconf import OmegaConf
 
