@@ -148,7 +148,8 @@ class Runner:
     def _tell(self, cell: Cell, state: State) -> None:
         self.states[cell.name] = state
         if not self.console.is_terminal:
-            print(f"{cell.name}: {state.what}  {state.note}".rstrip(), flush=True)
+            line = f"{cell.name}: {state.what}  {state.note}".rstrip()
+            print(f"{line}\n", end="", flush=True)  # in one piece: cells speak from their threads
 
 
 class Display:
