@@ -1,7 +1,8 @@
 """A training step on one GPU: about 100M active parameters, bfloat16, 64k tokens.
 
 Ours and `transformers`' DeepseekV3ForCausalLM with `grouped_mm`, both eager and compiled, each in a
-process of its own, in turns; and their share of the GPU's dense bfloat16 peak.
+process of its own, in turns; and their share of the GPU's dense bfloat16 peak. Then decoding one
+row of the same model, with and without a CUDA graph.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,13 +17,15 @@ from torch import Tensor
 from mla_lm.accounting import train_flops_per_token
 from mla_lm.bench import steps
 from mla_lm.bench.peer import write_peer
-from mla_lm.bench.report import Row, interleaved, median_row, ratio_row
+from mla_lm.bench.report import Row, interleaved, median_row, ratio_row, timed
 from mla_lm.bench.worker import Worker
 from mla_lm.cli import load_config
-from mla_lm.config import RunConfig
+from mla_lm.config import ModelConfig, RunConfig
+from mla_lm.generation import generate
 from mla_lm.model import Transformer
 
 ROUNDS, WARM_UP = 5, 3
+NEW = 128  # tokens that are decoded
 PEAK = 989e12  # dense bfloat16 operations a second of an H100 or H200
 MODEL = (
     "data.seq_len=1024",
@@ -77,6 +80,24 @@ def run(words: tuple[str, ...] = MODEL, device: str = "cuda") -> Iterator[Row]:
     flops = n_tokens * train_flops_per_token(cfg.model, cfg.data.seq_len)
     shares = [100 * flops / s / PEAK for s in seconds["ours, compiled"]]
     yield median_row("GPU: share of 989 TFLOP/s", shares, "%", goal=">= 26")
+    yield from decoding(cfg.model, device)
+
+
+def decoding(cfg: ModelConfig, device: str) -> Iterator[Row]:
+    """One greedy row in bfloat16; both ways must say the same tokens."""
+    model = Transformer(cfg).to(device, torch.bfloat16).eval()
+    said: dict[bool, Tensor] = {}
+
+    def tokens(*, graph: bool) -> None:
+        prompt = torch.arange(1, 9, device=device).unsqueeze(0)
+        said[graph] = generate(model, prompt, max_new_tokens=NEW, temperature=0, graph=graph)
+
+    ways = [partial(timed, partial(tokens, graph=graph)) for graph in (False, True)]
+    seconds = interleaved(ways, rounds=ROUNDS)
+    if not said[False].equal(said[True]):
+        raise RuntimeError("decoding with a CUDA graph says other tokens")
+    for name, each in zip(("plain", "CUDA graph"), seconds, strict=True):
+        yield median_row(f"GPU: decoding, {name}", [NEW / s for s in each], "tokens/s")
 
 
 def our_step(words: tuple[str, ...], device: str, *, compiled: bool) -> Callable[[], float]:

@@ -28,7 +28,8 @@ class GenerateOptions(BaseModel):
     """Temperature 0 is greedy; `top_k=0` samples from the whole vocabulary.
 
     `n_drafts` tokens a step are proposed by the MTP modules. `context` beyond the tokens a row of
-    the training had stretches the positions by YaRN.
+    the training had stretches the positions by YaRN. `graph=true` replays the passes behind the
+    prompts as a CUDA graph.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -44,6 +45,7 @@ class GenerateOptions(BaseModel):
     n_drafts: Annotated[int, Field(ge=0)] = 0
     context: Size | None = None
     precision: Literal["auto", "32-true", "bf16-true"] = "auto"
+    graph: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
@@ -95,6 +97,7 @@ def _complete(
         stops=options.stop,
         n_drafts=options.n_drafts,
         seed=options.seed,
+        graph=options.graph,
     )
     texts = list(completion.prompts)
     if len(texts) == 1:

@@ -48,7 +48,8 @@ class Cache:
     """The layers' caches and how many tokens each row holds (`lengths`).
 
     `absorb` makes MLA attend in latent space (True), through keys and values (False), or choose
-    by the number of new tokens (None).
+    by the number of new tokens (None). While `held` has the lengths as a tensor (B,), they are read
+    from it on its device, and all shapes follow from the capacity alone.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Cache:
     ) -> None:
         self.capacity, self.dtype = capacity, dtype
         self.lengths = [0] * batch_size
+        self.held: Tensor | None = None
         shapes = [(batch_size, heads, capacity, width) for heads, width in kept_widths(cfg)]
         self.layers = [
             LayerCache(
@@ -91,14 +93,18 @@ class Cache:
             if longest > limit:
                 raise UserError(f"{longest} tokens exceed {name}={limit}")
         self.lengths = [length + n_new for length in before]
-        if len(set(before)) < 2:
+        held = self.held
+        if held is None and len(set(before)) < 2:
             slots = slice(longest - n_new, longest)
             mask = None
             if 1 < n_new < longest:
                 shape = (1, 1, n_new, longest)
                 mask = torch.ones(shape, dtype=torch.bool, device=cos.device).tril(longest - n_new)
             return Positions(cos[slots], sin[slots], mask, slots, longest)
-        held = torch.tensor(before, device=cos.device)
+        if held is None:
+            held = torch.tensor(before, device=cos.device)
+        else:
+            longest = self.capacity
         where = held.unsqueeze(1) + torch.arange(n_new, device=cos.device)  # (B, T)
         mask = torch.arange(longest, device=cos.device) <= where.unsqueeze(-1)  # (B, T, L)
         return Positions(cos[where], sin[where], mask.unsqueeze(1), where, longest)

@@ -121,13 +121,16 @@ def test_few_tokens_take_another_way_than_many(n_tokens: int, way: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "dim", "way"),
+    ("capability", "dtype", "dim", "n_tokens", "way"),
     [
-        ((9, 0), torch.bfloat16, DIM, "grouped_mm"),
-        ((10, 0), torch.bfloat16, DIM, "grouped_mm"),
-        ((8, 0), torch.bfloat16, DIM, "padded"),
-        ((9, 0), torch.float32, DIM, "padded"),
-        ((9, 0), torch.bfloat16, DIM + 4, "padded"),
+        ((9, 0), torch.bfloat16, DIM, 4096, "grouped_mm"),
+        ((9, 0), torch.bfloat16, DIM, 1, "grouped_mm"),
+        ((10, 0), torch.bfloat16, DIM, 4096, "grouped_mm"),
+        ((8, 0), torch.bfloat16, DIM, 4096, "padded"),
+        ((8, 0), torch.bfloat16, DIM, 63, "gathered"),
+        ((9, 0), torch.float32, DIM, 4096, "padded"),
+        ((9, 0), torch.float32, DIM, 1, "gathered"),
+        ((9, 0), torch.bfloat16, DIM + 4, 4096, "padded"),
     ],
 )
 def test_the_grouped_kernel_is_for_the_gpus_that_have_it(
@@ -135,6 +138,7 @@ def test_the_grouped_kernel_is_for_the_gpus_that_have_it(
     capability: tuple[int, int],
     dtype: torch.dtype,
     dim: int,
+    n_tokens: int,
     way: str,
 ) -> None:
     class OnGpu(list):
@@ -142,4 +146,4 @@ def test_the_grouped_kernel_is_for_the_gpus_that_have_it(
 
     OnGpu.dtype = dtype
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert fastest(OnGpu(range(4096)), torch.zeros(2, 2 * INTER_DIM, dim)) == way
+    assert fastest(OnGpu(range(n_tokens)), torch.zeros(2, 2 * INTER_DIM, dim)) == way

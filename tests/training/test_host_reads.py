@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -64,7 +65,7 @@ class Steps(L.Callback):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_one_read_a_step(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_read_a_step(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = (f"optim={kind}", "model.ffn.execution=grouped_mm", "model.mtp_depth=1")
     wide = ("model.dim=32", "model.ffn.moe_inter_dim=32")
     steps = (f"trainer.log_every_n_steps={LOGGED}", f"trainer.max_steps={STEPS}")
@@ -84,6 +85,7 @@ def test_one_read_a_step(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            default_root_dir=tmp_path,
             callbacks=[ExpertLoad(100), LossSpikes(50, 5.0), watch],
         ).fit(module, Loader(batches), Loader(batches[:1]))
     unlogged = [reads for step, reads in enumerate(watch.by_step[1:], 1) if step % LOGGED]
