@@ -32,6 +32,7 @@ NOT_STORED: dict[str, Any] = {  # classes to import, which come from local YAML,
     "resume": None,
     "resume_allow": (),
 }
+OF_CORPUS = ("corpus", "threshold", "tokenizer_sha256")  # keys of a manifest that must agree
 CONFIG_FILE = "config.json"  # of a run folder
 SECTIONS = "model|balance|data|optim|trainer|loss|checkpoint"
 CHOICE = re.compile(rf"(({SECTIONS}|callbacks|logger|experiment)(/\w+)*|seed|precision)=[\w-]+")
@@ -83,7 +84,8 @@ class Record(BaseModel):
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """A stored configuration with the keys that older files lack."""
-    trainer = {"compile": False, **config["trainer"]}
+    alone = {"compile": False, "strategy": "ddp", "devices": 1, "timeout_minutes": 30.0}
+    trainer = {**alone, **config["trainer"]}
     return {"init_from": None, **config, "trainer": trainer}
 
 
@@ -211,7 +213,7 @@ def require_corpus(path: Path, manifest: dict[str, Any]) -> None:
     """
     record = read(path, RECORD)[0]
     trained = record.data or {**manifest, "tokenizer_sha256": sha256(record.tokenizer)}
-    for key in ("corpus", "threshold", "tokenizer_sha256"):
+    for key in OF_CORPUS:
         if trained.get(key) != manifest[key]:
             raise UserError(
                 f"{path}: trained with data {key}={trained.get(key)}, here it is {manifest[key]}"

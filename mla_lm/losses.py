@@ -3,6 +3,7 @@
 Pure functions of tensors; they know neither the model nor how the losses are weighted into one.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,13 +26,16 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     nats = F.cross_entropy(
         logits.float().flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
-    return nats / (targets != IGNORED).sum().clamp(min=1)
+    return nats / n_counted(targets).clamp(min=1)
 
 
-def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def head_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, n_targets: Tensor | None = None
+) -> Tensor:
     """`next_token_loss` of the logits hidden @ weight.T, which never exist all at once.
 
-    hidden (B, T, dim), weight (V, dim), targets (B, T) int64 -> float32 scalar.
+    hidden (B, T, dim), weight (V, dim), targets (B, T) int64 -> float32 scalar, the sum over
+    `n_targets`, or over those of `targets` that count.
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
@@ -40,7 +44,12 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     nats: Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
         hidden.flatten(0, -2), weight, targets.flatten()
     )
-    return nats / (targets != IGNORED).sum().clamp(min=1)
+    return nats / (n_counted(targets) if n_targets is None else n_targets).clamp(min=1)
+
+
+def n_counted(targets: Tensor) -> Tensor:
+    """How many targets are not `IGNORED`."""
+    return (targets != IGNORED).sum()
 
 
 class HeadLoss(torch.autograd.Function):
@@ -119,14 +128,20 @@ def sequence_balance_loss(routing: Routing, counted: Tensor | None = None) -> Te
     return _agreement(counts, shares, chosen.shape[-1]).mean()
 
 
-def switch_balance_loss(routing: Routing, counted: Tensor | None = None) -> Tensor:
+def switch_balance_loss(
+    routing: Routing,
+    counted: Tensor | None = None,
+    over_ranks: Callable[[Tensor], Tensor] = lambda counts: counts,
+) -> Tensor:
     """Balance over the batch (arXiv 2101.03961, eq. 4-6), before its weight: for top-K, E f.P.
 
     f is the share of the choices made, P the mean normalised score of all tokens of the forward
-    pass. Float32 scalar; 1 at perfect balance.
+    pass. Float32 scalar; 1 at perfect balance. With `over_ranks`, which takes choices (E,) to their
+    mean over all ranks, the mean of the losses of all is that of their tokens together.
     """
     counts, shares = _sums(routing, routing.experts, counted)
-    return _agreement(counts.sum(dim=0), shares.sum(dim=0), routing.experts.shape[-1])
+    counts = over_ranks(counts.sum(dim=0).float())
+    return _agreement(counts, shares.sum(dim=0), routing.experts.shape[-1])
 
 
 def _sums(routing: Routing, chosen: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:

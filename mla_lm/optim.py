@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mla_lm.config import LossConfig, OptimConfig
 from mla_lm.machine import resolve_precision
+from mla_lm.sharding import part, whole
 
 MUON_MOMENTUM = 0.95
 
@@ -45,7 +46,8 @@ class MuonAdamW(Optimizer):
 
     Muon steps along the orthogonalised momentum, scaled to the RMS of an AdamW step, so both kinds
     share learning rate and decay. Stacked experts (E, rows, columns) are matrices each, and so are
-    the parts of a matrix whose rows do different things: `parts` has how many rows each has.
+    the parts of a matrix whose rows do different things: `parts` has how many rows each has. Of
+    sharded matrices every rank puts the whole together and keeps its part of the result.
     """
 
     def __init__(
@@ -68,16 +70,19 @@ class MuonAdamW(Optimizer):
 
     def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        stepped: dict[Tensor, Tensor] = {}
         for p in parameters:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             buffer = self.state[p]["momentum_buffer"]
             assert p.grad is not None
             buffer.lerp_(p.grad, 1 - group["momentum"])
-            nesterov = p.grad.lerp(buffer, group["momentum"])
+            nesterov = whole(p.grad.lerp(buffer, group["momentum"]))
             p.mul_(1 - group["lr"] * group["weight_decay"])
+            stepped[p] = whole(p)
             sizes = self.parts.get(p, p.shape[-2:-1])
-            for rows, update in zip(p.split(sizes, -2), nesterov.split(sizes, -2), strict=True):
+            pairs = zip(stepped[p].split(sizes, -2), nesterov.split(sizes, -2), strict=True)
+            for rows, update in pairs:
                 if rows.numel():
                     by_shape[rows.shape[-2:]].append((rows, update))
         for shape, members in by_shape.items():
@@ -88,6 +93,9 @@ class MuonAdamW(Optimizer):
             scale = 0.2 * max(shape) ** 0.5
             for (rows, _), update in zip(members, updates, strict=True):
                 rows.add_(update.view_as(rows), alpha=-group["lr"] * scale)
+        for p, matrix in stepped.items():
+            if matrix is not p:
+                p.copy_(part(matrix, p))
 
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for p in parameters:

@@ -6,6 +6,7 @@ same `run_id`; in another it is a new one.
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,10 +24,17 @@ from mla_lm.machine import accelerator_type, environment, resolve_precision
 
 NEVER = ("model.", "optim.", "data.kind", "data.val_fraction", "data.tokenizer.")
 UNLESS_ALLOWED = ("balance.", "loss.", "data.", "seed", "trainer.accumulate_grad_batches")
-FREE = ("trainer.log_every_n_steps", "data.cache_dir", "data.verify", "model.ffn.execution")
+FREE = (
+    "trainer.devices",
+    "trainer.timeout_minutes",
+    "trainer.log_every_n_steps",
+    "data.cache_dir",
+    "data.verify",
+    "model.ffn.execution",
+)
+GLOBAL_BATCH = ("data.batch_size", "trainer.accumulate_grad_batches")  # their product: of a step
 GIVEN_ANEW = ("resume=", "resume_allow=", "init_from=", "run_dir=", "run_id=")
-REFUSED = ("world_size",)  # of the environment, unless allowed
-TOLD = ("threads", "precision", "device", "python", "torch", "lightning")
+TOLD = ("world_size", "threads", "precision", "device", "python", "torch", "lightning")
 TRAINING = ("loops", "lr_schedulers", "callbacks", "n_skipped")  # not in a file of weights only
 LOCK = ".lock"  # in the folder of a run that is going on
 
@@ -117,27 +125,26 @@ def _tell_changes(
     here: dict[str, str | int],
     allowed: tuple[str, ...],
 ) -> None:
-    for key in (*REFUSED, *TOLD):
+    for key in TOLD:
         before, after = stored.get(key), here[key]
-        if before == after or key in allowed:
-            continue
-        difference = f"{key}={after}: {path} was trained with {before}"
-        if key in REFUSED:
-            raise UserError(f"{difference}; pass resume_allow=[{key}] to go on")
-        print(f"warning: {difference}, so not bit for bit", file=sys.stderr)
+        if before != after and key not in allowed:
+            difference = f"{key}={after}: {path} was trained with {before}"
+            print(f"warning: {difference}, so not bit for bit", file=sys.stderr)
 
 
 def _refuse_changes(
     path: Path, stored: dict[str, Any], wanted: dict[str, Any], allowed: tuple[str, ...]
 ) -> None:
     before, after = dict(leaves(stored)), dict(leaves(wanted))
+    same_batch = len({math.prod(of[key] for key in GLOBAL_BATCH) for of in (before, after)}) == 1
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) == after.get(key) or key in FREE:
             continue
         difference = f"{key}={after.get(key)}: {path} was trained with {before.get(key)}"
         if key.startswith(NEVER):
             raise UserError(f"{difference}; start a fresh run")
-        if key.startswith(UNLESS_ALLOWED) and key not in allowed:
+        divided_anew = key in GLOBAL_BATCH and same_batch
+        if key.startswith(UNLESS_ALLOWED) and key not in allowed and not divided_anew:
             raise UserError(f"{difference}; start a fresh run, or pass resume_allow=[{key}]")
-        if key.startswith("trainer.") and key not in allowed:
+        if key.startswith(("trainer.", *GLOBAL_BATCH)) and key not in allowed:
             print(f"warning: {difference}, so not bit for bit", file=sys.stderr)

@@ -34,6 +34,7 @@ from mla_lm.config.run import (
     OptimConfig,
     Precision,
     RunConfig,
+    TrainerConfig,
 )
 
 __all__ = [
@@ -61,5 +62,6 @@ __all__ = [
     "SyntheticConfig",
     "TextConfig",
     "TokenizerConfig",
+    "TrainerConfig",
     "YarnConfig",
 ]

@@ -66,6 +66,9 @@ class LossConfig(Section):
 class TrainerConfig(Section):
     """Lightning's trainer, and when to look at the run; steps are optimizer steps."""
 
+    strategy: Literal["ddp", "fsdp"]
+    devices: Literal["auto"] | Size
+    timeout_minutes: Positive
     accelerator: Literal["auto", "cpu", "gpu"]
     max_steps: Size
     accumulate_grad_batches: Size
@@ -118,6 +121,8 @@ class RunConfig(Section):
                 acts,
                 "the model has no experts to balance: take balance=none",
             )
+        alone = not (self.trainer.compile and self.trainer.strategy == "fsdp")
+        yield "trainer.compile", alone, "goes with trainer.strategy=ddp only"
         fits = self.model.mtp_depth < self.data.seq_len
         yield "model.mtp_depth", fits, f"must be below data.seq_len={self.data.seq_len}"
 

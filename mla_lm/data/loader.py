@@ -26,8 +26,10 @@ class Stream(Protocol):
 
 
 def _windows(tokens: Stream, starts: NDArray[np.int64], seq_len: int) -> Tensor:
-    rows = np.stack([tokens[start : start + seq_len + 1] for start in starts.tolist()])
-    return torch.from_numpy(rows.astype(np.int64))
+    rows = np.empty((len(starts), seq_len + 1), dtype=np.int64)
+    for row, start in zip(rows, starts.tolist(), strict=True):
+        row[:] = tokens[start : start + seq_len + 1]
+    return torch.from_numpy(rows)
 
 
 class TrainLoader:
@@ -96,23 +98,29 @@ class TrainLoader:
 class EvalLoader:
     """The windows in order; what is left behind the last whole one comes as a shorter batch.
 
-    Raises UserError when the stream has fewer than two tokens.
+    Ranks take turns, `batch_size` windows each; all have as many batches, the last ones of some are
+    without a row. Raises UserError when the stream has fewer than two tokens.
     """
 
-    def __init__(self, tokens: Stream, *, seq_len: int, batch_size: int) -> None:
+    def __init__(
+        self, tokens: Stream, *, seq_len: int, batch_size: int, rank: int = 0, n_ranks: int = 1
+    ) -> None:
         self.tokens, self.seq_len, self.batch_size = tokens, seq_len, batch_size
+        self.rank, self.global_batch = rank, batch_size * n_ranks
         if len(tokens) < 2:
             raise UserError(f"the validation split has {len(tokens)} token(s), nothing to predict")
         self.n_windows = (len(tokens) - 1) // seq_len
         self.has_rest = self.n_windows * seq_len + 1 < len(tokens)
 
     def __len__(self) -> int:
-        return -(-self.n_windows // self.batch_size) + self.has_rest
+        return -(-self.n_windows // self.global_batch) + self.has_rest
 
     def __iter__(self) -> Iterator[Tensor]:
         starts = np.arange(self.n_windows, dtype=np.int64) * self.seq_len
-        for first in range(0, self.n_windows, self.batch_size):
+        for first in range(0, self.n_windows, self.global_batch):
+            first += self.rank * self.batch_size
             yield _windows(self.tokens, starts[first : first + self.batch_size], self.seq_len)
         if self.has_rest:
             rest = self.tokens[self.n_windows * self.seq_len : len(self.tokens)]
-            yield torch.from_numpy(rest.astype(np.int64)).unsqueeze(0)
+            row = torch.from_numpy(rest.astype(np.int64)).unsqueeze(0)
+            yield row if self.rank == 0 else row[:0]

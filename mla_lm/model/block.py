@@ -46,7 +46,7 @@ def run(
     What has been compiled is for training only: elsewhere shapes change from call to call.
     """
     if not torch.is_grad_enabled():
-        result: tuple[Tensor, Routing | None] = module.forward(*inputs, at, cache)
+        result: tuple[Tensor, Routing | None] = module._call_impl(*inputs, at, cache)
         return result
     if checkpointing == "none":
         result = module(*inputs, at, cache)

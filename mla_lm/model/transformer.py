@@ -8,6 +8,8 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 
 from mla_lm.config import Checkpointing, ModelConfig
 from mla_lm.errors import UserError
@@ -115,6 +117,12 @@ class Transformer(KeepsFloat32):
         for module in self.modules():
             if isinstance(module, Experts) and not whole:
                 module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+
+    def shard_blocks(self, mesh: DeviceMesh) -> None:
+        """Leave this rank of `mesh` its part of all weights (FSDP2), gathered block by block."""
+        for module in (*self.blocks, *self.mtp):
+            fully_shard(module, mesh=mesh)
+        fully_shard(self, mesh=mesh)
 
     def at_nodes(self, tokens: Tensor, positions: Tensor, seen: Tensor | None) -> Tensor:
         """Final hidden states (B, T, dim) of rows that are no plain texts.

@@ -1,5 +1,6 @@
 """What a user sees during a run: progress and samples."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -78,7 +79,10 @@ class Samples(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
-        with (Path(trainer.default_root_dir) / "samples.md").open("a", encoding="utf-8") as file:
+        path = Path(trainer.default_root_dir) / "samples.md"
+        if not trainer.is_global_zero:  # runs the model, too: its weights may be in parts
+            path = Path(os.devnull)
+        with path.open("a", encoding="utf-8") as file:
             file.write(f"## step {trainer.global_step}\n\n")
             for seed, prompt in enumerate(self.prompts):
                 completion = Completion(

@@ -22,6 +22,13 @@ def settle(loop: dict[str, Any]) -> None:
         _begin_epoch(loop)
 
 
+def recount(loop: dict[str, Any], *, before: int, after: int) -> None:
+    """Between steps, go on with another number of micro-batches a step, in place."""
+    for counts in (loop[BATCHES]["total"], loop[BATCHES]["current"]):
+        further = counts["ready"] * after // before - counts["ready"]
+        counts.update({name: n + further for name, n in counts.items()})
+
+
 def _begin_validation(progress: dict[str, Any]) -> None:
     """In the first batch: Lightning runs the validation, whose loader starts at its beginning."""
     before = progress["total"]["completed"] - progress["current"]["completed"]

@@ -5,10 +5,12 @@ Knows neither files nor the command line. B batch, T tokens, L MoE layers, E exp
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from mla_lm import balance, losses
@@ -20,6 +22,8 @@ from mla_lm.errors import UserError
 from mla_lm.evaluation.language_model import N_SUMS, loss_sums, summarize
 from mla_lm.model import ModelOutput, Transformer
 from mla_lm.optim import build_optimizer, build_schedule, mtp_weight
+from mla_lm.sharding import whole
+from mla_lm.training.loop_state import recount
 
 
 class LanguageModel(L.LightningModule):
@@ -39,7 +43,8 @@ class LanguageModel(L.LightningModule):
         self.routers = self.model.routers()
         self.row_loads: list[Tensor] = []  # (L, B, E) of each micro-batch since the last step
         self.load: Tensor | None = None
-        self.micro_losses: list[Tensor] = []  # of each micro-batch since the last step
+        self.micro_losses: list[Tensor] = []  # `terms` of each micro-batch since the last step
+        self.terms: tuple[str, ...] = ()
         self.loss: float | None = None
         self.n_skipped = 0  # steps in a row
         self.is_logged = False  # what loggers are told costs a twentieth of a step of 200 ms
@@ -48,6 +53,12 @@ class LanguageModel(L.LightningModule):
         )
         self.annotate = Annotator(cfg.data, tokenizer)
         self.val_sums = torch.zeros(N_SUMS, dtype=torch.float64)
+
+    def configure_model(self) -> None:
+        """Cut the weights where the strategy shards them."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            assert self.device_mesh is not None
+            self.model.shard_blocks(self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         if self.cfg.trainer.compile:
@@ -74,36 +85,47 @@ class LanguageModel(L.LightningModule):
         loss = sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
         if out.routing:
             self.row_loads.append(balance.expert_load(out.routing, batch.input_counted))
-        self.micro_losses.append(loss.detach())
+        self.terms = ("loss", *terms)
+        self.micro_losses.append(torch.stack([loss, *terms.values()]).detach())
         every = self.cfg.trainer.log_every_n_steps
         self.is_logged = (self.global_step + 1) % every == 0
-        if self.is_logged:
-            self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-            self.log_dict({f"train/{name}": term for name, term in terms.items()})
         return loss
 
     def losses(self, out: ModelOutput, batch: Batch) -> dict[str, Tensor]:
-        """Unweighted terms: `ce`, `mtp` (mean over depths), and the balance losses in use."""
+        """Unweighted terms: `ce`, `mtp` (mean over depths), and the balance losses in use.
+
+        Their mean over ranks is that of the tokens of all ranks together.
+        """
         head = self.model.lm_head.weight
-        terms = {"ce": losses.head_loss(out.hidden, head, batch.labels[:, 1:])}
-        if out.mtp:
-            targets = [
-                losses.mtp_targets(batch.labels, depth, batch.documents)
-                for depth in range(1, len(out.mtp) + 1)
-            ]
-            by_depth = [
-                losses.head_loss(hidden, head, depth_targets)
-                for hidden, depth_targets in zip(out.mtp, targets, strict=True)
-            ]
-            terms["mtp"] = torch.stack(by_depth).mean()
+        depths = range(1, len(out.mtp) + 1)
+        targets = [losses.mtp_targets(batch.labels, depth, batch.documents) for depth in depths]
+        targets = [batch.labels[:, 1:], *targets]
+        counts = torch.stack([losses.n_counted(of_depth) for of_depth in targets]).float()
+        ce, *mtp = (
+            losses.head_loss(hidden, head, of_depth, count)
+            for hidden, of_depth, count in zip(
+                (out.hidden, *out.mtp), targets, self.over_ranks(counts), strict=True
+            )
+        )
+        terms = {"ce": ce}
+        if mtp:
+            terms["mtp"] = torch.stack(mtp).mean()
         for name, weight, loss in (
             ("sequence", self.cfg.balance.sequence_loss_weight, losses.sequence_balance_loss),
-            ("switch", self.cfg.balance.switch_loss_weight, losses.switch_balance_loss),
+            (
+                "switch",
+                self.cfg.balance.switch_loss_weight,
+                partial(losses.switch_balance_loss, over_ranks=self.over_ranks),
+            ),
         ):
             if out.routing and weight:
                 by_layer = [loss(routing, batch.input_counted) for routing in out.routing]
                 terms[f"{name}_balance"] = torch.stack(by_layer).sum()
         return terms
+
+    def over_ranks(self, values: Tensor, how: str = "mean") -> Tensor:
+        """The mean or the sum over all ranks, without gradient."""
+        return self.trainer.strategy.reduce(values, reduce_op=how)
 
     def configure_gradient_clipping(
         self,
@@ -113,12 +135,14 @@ class LanguageModel(L.LightningModule):
     ) -> None:
         """Clip by the global norm, or drop a gradient that is not finite, on all ranks alike."""
         parameters = [p for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        own_loss = torch.stack(self.micro_losses).mean()
-        mean_loss = self.trainer.strategy.reduce(own_loss, reduce_op="mean")
-        loss, length = torch.stack((mean_loss, norm)).tolist()  # all that a GPU is waited for
+        grads = [p.grad for p in parameters if p.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(grads))
+        means = self.over_ranks(torch.stack(self.micro_losses).mean(dim=0))
+        *found, length = torch.cat((means, norm.view(1))).tolist()  # all that a GPU is waited for
+        loss = found[0]
         if self.is_logged:
-            self.log_dict({"train/loss": loss, "train/grad_norm": length})
+            self.log_dict({f"train/{n}": x for n, x in zip(self.terms, found, strict=True)})
+            self.log_dict({"train/grad_norm": length, "train/lr": optimizer.param_groups[0]["lr"]})
         if not (math.isfinite(loss) and math.isfinite(length)):
             optimizer.zero_grad()
             self.n_skipped += 1
@@ -150,14 +174,14 @@ class LanguageModel(L.LightningModule):
         if not row_loads or self.n_skipped:
             return
         rows = torch.cat(row_loads, dim=1)
-        self.load = self.trainer.strategy.reduce(rows.sum(dim=1), reduce_op="sum")
+        self.load = self.over_ranks(rows.sum(dim=1), "sum")
         speed = balance.bias_speed(
             self.global_step, cfg=self.cfg.balance, max_steps=self.cfg.trainer.max_steps
         )
         for router, load in zip(self.routers.values(), self.load, strict=True):
             balance.update_bias(router.e_score_correction_bias, load, speed=speed)
         if self.is_logged:
-            self.log_load(self.load, balance.max_violation(rows).mean(dim=1))
+            self.log_load(self.load, self.over_ranks(balance.max_violation(rows).mean(dim=1)))
 
     def log_load(self, load: Tensor, row_violation: Tensor) -> None:
         """Metrics of the load (L, E) and of the mean violation within a row (L,), by layer too."""
@@ -180,12 +204,18 @@ class LanguageModel(L.LightningModule):
         self.val_sums = torch.zeros(N_SUMS, dtype=torch.float64)
 
     def validation_step(self, tokens: Tensor, batch_idx: int) -> None:
-        batch = self.annotate(tokens)
+        none_left = not len(
+            tokens
+        )  # of a last batch; shards are gathered on all ranks nevertheless
+        batch = self.annotate(tokens.new_zeros(1, tokens.shape[1]) if none_left else tokens)
         out = self.model(batch.inputs, documents=batch.input_documents, mtp=False)
+        if none_left:
+            return
         self.val_sums += loss_sums(out.logits, batch.labels[:, 1:], self.byte_lengths).cpu()
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(summarize(self.val_sums, graded=self.annotate.graded))
+        sums = self.over_ranks(self.val_sums.to(self.device), "sum")
+        self.log_dict(summarize(sums, graded=self.annotate.graded))
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.model, self.cfg.optim)
@@ -212,4 +242,7 @@ class LanguageModel(L.LightningModule):
             shapes = [list(state[name].shape) if name in state else None for state in (found, own)]
             if shapes[0] != shapes[1]:
                 raise UserError(f"{name}: {shapes[0]} in the checkpoint, {shapes[1]} in the model")
+        trained = checkpoint[RECORD]["config"]["trainer"]["accumulate_grad_batches"]
+        here = self.cfg.trainer.accumulate_grad_batches
+        recount(checkpoint["loops"]["fit_loop"], before=trained, after=here)
         self.n_skipped = checkpoint["n_skipped"]

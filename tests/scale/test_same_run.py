@@ -1,0 +1,128 @@
+"""The same run on one process, on several, and on a number that changes on the way."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mla_lm.cli import STOPPED
+from tests.scale.runs import (
+    DDP,
+    FSDP,
+    STEPS,
+    ended,
+    free_port,
+    logged,
+    of,
+    order,
+    start,
+    train,
+    weights,
+    write_text,
+)
+
+FOUR = ("trainer=ddp", "trainer.devices=4")
+each_strategy = pytest.mark.parametrize(
+    "words",
+    [DDP, FSDP, pytest.param(FOUR, marks=pytest.mark.slow)],
+    ids=["ddp", "fsdp", "four"],
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scale")
+    write_text(folder / "text.txt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(place: Path) -> Path:
+    return train(place / "alone")
+
+
+def assert_same_losses(
+    run: Path, expected: Path, tolerance: float, *, stopped: tuple[int, ...] = ()
+) -> None:
+    """Of all steps but those that a signal `stopped` behind, which are not logged."""
+    found, wanted = logged(run), logged(expected)
+    assert len(wanted) in (2 * STEPS + 2, 3 * STEPS + 2)
+    wanted = {(name, step): x for (name, step), x in wanted.items() if step + 1 not in stopped}
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert found[key] == pytest.approx(value, rel=tolerance), key
+
+
+@each_strategy
+def test_several_processes_are_one(words: tuple[str, ...], alone: Path, tmp_path: Path) -> None:
+    write_text(tmp_path / "text.txt")
+    run = train(tmp_path / "run", *words)
+    assert_same_losses(run, alone, 1e-5)
+    assert order(run) == order(alone)
+    loads = [of(run, rank, "load") for rank in range(len(list(run.glob("watch/*"))))]
+    assert loads[0][0] == of(alone, 0, "load")[0]
+    assert all(load == loads[0] for load in loads)
+    biases = [of(run, rank, "biases") for rank in range(len(loads))]
+    assert all(bias == biases[0] for bias in biases)
+    assert any(value for layer in biases[0][-1] for value in layer)
+    found, wanted = weights(run), weights(alone)
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0.02, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("data=synthetic", "data.task=recall", "balance=switch", "model.vocab_size=320"),
+        pytest.param(("data.mask_documents=true", "balance=sequence"), marks=pytest.mark.slow),
+        pytest.param(("optim=muon", "model/attention=gqa"), marks=pytest.mark.slow),
+    ],
+    ids=["uneven counts", "documents", "muon"],
+)
+def test_losses_are_means_over_all_tokens(more: tuple[str, ...], tmp_path: Path) -> None:
+    write_text(tmp_path / "text.txt")
+    alone = train(tmp_path / "alone", *more)
+    for name, words in (("ddp", DDP), ("fsdp", FSDP)):
+        run = train(tmp_path / name, *more, *words)
+        assert_same_losses(run, alone, 1e-3 if "optim=muon" in more else 1e-5)
+
+
+def test_the_number_of_processes_changes_on_the_way(place: Path, alone: Path) -> None:
+    run = place / "changing"
+    smaller = ("data.batch_size=2", "trainer.accumulate_grad_batches=4")
+    parts = (FSDP, smaller, DDP)
+    for words, stop in zip(parts, (7, 13, None), strict=True):
+        until = () if stop is None else (f"+callbacks.watch.stop_at={stop}",)
+        done = ended(start(run, *words, *until, "resume=auto"))
+        assert done.status == (0 if stop is None else STOPPED), done.err
+    assert_same_losses(run, alone, 1e-4, stopped=(7, 13))
+    seen = [len(rows) for rows in of(run, 0, "rows")]
+    assert seen == [2] * (2 * 7 + 4 * 6 + 2 * 7)
+
+
+def test_another_global_batch_is_refused(place: Path, alone: Path) -> None:
+    done = ended(start(alone, "data.batch_size=8", *DDP, f"resume={alone / 'run'}"))
+    assert done.status == 2
+    assert "data.batch_size=8" in done.line
+
+
+@pytest.mark.slow
+def test_two_machines_are_one(place: Path) -> None:
+    together = train(place / "one machine", *DDP)
+    apart = place / "two machines"
+    rendezvous = (
+        "torch.distributed.run",
+        "--nnodes=2",
+        "--nproc-per-node=1",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=127.0.0.1:{free_port()}",
+        "--",
+    )
+    agents = [start(apart, *rendezvous, "trainer=ddp") for _ in range(2)]
+    for agent in agents:
+        done = ended(agent)
+        assert done.status == 0, done.err
+    assert logged(apart) == logged(together)
+    found, wanted = weights(apart), weights(together)
+    assert all(found[name].equal(tensor) for name, tensor in wanted.items())
