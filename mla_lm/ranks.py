@@ -6,6 +6,7 @@ torchrun starts them, by hand or from here; the first one decides, the others fo
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -110,7 +111,7 @@ def _explain(statuses: Mapping[int, int]) -> NoReturn:
 def joined(cfg: TrainerConfig) -> Iterator[None]:
     """Be one of the processes of a run; only the first one prints.
 
-    Raises UserError when the others cannot be reached, or are lost on the way.
+    Raises UserError when the others cannot be reached; ends the process where they are lost.
     """
     if n_ranks() == 1:
         yield
@@ -142,7 +143,9 @@ def joined(cfg: TrainerConfig) -> Iterator[None]:
     except RuntimeError as error:
         if not any(word in str(error) for word in LOST):
             raise
-        raise UserError(f"rank {rank()} lost another ({_reason(error)})") from None
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from torchrun, which ends who is left
+        print(f"error: rank {rank()} lost another ({_reason(error)})", file=sys.stderr)
+        raise SystemExit(1) from None
     finally:
         distributed.destroy_process_group()
 

@@ -1,8 +1,8 @@
 """`python -m mla_lm bench [suite=NAME] [out=FILE.json] ...`: measure this machine.
 
-Suites: data, decode, moe, train, quality, checkpoint, evaluation, and all, which leaves out what
-this machine or command has nothing for. Ratios against peers in one interleaved run, medians with
-their spread.
+Suites: data, decode, moe, train, quality, checkpoint, scale, evaluation, and all, which leaves out
+what this machine or command has nothing for. Ratios against peers in one interleaved run, medians
+with their spread.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from mla_lm.errors import UserError
 if TYPE_CHECKING:
     from mla_lm.bench.report import Row
 
-Suite = Literal["data", "decode", "moe", "train", "quality", "checkpoint", "evaluation"]
+Suite = Literal["data", "decode", "moe", "train", "quality", "checkpoint", "scale", "evaluation"]
 SUITES: tuple[Suite, ...] = get_args(Suite)
 
 
@@ -84,7 +84,18 @@ def measure(suite: str, options: BenchOptions) -> "tuple[list[Row], dict[str, ob
     if suite == "evaluation" and not (options.ckpt and options.items):
         raise UserError("suite=evaluation: needs ckpt=PATH and items=FILE.jsonl")
 
-    from mla_lm.bench import checkpoint, data, decode, evaluation, moe, plot, quality, recipe, train
+    from mla_lm.bench import (
+        checkpoint,
+        data,
+        decode,
+        evaluation,
+        moe,
+        plot,
+        quality,
+        recipe,
+        scale,
+        train,
+    )
 
     if suite == "decode":
         rows = decode.run(options.contexts)
@@ -101,6 +112,7 @@ def measure(suite: str, options: BenchOptions) -> "tuple[list[Row], dict[str, ob
             quality.run(options.minutes) + (recipe.run(Path(options.text)) if options.text else [])
         ),
         "checkpoint": checkpoint.run,
+        "scale": scale.run,
         "evaluation": lambda: evaluation.run(str(options.ckpt), str(options.items)),
     }
     return suites[suite](), {}

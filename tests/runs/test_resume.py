@@ -222,7 +222,8 @@ def test_the_run_keeps_its_id_in_its_folder_only(trained: Run, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("threads", 64), ("torch", "2.0.0"), ("precision", "bf16-mixed")]
+    ("key", "value"),
+    [("threads", 64), ("world_size", 8), ("torch", "2.0.0"), ("precision", "bf16-mixed")],
 )
 def test_what_changes_the_bits_is_told_unless_allowed(
     trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: Any
@@ -234,13 +235,6 @@ def test_what_changes_the_bits_is_told_unless_allowed(
     assert str(value) in line
     resolve(trained, f"resume={path}", f"run_dir={tmp_path / 'new'}", f"resume_allow=[{key}]")
     assert capsys.readouterr().err == ""
-
-
-def test_another_number_of_ranks_is_refused_unless_allowed(trained: Run, tmp_path: Path) -> None:
-    path = elsewhere(trained, tmp_path, world_size=8)
-    words = (f"resume={path}", f"run_dir={tmp_path / 'new'}")
-    assert "world_size=1" in refusal(lambda: resolve(trained, *words))
-    assert resolve(trained, *words, "resume_allow=[world_size]").resume == str(path)
 
 
 def elsewhere(trained: Run, place: Path, **environment: Any) -> Path:

@@ -1,11 +1,17 @@
 """The same run on one process, on several, and on a number that changes on the way."""
 
+import os
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from mla_lm.cli import STOPPED
+from tests.processes import ROOT, environment
 from tests.scale.runs import (
     DDP,
     FSDP,
@@ -18,12 +24,13 @@ from tests.scale.runs import (
     start,
     train,
     weights,
+    words,
     write_text,
 )
 
 FOUR = ("trainer=ddp", "trainer.devices=4")
 each_strategy = pytest.mark.parametrize(
-    "words",
+    "strategy",
     [DDP, FSDP, pytest.param(FOUR, marks=pytest.mark.slow)],
     ids=["ddp", "fsdp", "four"],
 )
@@ -54,9 +61,9 @@ def assert_same_losses(
 
 
 @each_strategy
-def test_several_processes_are_one(words: tuple[str, ...], alone: Path, tmp_path: Path) -> None:
+def test_several_processes_are_one(strategy: tuple[str, ...], alone: Path, tmp_path: Path) -> None:
     write_text(tmp_path / "text.txt")
-    run = train(tmp_path / "run", *words)
+    run = train(tmp_path / "run", *strategy)
     assert_same_losses(run, alone, 1e-5)
     assert order(run) == order(alone)
     loads = [of(run, rank, "load") for rank in range(len(list(run.glob("watch/*"))))]
@@ -83,8 +90,8 @@ def test_several_processes_are_one(words: tuple[str, ...], alone: Path, tmp_path
 def test_losses_are_means_over_all_tokens(more: tuple[str, ...], tmp_path: Path) -> None:
     write_text(tmp_path / "text.txt")
     alone = train(tmp_path / "alone", *more)
-    for name, words in (("ddp", DDP), ("fsdp", FSDP)):
-        run = train(tmp_path / name, *more, *words)
+    for name, strategy in (("ddp", DDP), ("fsdp", FSDP)):
+        run = train(tmp_path / name, *more, *strategy)
         assert_same_losses(run, alone, 1e-3 if "optim=muon" in more else 1e-5)
 
 
@@ -92,9 +99,9 @@ def test_the_number_of_processes_changes_on_the_way(place: Path, alone: Path) ->
     run = place / "changing"
     smaller = ("data.batch_size=2", "trainer.accumulate_grad_batches=4")
     parts = (FSDP, smaller, DDP)
-    for words, stop in zip(parts, (7, 13, None), strict=True):
+    for part, stop in zip(parts, (7, 13, None), strict=True):
         until = () if stop is None else (f"+callbacks.watch.stop_at={stop}",)
-        done = ended(start(run, *words, *until, "resume=auto"))
+        done = ended(start(run, *part, *until, "resume=auto"))
         assert done.status == (0 if stop is None else STOPPED), done.err
     assert_same_losses(run, alone, 1e-4, stopped=(7, 13))
     seen = [len(rows) for rows in of(run, 0, "rows")]
@@ -126,3 +133,30 @@ def test_two_machines_are_one(place: Path) -> None:
     assert logged(apart) == logged(together)
     found, wanted = weights(apart), weights(together)
     assert all(found[name].equal(tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.slow
+def test_the_batch_script_of_the_readme(place: Path) -> None:
+    """With a scheduler that has both nodes here."""
+    (script,) = re.findall(r"```sh\n(#!/bin/bash.*?)```", (ROOT / "README.md").read_text(), re.S)
+    run = place / "scheduled"
+    run.mkdir()
+    run_words = shlex.join([word for word in words(run) if not word.startswith("run_dir=")])
+    script = (
+        script.replace("--nproc-per-node=8", "--nproc-per-node=1")
+        .replace(":29500", f":{free_port()}")
+        .replace(".venv/bin/torchrun", f"{sys.executable} -m torch.distributed.run")
+        .replace("train.py", str(ROOT / "train.py"))
+        .replace("run_dir=runs/big", f"run_dir={run / 'run'} {run_words}")
+    )
+    tools = {"scontrol": "echo 127.0.0.1", "srun": '"$@" & "$@" & wait'}
+    for name, body in tools.items():
+        (run / name).write_text(f"#!/bin/bash\n{body}\n")
+        (run / name).chmod(0o755)
+    (run / "job.sh").write_text(script)
+    job = {"SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here"}
+    path = f"{run}:{os.environ['PATH']}"
+    done = subprocess.run(["bash", "job.sh"], cwd=run, env=environment(PATH=path, **job))
+    assert done.returncode == 0
+    assert logged(run).keys() == logged(train(place / "unscheduled", *DDP)).keys()
+    assert len(list(run.glob("watch/*"))) == 2
