@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from mla_lm.config import MLAConfig, ModelConfig, MoEConfig, RunConfig
 
+BLOCK = ("attention", "dense FFN", "router", "shared experts", "routed experts", "norms")
+
 
 class Parameters(NamedTuple):
     """`total` and `active` count the main model, `mtp` and `mtp_active` the MTP modules."""
@@ -18,17 +20,36 @@ class Parameters(NamedTuple):
     mtp_active: int
 
 
+class Part(NamedTuple):
+    """Parameters, and those that work on one token."""
+
+    total: int
+    active: int
+
+
+def parameters_by_part(cfg: ModelConfig) -> dict[str, Part]:
+    """Trainable parameters of the main model by what they are for; a tied head counts as 0."""
+    head = cfg.vocab_size * cfg.dim
+    parts = {name: [0, 0] for name in ("embedding", *BLOCK, "head")}
+    parts["embedding"] = [head, head]
+    parts["head"] = [0, 0] if cfg.tie_embeddings else [head, head]
+    parts["norms"] = [cfg.dim, cfg.dim]
+    for layer in range(cfg.n_layers):
+        for name, of_block in _block(cfg, layer).items():
+            parts[name] = [a + b for a, b in zip(parts[name], of_block, strict=True)]
+    return {name: Part(*counts) for name, counts in parts.items()}
+
+
 def count_parameters(cfg: ModelConfig) -> Parameters:
     """Trainable parameters; active ones are those that work on one token."""
-    blocks = [_block(cfg, layer) for layer in range(cfg.n_layers)]
-    ends = cfg.vocab_size * cfg.dim * (1 if cfg.tie_embeddings else 2) + cfg.dim
+    main = parameters_by_part(cfg).values()
     module = 2 * cfg.dim * cfg.dim + 3 * cfg.dim  # projection, two input norms, final norm
-    mtp_total, mtp_active = _block(cfg, cfg.n_layers)
+    mtp = _block(cfg, cfg.n_layers).values()
     return Parameters(
-        total=ends + sum(total for total, _ in blocks),
-        active=ends + sum(active for _, active in blocks),
-        mtp=cfg.mtp_depth * (module + mtp_total),
-        mtp_active=cfg.mtp_depth * (module + mtp_active),
+        total=sum(part.total for part in main),
+        active=sum(part.active for part in main),
+        mtp=cfg.mtp_depth * (module + sum(part.total for part in mtp)),
+        mtp_active=cfg.mtp_depth * (module + sum(part.active for part in mtp)),
     )
 
 
@@ -39,13 +60,17 @@ def train_flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
     embedding = 0 if cfg.tie_embeddings else head  # a tied matrix is counted once, as the head
     norms = _norms(cfg)
     matmul = parameters.active + parameters.mtp_active - embedding - norms + cfg.mtp_depth * head
-    attention = cfg.attention
-    if isinstance(attention, MLAConfig):
-        width = attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim
-    else:
-        width = 2 * attention.head_dim
+    width = attention_width(cfg)
     core = (cfg.n_layers + cfg.mtp_depth) * cfg.n_heads * seq_len * width
     return 3.0 * (2 * matmul + core)
+
+
+def attention_width(cfg: ModelConfig) -> int:
+    """Widths of a head's keys and values together."""
+    attention = cfg.attention
+    if isinstance(attention, MLAConfig):
+        return attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim
+    return 2 * attention.head_dim
 
 
 def cache_numbers_per_token(cfg: ModelConfig) -> int:
@@ -71,19 +96,25 @@ def _attention(cfg: ModelConfig) -> tuple[int, int]:
     return query + key_value + heads * v_dim * dim, rank + (q_rank or 0)
 
 
-def _block(cfg: ModelConfig, layer: int) -> tuple[int, int]:
-    """Parameters of one block: all, and those active for one token."""
+def _block(cfg: ModelConfig, layer: int) -> dict[str, Part]:
+    """Parameters of one block by part."""
     matrices, norms = _attention(cfg)
-    shared = matrices + norms + 2 * cfg.dim
+    norms += 2 * cfg.dim
+    parts = {"attention": Part(matrices, matrices), "norms": Part(norms, norms)}
     if not (isinstance(cfg.ffn, MoEConfig) and cfg.is_moe(layer)):
         dense = 3 * cfg.dim * cfg.inter_dim
-        return shared + dense, shared + dense
+        return {**parts, "dense FFN": Part(dense, dense)}
     expert = 3 * cfg.dim * cfg.ffn.moe_inter_dim
-    shared += cfg.dim * cfg.ffn.n_routed_experts + cfg.ffn.n_shared_experts * expert
-    return (
-        shared + cfg.ffn.n_routed_experts * expert,
-        shared + cfg.ffn.n_activated_experts * expert,
-    )
+    router = cfg.dim * cfg.ffn.n_routed_experts
+    shared = cfg.ffn.n_shared_experts * expert
+    return {
+        **parts,
+        "router": Part(router, router),
+        "shared experts": Part(shared, shared),
+        "routed experts": Part(
+            cfg.ffn.n_routed_experts * expert, cfg.ffn.n_activated_experts * expert
+        ),
+    }
 
 
 def _norms(cfg: ModelConfig) -> int:

@@ -18,7 +18,7 @@ from mla_lm.config import Precision
 from mla_lm.errors import UserError
 
 Resolved = Literal["32-true", "bf16-mixed"]
-STATUS = Path("/proc/self/status")
+STATUS, MEMORY = Path("/proc/self/status"), Path("/proc/meminfo")
 
 
 def accelerator_type(accelerator: str = "auto") -> Literal["cuda", "cpu"]:
@@ -81,6 +81,16 @@ def resident(which: str) -> int:
     if not STATUS.exists():
         return 0
     (kilobytes,) = re.findall(rf"{which}:\s*(\d+) kB", STATUS.read_text())
+    return 1024 * int(kilobytes)
+
+
+def free_memory(device_type: str) -> int:
+    """Bytes that can still be had, of the GPU or of this machine; much where nobody says."""
+    if device_type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    if not MEMORY.exists():
+        return 2**62
+    (kilobytes,) = re.findall(r"MemAvailable:\s*(\d+) kB", MEMORY.read_text())
     return 1024 * int(kilobytes)
 
 
