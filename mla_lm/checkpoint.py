@@ -6,7 +6,9 @@ Knows the record the project adds to Lightning's checkpoint, not Lightning.
 import json
 import os
 import re
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +20,7 @@ from torch import Tensor
 from mla_lm import checkpoint_file
 from mla_lm.atomic import remove_temporaries, replacing
 from mla_lm.config import RunConfig
+from mla_lm.config.words import public, public_words
 from mla_lm.data.prepared import sha256
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
@@ -150,10 +153,15 @@ def step_of(path: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def write_run_files(run_dir: Path, cfg: RunConfig, record: Record) -> None:
-    """Beside the checkpoints, for people: the configuration, the corpus and the tokenizer."""
+def write_run_files(
+    run_dir: Path, cfg: RunConfig, record: Record, overrides: Sequence[str] = ()
+) -> None:
+    """Beside the checkpoints, for people: configuration, command, versions, corpus, tokenizer."""
+    command = shlex.join(["python", "train.py", *public_words(overrides)])
+    ran = {"command": command, "environment": record.environment}
     files = {
-        CONFIG_FILE: cfg.model_dump_json(indent=2) + "\n",
+        CONFIG_FILE: json.dumps(public(cfg.model_dump(mode="json")), indent=2) + "\n",
+        "run.json": json.dumps(ran, indent=2) + "\n",
         "data.json": json.dumps(record.data, indent=2) + "\n",
         "tokenizer.json": record.tokenizer,
     }

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from mla_lm.config import EvalConfig, RunConfig
 from mla_lm.errors import UserError
 
-STOPPED = 143  # the exit status after SIGTERM: 128 + its number
+STOPPED, INTERRUPTED = 143, 130  # exit status after SIGTERM, Ctrl-C: 128 + the signal's number
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 Config = TypeVar("Config", RunConfig, EvalConfig)
 Options = TypeVar("Options", bound=BaseModel)
@@ -191,7 +191,7 @@ def guard(action: Callable[[], None]) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -82,6 +83,26 @@ def resident(which: str) -> int:
         return 0
     (kilobytes,) = re.findall(rf"{which}:\s*(\d+) kB", STATUS.read_text())
     return 1024 * int(kilobytes)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether that is what an allocator, of a GPU or of this machine, says."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "DefaultCPUAllocator" in str(error)
+
+
+def product_ceiling(precision: Resolved, device: torch.device, seconds: float = 0.2) -> float:
+    """Operations a second of square matrix products here: what a training step can come near to."""
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    side = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(side, side, dtype=dtype, device=device)
+    fastest = float("inf")
+    started = time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        before = time.perf_counter()
+        float((a @ a)[0, 0])  # waits for the device
+        fastest = min(fastest, time.perf_counter() - before)
+    return 2 * side**3 / fastest
 
 
 def free_memory(device_type: str) -> int:

@@ -18,7 +18,7 @@ from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from mla_lm.cli import STOPPED
+from mla_lm.cli import INTERRUPTED, STOPPED
 from mla_lm.config import TrainerConfig
 from mla_lm.errors import UserError
 from mla_lm.machine import accelerator_type
@@ -100,7 +100,7 @@ def _check_variables(n_wanted: int) -> None:
 def _explain(statuses: Mapping[int, int]) -> NoReturn:
     """End as the first rank to fail did; those that lost it, and were ended, come second."""
     number, status = min(statuses.items(), key=lambda item: (item[1] in (1, -15), item[0]))
-    if status in (2, STOPPED):
+    if status in (2, STOPPED, INTERRUPTED):
         raise SystemExit(status)
     how = f"ended with status {status}" if status > 0 else f"was killed by signal {-status}"
     print(f"error: rank {number} {how}", file=sys.stderr)

@@ -1,13 +1,16 @@
 """A configuration as the words of a command line that make it."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mla_lm.config import TokenizerConfig
 
 DATA = ("data=", "data.", "data/")  # how overrides of that group begin
 LOGGER = ("logger=", "logger.", "logger/", "logger@")
+SECRET = re.compile(r"(^|[._])(api_?key|auth|token|secret|password|credentials?)$", re.IGNORECASE)
+ACCOUNT = re.compile(r"(\w+://)[^/@\s]+@")  # of an address
 OF_TOKENIZER = ("data/tokenizer", "data.tokenizer")  # how overrides of it begin
 
 
@@ -46,3 +49,17 @@ def pretrained_words(*, end_of_text: str, vocab_size: int) -> list[str]:
 def quoted(key: str, value: object) -> str:
     """An override whose value Hydra takes as it is."""
     return "{}='{}'".format(key, str(value).replace("'", "\\'"))
+
+
+def public(tree: Any) -> Any:
+    """A configuration without keys that name secrets, and without passwords in addresses."""
+    if isinstance(tree, dict):
+        return {k: public(v) for k, v in tree.items() if not SECRET.search(str(k))}
+    if isinstance(tree, list):
+        return [public(item) for item in tree]
+    return ACCOUNT.sub(r"\1", tree) if isinstance(tree, str) else tree
+
+
+def public_words(words: Sequence[str]) -> list[str]:
+    """Overrides without those of `public`'s secrets."""
+    return [public(word) for word in words if not SECRET.search(word.partition("=")[0])]

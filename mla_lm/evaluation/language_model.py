@@ -43,6 +43,13 @@ def loss_sums(logits: Tensor, labels: Tensor, byte_lengths: Tensor) -> Tensor:
     return torch.stack([part.double() for part in (*sums, *exact_matches(logits, labels))])
 
 
+def bytes_per_target(labels: Tensor, byte_lengths: Tensor) -> Tensor:
+    """Mean bytes of text behind the labels (B, T) that are not `IGNORED`: float32 scalar."""
+    counted = labels != IGNORED
+    lengths = byte_lengths[labels.where(counted, 0)] * counted
+    return lengths.sum().float() / counted.sum().clamp(min=1)
+
+
 def exact_matches(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Answers whose every token is the greedy choice, and all answers: int64 scalars.
 

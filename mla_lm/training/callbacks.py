@@ -11,17 +11,28 @@ import lightning as L
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from mla_lm.accounting import train_flops_per_token
 from mla_lm.generation import Completion, Sampling
+from mla_lm.machine import product_ceiling, resolve_precision
 from mla_lm.training.module import LanguageModel
+from mla_lm.training.publish import publish_text
 
 
 class Progress(L.Callback):
-    """One bar with loss, tokens a second and time left; plain lines where there is no terminal."""
+    """One bar with loss, speed and time left; plain lines where there is no terminal.
+
+    The peak is that of square products in the number format of the run, measured at its start.
+    """
 
     def __init__(self) -> None:
         self.bar: Bar | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        cfg = pl_module.cfg
+        precision = resolve_precision(cfg.precision, pl_module.device.type)
+        self.ceiling = product_ceiling(precision, pl_module.device)
+        self.flops_per_token = train_flops_per_token(cfg.model, cfg.data.seq_len)
         self._restart_clock(trainer)
         if sys.stdout.isatty():
             columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
@@ -39,7 +50,10 @@ class Progress(L.Callback):
         seconds = time.perf_counter() - self.since
         speed = self.tokens / seconds
         pl_module.log("train/tokens_per_second", speed)
-        text = f"loss {float(trainer.callback_metrics['train/ce']):.3f}  {speed:,.0f} tokens/s"
+        share = speed * self.flops_per_token / (self.ceiling * trainer.world_size)
+        pl_module.log("train/utilisation", share)
+        loss, bpb = (float(trainer.callback_metrics[f"train/{name}"]) for name in ("ce", "bpb"))
+        text = f"loss {loss:.3f}  {bpb:.3f} bits/byte  {speed:,.0f} tokens/s  {share:.0%} of peak"
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=step, description=text)
         else:
@@ -82,18 +96,19 @@ class Samples(L.Callback):
         path = Path(trainer.default_root_dir) / "samples.md"
         if not trainer.is_global_zero:  # runs the model, too: its weights may be in parts
             path = Path(os.devnull)
+        texts = []
+        for seed, prompt in enumerate(self.prompts):
+            completion = Completion(
+                pl_module.model,
+                pl_module.tokenizer,
+                [prompt],
+                max_new_tokens=self.max_new_tokens,
+                sampling=Sampling(temperature=0.6, top_k=50),
+                seed=seed,
+            )
+            texts.append(completion.prompts[0] + "".join(piece for _, piece in completion))
+        print(texts[0] if texts else "", flush=True)
+        written = "".join(f"```\n{text}\n```\n\n" for text in texts)
         with path.open("a", encoding="utf-8") as file:
-            file.write(f"## step {trainer.global_step}\n\n")
-            for seed, prompt in enumerate(self.prompts):
-                completion = Completion(
-                    pl_module.model,
-                    pl_module.tokenizer,
-                    [prompt],
-                    max_new_tokens=self.max_new_tokens,
-                    sampling=Sampling(temperature=0.6, top_k=50),
-                    seed=seed,
-                )
-                text = completion.prompts[0] + "".join(piece for _, piece in completion)
-                file.write(f"```\n{text}\n```\n\n")
-                if seed == 0:
-                    print(text, flush=True)
+            file.write(f"## step {trainer.global_step}\n\n{written}")
+        publish_text(trainer.loggers, "samples", "\n\n".join(texts), trainer.global_step)

@@ -6,6 +6,7 @@ and of the last step of an epoch, with the end of the epoch.
 
 import math
 import os
+import shlex
 import shutil
 import signal
 import threading
@@ -19,12 +20,13 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from mla_lm.atomic import remove_temporaries
 from mla_lm.checkpoint import RECORD, read, saved, step_of
-from mla_lm.cli import STOPPED
+from mla_lm.cli import INTERRUPTED, STOPPED
 from mla_lm.config import CheckpointConfig
 from mla_lm.errors import UserError
+from mla_lm.ranks import n_ranks
 from mla_lm.training.loop_state import settle
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 BEST = "val/loss"
 GO_ON, SAVE, STOP = range(3)
 
@@ -32,8 +34,9 @@ GO_ON, SAVE, STOP = range(3)
 class Checkpoints(Checkpoint):
     """`step-NNNNNN.ckpt` files: the newest few, and the one with the lowest validation loss.
 
-    SIGTERM and SIGUSR1 finish the optimizer step, save, and end the process with status 143; a
-    validation, but for the last, is left to the resumed run. A second signal ends it at once.
+    SIGTERM and SIGUSR1 finish the optimizer step, save, and end the process with status 143, Ctrl-C
+    with 130; a validation, but for the last, is left to the resumed run. A second signal ends it at
+    once; where torchrun passes them on, that is for torchrun to do.
     """
 
     def __init__(self, folder: Path, cfg: CheckpointConfig) -> None:
@@ -139,13 +142,20 @@ class Checkpoints(Checkpoint):
                     old.unlink()
 
     def _stop(self, trainer: L.Trainer) -> None:
+        run_dir = shlex.quote(str(self.folder.parent))
         trainer.print(f"stopped and saved at step {trainer.global_step}")
-        raise SystemExit(STOPPED)
+        trainer.print(f"go on with: python train.py run_dir={run_dir} resume=auto")
+        raise SystemExit(INTERRUPTED if self.signal == signal.SIGINT else STOPPED)
 
     def _note(self, number: int, frame: Any) -> None:
-        if self.signal is not None:
-            os._exit(STOPPED)
-        self.signal = signal.Signals(number)
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+        elif n_ranks() == 1:
+            os._exit(INTERRUPTED if number == signal.SIGINT else STOPPED)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if signal.getsignal(signal.SIGINT) == self._note:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}.ckpt"

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from mla_lm.evaluation.expert_maps import draw_over_training
 from mla_lm.training.module import LanguageModel
+from mla_lm.training.plots import FOLDER
+from mla_lm.training.publish import publish_picture
 
 COLUMNS = 200  # of the picture
 
 
 class ExpertLoad(L.Callback):
-    """Names an expert without a token for `patience` steps; draws `expert_load.png` at the end.
+    """Names an expert without a token for `patience` steps; draws `plots/expert_load.png`.
 
     Loads stay on their device until the next logged step: a GPU is not waited for in between.
     """
@@ -64,11 +66,20 @@ class ExpertLoad(L.Callback):
             self.loads.append(self.sum)
             self.sum = None
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.draw(trainer)
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.draw(trainer)
+
+    def draw(self, trainer: L.Trainer) -> None:
+        """Of the whole columns so far."""
         self.read()
         if self.loads and trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "expert_load.png"
+            path = Path(trainer.default_root_dir) / FOLDER / "expert_load.png"
+            path.parent.mkdir(exist_ok=True)
             draw_over_training(path, self.steps, torch.stack(self.loads), self.layers)
+            publish_picture(trainer.loggers, path, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         self.read()

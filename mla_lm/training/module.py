@@ -19,7 +19,7 @@ from mla_lm.config import RunConfig
 from mla_lm.data.batch import Annotator, Batch
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.evaluation.language_model import N_SUMS, loss_sums, summarize
+from mla_lm.evaluation.language_model import N_SUMS, bytes_per_target, loss_sums, summarize
 from mla_lm.model import ModelOutput, Transformer
 from mla_lm.optim import build_optimizer, build_schedule, mtp_weight
 from mla_lm.sharding import whole
@@ -85,10 +85,12 @@ class LanguageModel(L.LightningModule):
         loss = sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
         if out.routing:
             self.row_loads.append(balance.expert_load(out.routing, batch.input_counted))
-        self.terms = ("loss", *terms)
-        self.micro_losses.append(torch.stack([loss, *terms.values()]).detach())
-        every = self.cfg.trainer.log_every_n_steps
-        self.is_logged = (self.global_step + 1) % every == 0
+        self.is_logged = (self.global_step + 1) % self.cfg.trainer.log_every_n_steps == 0
+        found = {"loss": loss, **terms}
+        if self.is_logged:
+            found["bytes"] = bytes_per_target(batch.labels[:, 1:], self.byte_lengths)
+        self.terms = tuple(found)
+        self.micro_losses.append(torch.stack([*found.values()]).detach())
         return loss
 
     def losses(self, out: ModelOutput, batch: Batch) -> dict[str, Tensor]:
@@ -138,11 +140,13 @@ class LanguageModel(L.LightningModule):
         grads = [p.grad for p in parameters if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm(grads))
         means = self.over_ranks(torch.stack(self.micro_losses).mean(dim=0))
-        *found, length = torch.cat((means, norm.view(1))).tolist()  # all that a GPU is waited for
-        loss = found[0]
+        *values, length = torch.cat((means, norm.view(1))).tolist()  # all that a GPU is waited for
+        found = dict(zip(self.terms, values, strict=True))
+        loss = found["loss"]
         if self.is_logged:
-            self.log_dict({f"train/{n}": x for n, x in zip(self.terms, found, strict=True)})
-            self.log_dict({"train/grad_norm": length, "train/lr": optimizer.param_groups[0]["lr"]})
+            found["bpb"] = found["ce"] / math.log(2) / max(found.pop("bytes"), 1e-9)
+            found |= {"grad_norm": length, "lr": optimizer.param_groups[0]["lr"]}
+            self.log_dict({f"train/{name}": value for name, value in found.items()})
         if not (math.isfinite(loss) and math.isfinite(length)):
             optimizer.zero_grad()
             self.n_skipped += 1
@@ -208,12 +212,18 @@ class LanguageModel(L.LightningModule):
             tokens
         )  # of a last batch; shards are gathered on all ranks nevertheless
         batch = self.annotate(tokens.new_zeros(1, tokens.shape[1]) if none_left else tokens)
-        out = self.model(batch.inputs, documents=batch.input_documents, mtp=False)
+        first = batch_idx == 0 and self.cfg.model.mtp_depth > 0
+        out = self.model(batch.inputs, documents=batch.input_documents, mtp=first)
+        if first:
+            drafts = self.model.lm_head(out.mtp[0]).argmax(-1)
+            self.accepted = (drafts == out.logits[:, 1:].argmax(-1)).double().mean()
         if none_left:
             return
         self.val_sums += loss_sums(out.logits, batch.labels[:, 1:], self.byte_lengths).cpu()
 
     def on_validation_epoch_end(self) -> None:
+        if self.cfg.model.mtp_depth:
+            self.log("mtp/acceptance", self.over_ranks(self.accepted))
         sums = self.over_ranks(self.val_sums.to(self.device), "sum")
         self.log_dict(summarize(sums, graded=self.annotate.graded))
 

@@ -8,13 +8,20 @@ import lightning as L
 from mla_lm import checkpoint, cli, ranks
 from mla_lm.accounting import describe
 from mla_lm.config import RunConfig
-from mla_lm.config.words import leaves
+from mla_lm.config.words import leaves, public
 from mla_lm.data import EvalLoader, TrainLoader, prepare
+from mla_lm.errors import UserError
 from mla_lm.init_from import resolve_init
-from mla_lm.machine import accelerator_type, keep_freed_memory, resolve_precision
+from mla_lm.machine import (
+    accelerator_type,
+    keep_freed_memory,
+    out_of_memory,
+    resolve_precision,
+)
 from mla_lm.resume import claimed, environment_of, resolve_resume
 from mla_lm.training.checkpoints import Checkpoints
 from mla_lm.training.module import LanguageModel
+from mla_lm.training.publish import publish_config
 from mla_lm.training.random_state import RandomState
 from mla_lm.training.strategy import strategy_of
 
@@ -101,8 +108,24 @@ def fit(cfg: RunConfig, overrides: list[str]) -> None:
     )
     with claimed(run_dir) if ranks.rank() == 0 else nullcontext():
         if ranks.rank() == 0:
-            checkpoint.write_run_files(run_dir, cfg, record)
-        trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
+            checkpoint.write_run_files(run_dir, cfg, record, overrides)
+        publish_config(trainer.loggers, public(cfg.model_dump(mode="json")))
+        try:
+            trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(what_helps(cfg)) from None
     if ranks.rank() == 0:
         path = checkpoint.newest(run_dir)
         print(f"saved {path}" if path else f"{cfg.resume} is the end of the run already")
+
+
+def what_helps(cfg: RunConfig) -> str:
+    """What to change when memory is out, the least harmful first."""
+    rows, accumulate = cfg.data.batch_size, cfg.trainer.accumulate_grad_batches
+    half = f"data.batch_size={max(1, rows // 2)} trainer.accumulate_grad_batches={2 * accumulate}"
+    return f"""out of memory in a step of {rows} rows of {cfg.data.seq_len} tokens; what helps:
+  {half}  the same steps, in halves
+  trainer.activation_checkpointing=non_reentrant  blocks run twice and keep their inputs only
+  data.seq_len={cfg.data.seq_len // 2}, or a smaller model=  see `python -m mla_lm info`"""

@@ -12,16 +12,36 @@ FULL, LAST = 1, 4  # kinds of pieces that end a record
 
 def wandb_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics, in order."""
+    return [_values(record.history.item) for record in _parsed(path, "history")]
+
+
+def wandb_config(path: Path) -> dict[str, Any]:
+    """The configuration, by the keys of its first level."""
+    updates = [record.config.update for record in _parsed(path, "config")]
+    updates += [record.run.config.update for record in _parsed(path, "run")]
+    return {key: value for update in updates for key, value in _values(update).items()}
+
+
+def _values(items: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for item in items:
+        key, *inner = [item.key] if item.key else item.nested_key
+        value = json.loads(item.value_json)
+        if inner:
+            found.setdefault(key, {})[".".join(inner)] = value
+        else:
+            found[key] = value
+    return found
+
+
+def _parsed(path: Path, kind: str) -> Iterator[Any]:
     from wandb.proto.wandb_internal_pb2 import Record
 
-    rows = []
     for data in _records(path.read_bytes()):
         record = Record()
         record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            rows.append({i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in items})
-    return rows
+        if record.WhichOneof("record_type") == kind:
+            yield record
 
 
 def _records(content: bytes) -> Iterator[bytes]:

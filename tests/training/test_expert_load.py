@@ -80,7 +80,7 @@ def test_impossible_patience_is_refused(patience: Any) -> None:
 def test_a_run_draws_its_load_and_stores_it(tmp_path: Path) -> None:
     write_corpus(tmp_path / "text")
     train_here(*short_run(tmp_path), "trainer.max_steps=6", f"run_dir={tmp_path / 'run'}")
-    assert (tmp_path / "run" / "expert_load.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "run" / "plots" / "expert_load.png").read_bytes().startswith(b"\x89PNG")
     callbacks = content(checkpoint(tmp_path / "run", 6))["callbacks"]
     (stored,) = (state for name, state in callbacks.items() if name.startswith("ExpertLoad"))
     assert stored["steps"] == [1, 2, 3, 4, 5, 6]
@@ -91,4 +91,4 @@ def test_a_model_without_experts_draws_nothing(tmp_path: Path) -> None:
     write_corpus(tmp_path / "text")
     dense = ("model/ffn=dense", "balance=none", "trainer.max_steps=2")
     train_here(*short_run(tmp_path), *dense, f"run_dir={tmp_path / 'run'}")
-    assert not (tmp_path / "run" / "expert_load.png").exists()
+    assert not (tmp_path / "run" / "plots" / "expert_load.png").exists()

@@ -14,7 +14,7 @@ from mla_lm.checkpoint import Record
 from mla_lm.training.expert_load import ExpertLoad
 from mla_lm.training.loss_spikes import LossSpikes
 from mla_lm.training.module import LanguageModel
-from tests.conftest import TINY, load_config, random_tokens
+from tests.conftest import TINY, load_config
 from tests.training.bookkeeping import TOKENIZER, Loader
 
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__")
@@ -72,7 +72,7 @@ def test_one_read_a_step(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     cfg = load_config([*TINY, *words, *wide, *steps])
     record = Record(config={}, overrides=[], tokenizer=TOKENIZER.json, data={}, environment={})
     module = LanguageModel(cfg, TOKENIZER, record)
-    batches = [random_tokens(cfg.model, 2, 17) for _ in range(STEPS)]
+    batches = [torch.randint(TOKENIZER.vocab_size, (2, 17)) for _ in range(STEPS)]
     with counted(monkeypatch) as reads:
         watch = Steps(reads)
         L.Trainer(

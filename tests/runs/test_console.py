@@ -1,0 +1,110 @@
+"""What a user is told on the way: the run's folder, Ctrl-C, memory that is out."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from mla_lm.errors import UserError
+from tests.processes import command, environment, run
+from tests.runs.conftest import Run, checkpoint, train_here
+
+LONG = ("trainer.max_steps=2000", "trainer.val_every_n_steps=2000")
+
+
+class Greedy(L.Callback):
+    """Wants more memory than any machine has."""
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        torch.empty(2**55)
+
+
+def test_the_folder_has_command_versions_and_pictures(trained: Run) -> None:
+    ran = json.loads((trained.folder / "run.json").read_text())
+    assert ran["command"].startswith("python train.py model=nano data=text ")
+    assert ran["command"].endswith(f"run_dir={trained.folder}")
+    assert ran["environment"].keys() >= {"python", "torch", "lightning", "commit", "device"}
+    pictures = {path.name: path.read_bytes() for path in (trained.folder / "plots").iterdir()}
+    assert sorted(pictures) == [
+        "expert_load.png",
+        "learning_rate.png",
+        "loss.png",
+        "mtp_acceptance.png",
+    ]
+    assert all(content.startswith(b"\x89PNG") for content in pictures.values())
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(trained: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "a run"
+    words = (*trained.overrides, *LONG, f"run_dir='{folder}'")
+    process = subprocess.Popen(
+        command("train.py", *words),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 7/"):
+            break
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    stopped = int(re.findall(r"stopped and saved at step (\d+)", said)[0])
+    assert checkpoint(folder, stopped).exists()
+    (way,) = re.findall(r"go on with: python (train.py .*)", said)
+    assert way == f"train.py run_dir='{folder}' resume=auto"
+    done = run(
+        "train.py",
+        f"run_dir='{folder}'",
+        "resume=auto",
+        f"trainer.max_steps={stopped}",
+        cwd=tmp_path,
+    )
+    assert f"step {stopped}" in done.stdout
+
+
+def test_memory_that_is_out_is_said_with_what_helps(trained: Run, tmp_path: Path) -> None:
+    greedy = "+callbacks.greedy._target_=tests.runs.test_console.Greedy"
+    with pytest.raises(UserError) as caught:
+        train_here(*trained.overrides, greedy, f"run_dir={tmp_path / 'run'}")
+    first, *hints = str(caught.value).splitlines()
+    assert first == "out of memory in a step of 4 rows of 32 tokens; what helps:"
+    assert len(hints) == 3
+    assert "data.batch_size=2 trainer.accumulate_grad_batches=2" in hints[0]
+
+
+def test_a_terminal_sees_one_bar(trained: Run, tmp_path: Path) -> None:
+    controller, terminal = pty.openpty()
+    words = (*trained.overrides, f"run_dir={tmp_path / 'run'}")
+    process = subprocess.Popen(
+        command("train.py", *words),
+        cwd=tmp_path,
+        env=environment(TERM="xterm", COLUMNS="140"),
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+    )
+    os.close(terminal)
+    seen = b""
+    try:
+        while piece := os.read(controller, 65536):
+            seen += piece
+    except OSError:  # the other side is closed
+        pass
+    os.close(controller)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, b"")
+    text = seen.decode()
+    assert "12/12" in text
+    assert re.search(r"loss \d\.\d+  \d\.\d+ bits/byte  [\d,]+ tokens/s  \d+% of peak", text)
+    assert text.endswith("\x1b[?25h") or "\x1b[?25h" in text  # the cursor is shown again
+    assert not re.search(r"step \d+/12", text)

@@ -1,0 +1,80 @@
+"""What loggers receive: configuration without secrets, numbers, pictures, samples, real files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mla_lm.config.words import public, public_words
+from tests.processes import run
+from tests.runs.conftest import STEPS, Run, checkpoint, logged, short_run, train_here, write_corpus
+from tests.runs.test_train import METRICS
+from tests.runs.wandb_file import wandb_config, wandb_rows
+
+PICTURES = {"plots/loss", "plots/learning_rate", "plots/mtp_acceptance", "plots/expert_load"}
+SECRET = "s3cr3t"
+
+
+def test_secrets_are_left_out() -> None:
+    tree = {
+        "logger": {"x": {"api_key": SECRET, "entity": "me", "hf_token": SECRET}},
+        "password": SECRET,
+        "data": {"path": f"https://me:{SECRET}@host/file", "max_new_tokens": 3},
+        "rows": [{"auth": SECRET}],
+    }
+    assert public(tree) == {
+        "logger": {"x": {"entity": "me"}},
+        "data": {"path": "https://host/file", "max_new_tokens": 3},
+        "rows": [{}],
+    }
+    words = ["logger.x.api_key=1", "data.tokenizer.kind=bpe", "+logger.x.token=2"]
+    assert public_words(words) == [words[1]]
+
+
+def test_tensorboard_holds_names_pictures_and_samples(trained: Run, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    loggers = ("logger=tensorboard", "+logger@logger.csv=csv")
+    train_here(*trained.overrides, *loggers[:1], "trainer.max_steps=4", f"run_dir={tmp_path / 'r'}")
+    (file,) = (tmp_path / "r").rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file)).Reload()
+    tags = events.Tags()
+    assert set(tags["scalars"]) - {"epoch", "hp_metric"} == METRICS
+    losses = [float(row["train/ce"]) for row in logged(trained.folder) if "train/ce" in row]
+    assert events.Scalars("train/ce")[0].value == pytest.approx(losses[0], rel=1e-6)
+    assert set(tags["images"]) == PICTURES
+    assert events.Images("plots/loss")[-1].encoded_image_string.startswith(b"\x89PNG")
+    (samples,) = [tag for tag in tags["tensors"] if tag.startswith("samples")]
+    (text,) = events.Tensors(samples)[-1].tensor_proto.string_val
+    assert "def " in text.decode()
+
+
+@pytest.mark.slow
+def test_wandb_is_offline_and_goes_on_as_the_same_run(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    write_corpus(tmp_path / "text")
+    folder = tmp_path / "run"
+    words = (*short_run(tmp_path), "logger=[csv,wandb]", f"run_dir={folder}", "resume=auto")
+    secret = f"+logger.wandb.tags=[https://me:{SECRET}@host]"
+    offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    for _ in range(2):
+        result = run("train.py", *words, secret, cwd=tmp_path, **offline)
+        assert result.returncode == 0, result.stderr
+        checkpoint(folder, STEPS).unlink()
+    run_id = json.loads((folder / "config.json").read_text())["run_id"]
+    files = sorted(folder.rglob("run-*.wandb"))
+    assert [file.name for file in files] == [f"run-{run_id}.wandb"] * 2
+    for file in files:
+        assert wandb_config(file)["model"]["attention"]["kind"] == "mla"
+        rows = wandb_rows(file)
+        names = {name for row in rows for name in row}
+        assert names >= METRICS | PICTURES | {"samples"}
+        pictures = [row["plots/loss"] for row in rows if "plots/loss" in row]
+        assert all((file.parent / "files" / picture["path"]).exists() for picture in pictures)
+    steps = [row["trainer/global_step"] for row in wandb_rows(files[1]) if "train/ce" in row]
+    assert min(steps) >= 10
+    assert {row["step"] for row in logged(folder, version=1) if "train/ce" in row} == {
+        str(step) for step in steps
+    }
+    assert SECRET not in (folder / "run.json").read_text() + (folder / "config.json").read_text()
