@@ -7,6 +7,7 @@ takes the typed, frozen object. Defaults live in `configs/` only. Knows neither 
 from mla_lm.config.data import (
     CorpusConfig,
     DataConfig,
+    FilesConfig,
     HubConfig,
     JsonlConfig,
     ParquetConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "CorpusConfig",
     "DataConfig",
     "EvalConfig",
+    "FilesConfig",
     "GroupedAttentionConfig",
     "HubConfig",
     "JsonlConfig",

@@ -46,29 +46,30 @@ class StdlibConfig(CorpusConfig):
     kind: Literal["stdlib"]
 
 
-class TextConfig(CorpusConfig):
-    """UTF-8 text: a file, a folder or a glob."""
+class FilesConfig(CorpusConfig):
+    """Files by name: a file, a folder or a glob; those of `val_path` are to validate on."""
 
-    kind: Literal["text"]
     path: Name
     val_path: Name | None
 
 
-class JsonlConfig(CorpusConfig):
+class TextConfig(FilesConfig):
+    """UTF-8 text."""
+
+    kind: Literal["text"]
+
+
+class JsonlConfig(FilesConfig):
     """JSON objects, one a line, plain or .gz; a document is the string in `field`."""
 
     kind: Literal["jsonl"]
-    path: Name
-    val_path: Name | None
     field: Name
 
 
-class ParquetConfig(CorpusConfig):
+class ParquetConfig(FilesConfig):
     """Parquet files; a document is the string in `column`."""
 
     kind: Literal["parquet"]
-    path: Name
-    val_path: Name | None
     column: Name
 
 

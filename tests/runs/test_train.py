@@ -4,6 +4,7 @@ import json
 import shutil
 from itertools import chain, islice, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -185,9 +186,9 @@ def test_accumulated_micro_batches_move_the_bias_as_one_batch(
     update_bias = balance.update_bias
     loads: list[Tensor] = []
 
-    def recording(bias: Tensor, load: Tensor, *, speed: float) -> None:
+    def recording(bias: Tensor, load: Tensor, **how: Any) -> None:
         loads.append(load.clone())
-        update_bias(bias, load, speed=speed)
+        update_bias(bias, load, **how)
 
     monkeypatch.setattr(balance, "update_bias", recording)
     steps, speed, shapes = 3, 0.01, {"whole": (8, 1), "halves": (4, 2)}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mla_lm.config import (
     DataConfig,
+    FilesConfig,
     HubConfig,
     JsonlConfig,
     ParquetConfig,
@@ -57,7 +58,7 @@ def _open(cfg: DataConfig) -> Corpus:
 
 
 def _from_files(
-    cfg: TextConfig | JsonlConfig | ParquetConfig,
+    cfg: FilesConfig,
     suffixes: tuple[str, ...],
     read: Callable[[Files], Iterator[Document]],
     size: Callable[[Files], int],
