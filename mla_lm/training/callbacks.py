@@ -45,6 +45,8 @@ class Progress(L.Callback):
     ) -> None:
         self.tokens += batch[:, 1:].numel() * trainer.world_size
         step, steps = trainer.global_step, trainer.global_step - self.step
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], completed=step)
         if steps == 0 or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         seconds = time.perf_counter() - self.since
@@ -55,7 +57,7 @@ class Progress(L.Callback):
         loss, bpb = (float(trainer.callback_metrics[f"train/{name}"]) for name in ("ce", "bpb"))
         text = f"loss {loss:.3f}  {bpb:.3f} bits/byte  {speed:,.0f} tokens/s  {share:.0%} of peak"
         if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=step, description=text)
+            self.bar.update(self.bar.task_ids[0], description=text)
         else:
             left = (trainer.max_steps - step) * seconds / steps
             print(f"step {step}/{trainer.max_steps}  {text}  {left / 60:.1f} min left", flush=True)
