@@ -21,6 +21,8 @@ NEEDS = dict.fromkeys(FILES, ("data.path=my.txt",)) | {
     "model/ffn=dense": ("balance=none",),
     "experiment=stories": ("data.path=x",),
     "experiment=small_text": ("data.path=x",),
+    "experiment=long_context": ("init_from=x",),
+    "experiment=continue_imported": ("init_from=x",),
     "data/tokenizer=pretrained": ("data.tokenizer.path=x", "data.tokenizer.vocab_size=1000"),
 }
 PRESETS = {"tinystories": "hub", "fineweb_edu": "hub", "wikitext": "hub"}
