@@ -19,7 +19,7 @@ from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from mla_lm.config import EvalConfig, RunConfig
+from mla_lm.config import EvalConfig, RunConfig, YarnConfig
 from mla_lm.errors import UserError
 
 STOPPED, INTERRUPTED = 143, 130  # exit status after SIGTERM, Ctrl-C: 128 + the signal's number
@@ -83,6 +83,7 @@ def resolve(cfg: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("vocabulary_of", _vocabulary_of, replace=True)
+    OmegaConf.register_new_resolver("stretch", YarnConfig.stretch, replace=True)
     OmegaConf.register_new_resolver("padded", lambda size: -(-size // 64) * 64, replace=True)
     if "run_dir" in cfg and cfg.run_dir is None:
         cfg.run_dir = time.strftime("runs/%Y-%m-%d_%H-%M-%S")

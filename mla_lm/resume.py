@@ -72,13 +72,14 @@ def resolve_resume(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, lis
         raise UserError(f"{path}: {run_dir} holds later checkpoints; name an empty run_dir=DIR")
     merged = [*(o for o in record.overrides if o not in overrides), *overrides]
     merged = [o for o in merged if not o.lstrip("+").startswith(GIVEN_ANEW)]
+    if origin := record.run_config().init_from:
+        merged.append(quoted("init_from", origin))
     run_id = record.config["run_id"] if in_place else cfg.run_id
     resumed = load_config([*merged, quoted("run_dir", run_dir), f"run_id={run_id}"])
     _refuse_changes(path, record.config, resumed.model_dump(mode="json"), cfg.resume_allow)
     _tell_changes(path, record.environment, environment_of(resumed), cfg.resume_allow)
     print(f"resumed {path} step {content[STEP]}", flush=True)
-    kept = {"resume": str(path), "init_from": record.run_config().init_from}
-    return resumed.model_copy(update=kept), merged
+    return resumed.model_copy(update={"resume": str(path)}), merged
 
 
 def environment_of(cfg: RunConfig) -> dict[str, str | int]:

@@ -10,7 +10,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from mla_lm import cli, load_config
-from mla_lm.config import EvalConfig, RunConfig
+from mla_lm.config import EvalConfig, RunConfig, YarnConfig
+from mla_lm.errors import UserError
 from tests.processes import ROOT, environment
 
 CONFIGS = ROOT / "configs"
@@ -20,6 +21,8 @@ NEEDS = dict.fromkeys(FILES, ("data.path=my.txt",)) | {
     "model/ffn=dense": ("balance=none",),
     "experiment=stories": ("data.path=x",),
     "experiment=small_text": ("data.path=x",),
+    "experiment=long_context": ("init_from=x",),
+    "experiment=continue_imported": ("init_from=x",),
     "data/tokenizer=pretrained": ("data.tokenizer.path=x", "data.tokenizer.vocab_size=1000"),
 }
 PRESETS = {"tinystories": "hub", "fineweb_edu": "hub", "wikitext": "hub"}
@@ -82,6 +85,28 @@ def test_size_keys_reach_the_chosen_options() -> None:
     cfg = load_config(["model=nano", "model/attention=gqa", "model.sizes.head_dim=22"])
     assert cfg.model.attention.kind == "gqa"
     assert cfg.model.attention.head_dim == 22
+
+
+@pytest.mark.parametrize(
+    ("words", "factor"),
+    [
+        ((), 1.0),
+        (("data.seq_len=1000",), 3.90625),
+        (("data.seq_len=64",), 1.0),
+        (("data.seq_len=64", "model.rope.original_max_seq_len=16"), 4.0),
+        (("model.rope.factor=8.0",), 8.0),
+    ],
+)
+def test_yarn_stretches_as_far_as_the_context_needs(words: tuple[str, ...], factor: float) -> None:
+    rope = load_config(["model/rope=yarn", *words]).model.rope
+    assert isinstance(rope, YarnConfig)
+    assert rope.factor == factor
+
+
+@pytest.mark.parametrize("word", ["model.rope.original_max_seq_len=0", "model.max_seq_len=long"])
+def test_a_bad_size_is_named_and_not_the_factor_made_of_it(word: str) -> None:
+    with pytest.raises(UserError, match=f"^{word}: "):
+        load_config(["model/rope=yarn", word])
 
 
 @pytest.mark.parametrize("kind", [RunConfig, EvalConfig])

@@ -140,6 +140,14 @@ class YarnConfig(Section):
         """YaRN's attention temperature, 0.1 mscale ln(factor) + 1."""
         return 0.1 * mscale * math.log(self.factor) + 1
 
+    @staticmethod
+    def stretch(context: int, trained: int) -> float:
+        """The factor for `context` tokens after a training on `trained`."""
+        try:
+            return max(1.0, context / trained)
+        except (TypeError, ZeroDivisionError):  # not yet validated; the key that is bad says so
+            return 1.0
+
     @property
     def amplitude(self) -> float:
         """What the rotary tables are multiplied by."""
@@ -199,7 +207,8 @@ class ModelConfig(Section):
         if isinstance(rope, PlainRopeConfig) and context > self.max_seq_len:
             rope = YarnConfig.of_deepseek_v3(rope.theta, original_max_seq_len=self.max_seq_len)
         if isinstance(rope, YarnConfig) and context > rope.reach:
-            rope = rope.model_copy(update={"factor": context / rope.original_max_seq_len})
+            factor = rope.stretch(context, rope.original_max_seq_len)
+            rope = rope.model_copy(update={"factor": factor})
         return self.model_copy(update={"max_seq_len": context, "rope": rope})
 
     @property

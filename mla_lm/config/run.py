@@ -98,7 +98,7 @@ class RunConfig(Section):
     precision: Precision
     resume: str | None
     resume_allow: Strings
-    init_from: str | None
+    init_from: Annotated[str, Field(min_length=1)] | None
     model: ModelConfig
     balance: BalanceConfig
     data: DataConfig

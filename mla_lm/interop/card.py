@@ -9,7 +9,7 @@ from typing import Any
 from mla_lm.accounting import cache_numbers_per_token, count_parameters
 from mla_lm.checkpoint import Record, run_folder
 from mla_lm.config import RunConfig
-from mla_lm.init_from import FIXED
+from mla_lm.init_from import own_words
 
 HEADER = """---
 license: {licence}
@@ -96,8 +96,7 @@ def _training(cfg: RunConfig, record: Record, *, step: int) -> str:
         return "Not trained here: the weights were imported.\n"
     words = [word for word in record.overrides if not word.startswith("data.cache_dir=")]
     if cfg.init_from is not None:  # which has put the words of its model in front
-        own = [word for word in words if not word.startswith(FIXED)]
-        words = [f"init_from={run_folder(Path(cfg.init_from)).name}", *own]
+        words = [f"init_from={run_folder(Path(cfg.init_from)).name}", *own_words(words)]
     command = shlex.join(["python", "train.py", *words])
     text = f"{step} optimizer steps of\n\n```bash\n{command}\n```\n\n"
     return text + _table(record.environment)

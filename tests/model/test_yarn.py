@@ -174,7 +174,7 @@ def test_bounds_left_unrounded_are_found(monkeypatch: pytest.MonkeyPatch, name: 
         check_against_transformers(*SETTINGS[0])
 
 
-def test_the_preset_runs_to_its_end_and_no_further() -> None:
+def test_a_stretched_model_runs_to_its_end_and_no_further() -> None:
     overrides = ("model=nano", "model/rope=yarn", "model.mtp_depth=0")
     cfg = load_config([*overrides, "data.seq_len=1024"]).model
     assert isinstance(cfg.rope, YarnConfig)
@@ -182,7 +182,7 @@ def test_the_preset_runs_to_its_end_and_no_further() -> None:
     with torch.no_grad():
         assert Transformer(cfg)(tokens).logits.isfinite().all()
     with pytest.raises(UserError, match=r"model\.max_seq_len.*at most 1024") as caught:
-        load_config([*overrides, "data.seq_len=1025"])
+        load_config([*overrides, "data.seq_len=1025", "model.rope.factor=4.0"])
     assert "\n" not in str(caught.value)
 
 

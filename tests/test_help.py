@@ -1,0 +1,89 @@
+"""`--help` begins with examples and comes at once; the shell completes groups, choices and keys."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mla_lm.config import EvalConfig, RunConfig
+from tests.processes import ROOT, command, environment, run
+
+
+def seconds(words: list[str], cwd: Path) -> float:
+    """Of the fastest of three runs: the machine may be busy."""
+    found = []
+    for _ in range(3):
+        before = time.perf_counter()
+        subprocess.run(words, cwd=cwd, env=environment(), check=True, capture_output=True)
+        found.append(time.perf_counter() - before)
+    return min(found)
+
+
+@pytest.mark.parametrize(
+    ("application", "kind"), [("train.py", RunConfig), ("eval.py", EvalConfig)]
+)
+def test_help_shows_examples_groups_and_keys(
+    application: str, kind: type[RunConfig | EvalConfig], tmp_path: Path
+) -> None:
+    result = run(application, "--help", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    head, _, rest = result.stdout.partition("== Configuration groups ==")
+    title, *examples = head.splitlines()
+    assert title.endswith("Examples:")
+    assert all(line.startswith(f"  python {application}") for line in examples[:5])
+    assert all(len(line) <= 100 for line in examples)
+    assert "\nmodel/attention: gqa, mha, mla, mqa\n" in rest
+    keys = rest.partition("== Config ==")[2]
+    assert all(f"\n{key}:" in keys for key in kind.model_fields)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_of_training_has_five_examples_and_names_completion(tmp_path: Path) -> None:
+    head = run("train.py", "--help", cwd=tmp_path).stdout.partition("\n\n")[0]
+    assert head.count("\n  python train.py") == 5
+    assert head.endswith('in bash: eval "$(python train.py -sc install=bash)"')
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("python train.py optim=", ["optim=adamw", "optim=muon"]),
+        ("python train.py model/ro", ["model/rope="]),
+        ("python train.py optim.l", ["optim.lr="]),
+        ("python eval.py cont", ["context="]),
+    ],
+)
+def test_the_shell_completes(line: str, found: list[str], tmp_path: Path) -> None:
+    """What the help tells to evaluate, in a real bash where there is one."""
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("no bash")
+    last = len(line.split()) - 1
+    python = Path(sys.executable).parent
+    script = (
+        'eval "$(python train.py -sc install=bash)"\n'
+        f"COMP_LINE='{line}' COMP_POINT={len(line)} COMP_CWORD={last} COMP_WORDS=({line})\n"
+        'hydra_bash_completion && printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    for name in ("train.py", "eval.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    result = subprocess.run(
+        [bash, "--norc", "-c", script],
+        cwd=tmp_path,
+        env=environment(PATH=f"{python}:/usr/bin:/bin"),
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.split() == found, result.stderr
+
+
+def test_help_takes_less_than_three_seconds(tmp_path: Path) -> None:
+    assert seconds(command("train.py", "--help"), tmp_path) < 3
+
+
+def test_the_configuration_is_imported_in_half_a_second_without_torch(tmp_path: Path) -> None:
+    code = "import sys, mla_lm.config; assert 'torch' not in sys.modules"
+    assert seconds([sys.executable, "-c", code], tmp_path) < 0.5
