@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mla_lm import load_config
 from mla_lm.accounting import (
     cache_numbers_per_token,
     count_parameters,
@@ -17,25 +18,7 @@ from mla_lm.model import attention as attention_module
 from mla_lm.model import experts as experts_module
 from tests.conftest import each_attention, random_tokens, tiny_config
 
-DEEPSEEK_V3 = (
-    "data.seq_len=4096",
-    "model.vocab_size=129280",
-    "model.dim=7168",
-    "model.n_layers=61",
-    "model.n_heads=128",
-    "model.n_dense_layers=3",
-    "model.inter_dim=18432",
-    "model.attention.q_lora_rank=1536",
-    "model.attention.kv_lora_rank=512",
-    "model.attention.qk_nope_head_dim=128",
-    "model.attention.qk_rope_head_dim=64",
-    "model.attention.v_head_dim=128",
-    "model.ffn.moe_inter_dim=2048",
-    "model.ffn.n_routed_experts=256",
-    "model.ffn.n_activated_experts=8",
-    "model.ffn.n_groups=8",
-    "model.ffn.topk_groups=4",
-)
+DEEPSEEK_V3 = ("model=deepseek_v3", "data.seq_len=4096")
 each_ffn = pytest.mark.parametrize("ffn", ["dense", "moe"])
 
 
@@ -140,7 +123,7 @@ def test_flops_of_a_dense_mha_by_hand() -> None:
 
 
 def test_deepseek_v3_has_its_published_size() -> None:
-    cfg = tiny_config(*DEEPSEEK_V3).model
+    cfg = load_config(DEEPSEEK_V3).model
     parameters = count_parameters(cfg)
     assert round(parameters.total / 1e9) == 671
     assert parameters.active / 1e9 == pytest.approx(37, abs=1)

@@ -20,6 +20,9 @@ class Sizes(Section):
     moe_inter_dim: Size
     n_routed_experts: Size
     n_activated_experts: Size
+    n_groups: Size
+    topk_groups: Size
+    route_scale: Positive
 
 
 class MLAConfig(Section):
