@@ -163,6 +163,8 @@ REFUSED = {  # a line, how its message begins, and what else it says
     "train init_from=nowhere": ("init_from=nowhere", "no such file or folder"),
     "train resume=x init_from=y": ("init_from=y", "resume=x"),
     f"train run_dir={__file__}": ("run_dir=", "a file of that name"),
+    "train data=text data.path=no.txt": ("data.path=no.txt", "no such file"),
+    "train data=parquet data.path=no/*.parquet": ("data.path=no/*.parquet", "no file matches"),
     # the other commands
     "eval ckpt=nowhere": ("ckpt=nowhere", "no such file or folder"),
     "eval runs/first": ("runs/first", "KEY=VALUE"),

@@ -149,3 +149,23 @@ def test_process_says_it_soon(line: str, tmp_path: Path) -> None:
         assert result.stderr.startswith("error: ")
         assert result.stdout == ""
     assert min(seconds) < SECONDS, seconds
+
+
+def test_a_tokenizer_is_looked_for_on_the_hub(tmp_path: Path) -> None:
+    words = ("data/tokenizer=pretrained", "data.tokenizer.path=no/such")
+    result = run("train.py", *words, cwd=tmp_path, HF_HUB_OFFLINE="1")
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("error: data.tokenizer.path=no/such: no tokenizer (")
+    assert "AttributeError" not in result.stderr
+
+
+def test_a_sweep_runs_every_job() -> None:
+    sys.argv = ["train.py", "-m", "seed=1,2", "model=nano"]
+    done: list[tuple[int, list[str]]] = []
+
+    def task(cfg: RunConfig, words: list[str]) -> None:
+        done.append((cfg.seed, words))
+
+    cli.main(task, name="train", kind=RunConfig)
+    assert done == [(seed, [f"seed={seed}", "model=nano"]) for seed in (1, 2)]
