@@ -13,6 +13,8 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     What the file holds of the same checkpoint under the same conditions stays; with `context` its
     name ends in that.
     """
+    cli.require_path("ckpt", cfg.ckpt)
+
     from mla_lm.evaluation.bundles import evaluate_bundles, read_bundles
     from mla_lm.evaluation.harness import evaluate_in_harness
     from mla_lm.evaluation.parts import PARTS

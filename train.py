@@ -4,10 +4,12 @@ import os
 
 from mla_lm import cli
 from mla_lm.config import RunConfig
+from mla_lm.errors import UserError
 
 
 def train(cfg: RunConfig, overrides: list[str]) -> None:
     """Run what `cfg` says and leave a checkpoint; `overrides` made it, and are stored."""
+    _require_named(cfg)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a rank says in one line what fails
     from mla_lm import ranks
 
@@ -17,6 +19,21 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
         from mla_lm.training.run import fit
 
         fit(cfg, overrides)
+
+
+def _require_named(cfg: RunConfig) -> None:
+    """Refuse what is named and not there before torch, which takes seconds, is imported."""
+    from mla_lm.data.corpora import files
+
+    if cfg.resume not in (None, "auto"):
+        cli.require_path("resume", cfg.resume)
+    if cfg.init_from is not None:
+        cli.require_path("init_from", cfg.init_from)
+    if os.path.exists(cfg.run_dir) and not os.path.isdir(cfg.run_dir):
+        raise UserError(f"run_dir={cfg.run_dir}: a file of that name exists")
+    path = getattr(cfg.data, "path", None)
+    if path is not None:
+        files.find_files(path, key="data.path")
 
 
 if __name__ == "__main__":

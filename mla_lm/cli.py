@@ -3,27 +3,26 @@
 The only file that knows Hydra. Torch is not imported before the configuration is known to be good.
 """
 
-import difflib
 import os
-import re
 import secrets
 import signal
 import string
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import reduce
-from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from copy import deepcopy
+from functools import partial, reduce
+from typing import Any, NamedTuple, NoReturn, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from mla_lm.config import EvalConfig, RunConfig, YarnConfig
+from mla_lm import mistakes
+from mla_lm.config import CONFIGS, EvalConfig, RunConfig, YarnConfig
 from mla_lm.errors import UserError
 
+OTHERS = (ValueError, RecursionError, OSError)  # that composing raises besides Hydra's own
 STOPPED, INTERRUPTED = 143, 130  # exit status after SIGTERM, Ctrl-C: 128 + the signal's number
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 Config = TypeVar("Config", RunConfig, EvalConfig)
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -72,10 +71,7 @@ def _composed(name: str, overrides: Sequence[str]) -> Any:
     import hydra
 
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        try:
-            return hydra.compose(name, list(overrides))
-        except ValueError as error:  # a group set to null or to a number
-            raise UserError(f"{' '.join(overrides)}: {error}") from None
+        return hydra.compose(name, list(overrides))
 
 
 def resolve(cfg: Any) -> dict[str, Any]:
@@ -86,6 +82,8 @@ def resolve(cfg: Any) -> dict[str, Any]:
     OmegaConf.register_new_resolver("stretch", YarnConfig.stretch, replace=True)
     OmegaConf.register_new_resolver("padded", lambda size: -(-size // 64) * 64, replace=True)
     if "run_dir" in cfg and cfg.run_dir is None:
+        if cfg.resume == "auto":
+            raise UserError("resume=auto: needs run_dir=DIR, the folder of the run to continue")
         cfg.run_dir = time.strftime("runs/%Y-%m-%d_%H-%M-%S")
     if "run_id" in cfg and cfg.run_id is None:
         # letters only: Hydra would read some others as a number when the run is resumed
@@ -104,7 +102,7 @@ def validate(kind: type[Options], values: Mapping[str, Any]) -> Options:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain_validation(error, kind, values)) from None
+        raise UserError(mistakes.in_values(error, kind, values)) from None
 
 
 def parse_options(kind: type[Options], arguments: Sequence[str]) -> Options:
@@ -153,31 +151,76 @@ def main(
     for number in (signal.SIGTERM, signal.SIGUSR1):  # a run that has begun takes them over
         signal.signal(number, lambda *_: sys.exit(STOPPED))
 
-    def run(compose_values: Callable[[], dict[str, Any]], overrides: list[str]) -> None:
-        guard(lambda: task(validate(kind, compose_values()), overrides))
-
     arguments = sys.argv[1:]
     passed: list[str] = [word for word in arguments if word.startswith(passed_on)]
     own = [word for word in arguments if word not in passed]
-    if not any(argument.startswith("-") for argument in arguments):
-        run(lambda: compose(name, own), arguments)
-        return
 
+    def run(job: Job) -> None:
+        task(job.settled(kind), [*job.words, *passed])
+
+    guard(lambda: _each(run, kind, _jobs(name, own)))
+
+
+class Job(NamedTuple):
+    """A run that was asked for: what Hydra composed of `words`."""
+
+    name: str
+    composed: Any
+    words: list[str]
+
+    def settled(self, kind: type[Options]) -> Options:
+        """The configuration; UserError for the first mistake."""
+        with _explained(self.name, self.words):
+            return validate(kind, resolve(deepcopy(self.composed)))
+
+
+def _each(run: Callable[[Job], None], kind: type[BaseModel], jobs: list[Job]) -> None:
+    for job in jobs[1:]:  # a sweep is refused before its first job begins
+        job.settled(kind)
+    for job in jobs:
+        run(job)
+
+
+def _jobs(name: str, arguments: list[str]) -> list[Job]:
+    """One, or with Hydra's own flags as many as they ask for: none after `--help`."""
+    if any(argument.startswith("-") for argument in arguments):
+        return _by_hydra(name, arguments)
+    with _explained(name, arguments):
+        return [Job(name, _composed(name, arguments), arguments)]
+
+
+def _by_hydra(name: str, arguments: list[str]) -> list[Job]:
     import hydra
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.hydra_config import HydraConfig
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(message)
+
+    jobs: list[Job] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)
-    def hydra_task(cfg: Any) -> None:
-        from hydra.core.hydra_config import HydraConfig
+    def collect(cfg: Any) -> None:
+        jobs.append(Job(name, cfg, list(HydraConfig.get().overrides.task)))
 
-        run(lambda: resolve(cfg), [*HydraConfig.get().overrides.task, *passed])
-
-    def run_hydra() -> None:
-        with _explained(name, arguments):
-            hydra_task()
-
-    sys.argv[1:] = own
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign] # it would print how all flags are used
+    if unknown := parser.parse_known_args(arguments)[1]:
+        raise UserError(mistakes.unknown_flag(unknown[0], parser._option_string_actions))
+    sys.argv[1:] = arguments
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and ending with status 1
-    guard(run_hydra)
+    try:
+        with _explained(name, arguments):
+            collect()
+    except SystemExit as error:  # status 1, after a line of Hydra's own
+        raise SystemExit(2 if error.code else 0) from None
+    return jobs
+
+
+def require_path(key: str, path: str) -> None:
+    """Refuse what is not there before torch, which takes seconds, is imported."""
+    if not os.path.exists(os.path.expanduser(path)):
+        raise UserError(f"{key}={mistakes.shown(path)}: no such file or folder")
 
 
 def guard(action: Callable[[], None]) -> None:
@@ -197,98 +240,29 @@ def guard(action: Callable[[], None]) -> None:
 
 @contextmanager
 def _explained(name: str, overrides: Sequence[str]) -> Iterator[None]:
-    """Turn Hydra's and OmegaConf's errors into a UserError."""
+    """Turn the errors of a composition into a UserError."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain_hydra(name, overrides, error)) from None
+    except UserError:
+        raise
+    except (HydraException, OmegaConfBaseException, *OTHERS) as error:
+        known = partial(_known, name, overrides)
+        raise UserError(mistakes.in_composition(error, overrides, known)) from None
 
 
-def _explain_validation(
-    error: ValidationError, kind: type[BaseModel], values: Mapping[str, Any]
-) -> str:
-    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a typo comes first
-    context = first.get("ctx", {})
-    key = _locate(first["loc"], values)
-    if first["type"] == "rule":
-        return f"{_join(key, context['key'])}={_shown(context['value'])}: {context['rule']}"
-    if first["type"] == "union_tag_invalid":
-        return f"{key}.kind={context['tag']}: must be one of {context['expected_tags']}"
-    if first["type"] == "extra_forbidden":
-        known = {*kind.model_fields, *_dotted_keys(values)} - {key}
-        return _unknown_key(key, known)
-    if first["type"] == "missing":
-        return f"{_join(key, str(first['loc'][-1]))}: must be given"
-    rule = first["msg"].replace("Input should", "must", 1)
-    return f"{key}={_shown(first['input'])}: {rule}"
-
-
-def _locate(location: Sequence[int | str], values: Any) -> str:
-    """The dotted key of a pydantic location, without the union tags pydantic puts into it."""
-    parts = []
-    for part in location:
-        if isinstance(part, int) and part >= len(values):
-            break
-        if isinstance(part, int) or part in values:
-            parts.append(str(part))
-            values = values[part]
-    return ".".join(parts)
-
-
-def _shown(value: object) -> str:
-    """A value as YAML would show it."""
-    return "null" if value is None else str(value)
-
-
-def _explain_hydra(name: str, overrides: Sequence[str], error: Exception) -> str:
-    text = str(error)
-    if match := re.search(r"UserError raised while resolving interpolation: (.*)", text):
-        return match[1]
-    if match := re.search(r"Could not (?:override|delete)[^']*'([^']+)'", text):
-        key = match[1].split("@")[0]
-        return _unknown_key(key, _known_keys(name, overrides))
-    if match := re.search(
-        r"(?:find|load) '([^']+)'.*?Available options in '[^']+':(.*)", text, re.S
-    ):
-        group, _, choice = match[1].rpartition("/")
-        choices = [c for c in re.findall(r"^\s+(\S+)$", match[2], re.M) if not c.startswith("_")]
-        return f"{group}={choice}: unknown choice; choose from {', '.join(choices)}"
-    if match := re.search(r"Missing mandatory value: (\S+)", text):
-        key = match[1] if "." in match[1] else getattr(error, "full_key", match[1])
-        return f"{key}: must be given"
-    where = getattr(error, "override", None) or getattr(error, "full_key", None)
-    return (f"{where}: " if where else "") + " ".join(text.split("\n")[0].split())
-
-
-def _unknown_key(key: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)
-    return f"{key}: unknown key; the nearest known one is {nearest[0]}"
-
-
-def _known_keys(name: str, overrides: Sequence[str]) -> Iterator[str]:
-    """The keys of the chosen options, as far as the choices are not what is wrong."""
+def _known(name: str, overrides: Sequence[str]) -> Any:
+    """What the chosen options hold, as far as the choices are not what is wrong."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    choices = [o for o in overrides if (CONFIGS / o.partition("=")[0]).is_dir()]
+    choices = [word for word in overrides if os.path.isdir(CONFIGS / word.partition("=")[0])]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         try:
             composed = hydra.compose(name, choices)
         except HydraException:
             composed = hydra.compose(name)
-    return _dotted_keys(OmegaConf.to_container(composed))  # type: ignore[arg-type]
-
-
-def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in values.items():
-        yield _join(prefix, key)
-        if isinstance(value, Mapping):
-            yield from _dotted_keys(value, _join(prefix, key))
-
-
-def _join(prefix: str, key: str) -> str:
-    return f"{prefix}.{key}" if prefix else key
+    return OmegaConf.to_container(composed)

@@ -4,6 +4,9 @@
 class UserError(ValueError):
     """Names the key or file, the value, the rule and what to do; ends a command with status 2."""
 
+    def __init__(self, line: str) -> None:
+        super().__init__(" ".join(line.splitlines()))
+
 
 def one_line(error: Exception) -> str:
     """What a library raised, short enough for the line of a `UserError`."""

@@ -47,10 +47,6 @@ def resolve_resume(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, lis
     """
     run_dir = Path(cfg.run_dir)
     named = any(override.lstrip("+").startswith("run_dir=") for override in overrides)
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"run_dir={run_dir}: a file of that name exists")
-    if cfg.resume == "auto" and not named:
-        raise UserError("resume=auto: needs run_dir=DIR, the folder of the run to continue")
     path = newest(run_dir) if cfg.resume == "auto" else _given(cfg.resume)
     if path is None:
         if cfg.resume == "auto" and saved(run_dir / "checkpoints"):

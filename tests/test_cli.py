@@ -10,7 +10,7 @@ import pytest
 from mla_lm import __main__ as verbs
 from mla_lm import cli, load_config
 from mla_lm.commands.generate import GenerateOptions
-from mla_lm.config import EvalConfig
+from mla_lm.config import CONFIGS, EvalConfig
 from mla_lm.errors import UserError
 from tests.processes import run
 
@@ -59,9 +59,9 @@ BAD_VALUES = [
     ("optim.betas=[0.9]", "optim.betas", "must"),
     ("optim.betas=[0.9,0.95,0.99]", "optim.betas", "2"),
     ("optim.betas=[0.9,1.5]", "optim.betas.1=1.5", "less than 1"),
-    ("optim.betas=0.9", "optim.betas=0.9", "tuple"),
-    ("data.tokenizer=3", "data.tokenizer=3", "dictionary"),
-    ("model.attention=null", "model.attention=null", "dictionary"),
+    ("optim.betas=0.9", "optim.betas=0.9", "a list"),
+    ("data.tokenizer=3", "data.tokenizer=3", "a group of keys"),
+    ("model.attention=null", "model.attention=null", "a group of keys"),
     ("model.attention.kind=linear", "model.attention.kind=linear", "'mla'"),
     ("model.ffn.kind=sparse", "model.ffn.kind=sparse", "'moe'"),
     ("optim.kind=sgd", "optim.kind=sgd", "'adamw'"),
@@ -308,7 +308,7 @@ def test_an_interrupt_is_one_word(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_preparing_explains_itself(tmp_path: Path) -> None:
-    script = Path(cli.CONFIGS).parent / "data" / "prepare.py"
+    script = CONFIGS.parent / "data" / "prepare.py"
     result = subprocess.run(
         [sys.executable, script, "--help"], capture_output=True, text=True, cwd=tmp_path
     )

@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from mla_lm.atomic import replacing
-from mla_lm.cli import CONFIGS
+from mla_lm.config import CONFIGS
 from mla_lm.config.words import quoted
 from mla_lm.machine import resident
 

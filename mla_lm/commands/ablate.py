@@ -62,7 +62,6 @@ def run(arguments: Sequence[str]) -> None:
 
 def study(options: AblateOptions, words: Sequence[str], command: str) -> None:
     """`ablation=NAME`: plan, run what is left, report."""
-    from mla_lm.ablation.conduct import conduct, show
     from mla_lm.ablation.study import OWN, load_study, plan
 
     for word in words:
@@ -71,6 +70,9 @@ def study(options: AblateOptions, words: Sequence[str], command: str) -> None:
     changes = {key: getattr(options, key) for key in CHANGES if key in options.model_fields_set}
     chosen = load_study(str(options.ablation), changes, words)
     planned = plan(chosen)
+
+    from mla_lm.ablation.conduct import conduct, show
+
     show(chosen, planned)
     if options.plan:
         return

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mla_lm.cli import parse_options
+from mla_lm.cli import parse_options, require_path
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -29,6 +29,7 @@ class ExportOptions(BaseModel):
 def run(arguments: Sequence[str]) -> None:
     """Write the folder and say what runs it."""
     options = parse_options(ExportOptions, arguments)
+    require_path("ckpt", options.ckpt)
 
     import torch
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mla_lm.cli import parse_options
+from mla_lm.cli import parse_options, require_path
 from mla_lm.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def run(arguments: Sequence[str]) -> None:
     """Print the prompts and their continuations, one prompt's as it grows."""
     options = parse_options(GenerateOptions, arguments)
     prompts = [_read_prompt(prompt) for prompt in options.prompt]
+    require_path("ckpt", options.ckpt)
 
     import torch
 

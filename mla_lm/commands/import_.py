@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mla_lm.cli import parse_options
+from mla_lm.cli import parse_options, require_path
 from mla_lm.config.words import DATA, OF_TOKENIZER
 from mla_lm.errors import UserError
 
@@ -36,6 +36,7 @@ def run(arguments: Sequence[str]) -> None:
     if of_tokenizer := [word for word in of_data if word.startswith(OF_TOKENIZER)]:
         raise UserError(f"{of_tokenizer[0]}: the tokenizer is that of src, or tokenizer=FILE")
     options = parse_options(ImportOptions, [word for word in arguments if word not in of_data])
+    require_path("src", options.src)
 
     from mla_lm.accounting import count_parameters
     from mla_lm.interop.importing import import_folder

@@ -4,6 +4,8 @@ Hydra composes YAML into a plain dict, `RunConfig` validates it once, and everyt
 takes the typed, frozen object. Defaults live in `configs/` only. Knows neither torch nor Hydra.
 """
 
+from pathlib import Path
+
 from mla_lm.config.data import (
     CorpusConfig,
     DataConfig,
@@ -38,7 +40,10 @@ from mla_lm.config.run import (
     TrainerConfig,
 )
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
 __all__ = [
+    "CONFIGS",
     "BalanceConfig",
     "BundleConfig",
     "CheckpointConfig",

@@ -4,9 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mla_lm.config.section import Count, Rules, Section, Size
-
-Name = Annotated[str, Field(min_length=1)]
+from mla_lm.config.section import Count, Name, Rules, Section, Size
 
 
 class TokenizerConfig(Section):

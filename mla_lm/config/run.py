@@ -8,6 +8,7 @@ from mla_lm.config.data import DataConfig
 from mla_lm.config.model import ModelConfig
 from mla_lm.config.section import (
     Fraction,
+    Name,
     NonNegative,
     Positive,
     Rules,
@@ -92,13 +93,13 @@ class CheckpointConfig(Section):
 class RunConfig(Section):
     """Everything `train.py` does. `logger` and `callbacks` are the user's own `_target_` files."""
 
-    run_dir: str
+    run_dir: Name
     run_id: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     precision: Precision
-    resume: str | None
+    resume: Name | None
     resume_allow: Strings
-    init_from: Annotated[str, Field(min_length=1)] | None
+    init_from: Name | None
     model: ModelConfig
     balance: BalanceConfig
     data: DataConfig
@@ -125,19 +126,26 @@ class RunConfig(Section):
         yield "trainer.compile", alone, "goes with trainer.strategy=ddp only"
         fits = self.model.mtp_depth < self.data.seq_len
         yield "model.mtp_depth", fits, f"must be below data.seq_len={self.data.seq_len}"
+        begins = self.init_from is None or self.resume in (None, "auto")
+        yield "init_from", begins, f"only begins a run, and resume={self.resume} continues one"
+        for group in ("logger", "callbacks"):
+            for name, node in getattr(self, group).items():
+                made = isinstance(node, dict) and isinstance(node.get("_target_"), str)
+                rule = "must have a class as its _target_, or be null"
+                yield f"{group}.{name}", made or node is None, rule
 
 
 class BundleConfig(Section):
     """A file of questions; `delimiter` stands between what is given and what is scored."""
 
-    path: Annotated[str, Field(min_length=1)]
+    path: Name
     delimiter: str
 
 
 class EvalConfig(Section):
     """What `eval.py` does."""
 
-    ckpt: Annotated[str, Field(min_length=1)]
+    ckpt: Name
     parts: Annotated[
         tuple[Literal["lm", "long_context", "speculation", "code", "profile"], ...], Strict(False)
     ]

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
-Size = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
+Size = Annotated[int, Field(gt=0, lt=2**63)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -44,4 +45,8 @@ def at_most(section: BaseModel, key: str, limit: str) -> tuple[str, bool, str]:
 
 def value_at(section: BaseModel, key: str) -> Any:
     """The value of a dotted key."""
-    return reduce(getattr, key.split("."), section)
+
+    def inside(node: Any, name: str) -> Any:
+        return node[name] if isinstance(node, dict) else getattr(node, name)
+
+    return reduce(inside, key.split("."), section)

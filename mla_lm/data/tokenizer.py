@@ -170,9 +170,9 @@ def _read(path: str) -> str:
             content = where.read_text(encoding="utf-8")
             tokenizers.Tokenizer.from_str(content)
             return content
-        import huggingface_hub
+        from huggingface_hub.utils import logging as of_hub
 
-        huggingface_hub.utils.logging.set_verbosity(logging.CRITICAL)  # it prints what it raises
+        of_hub.set_verbosity(logging.CRITICAL)  # it prints what it raises
         return str(tokenizers.Tokenizer.from_pretrained(path).to_str())
     except Exception as error:  # the library raises plain `Exception`
         raise UserError(f"data.tokenizer.path={path}: no tokenizer ({one_line(error)})") from None

@@ -177,9 +177,14 @@ def test_changed_corpus_is_refused(trained: Run, tmp_path: Path) -> None:
     path = checkpoint(place / "run", STEPS)
     text = place / "text" / "00.py"
     text.write_text(text.read_text() + "more = 1\n")
-    words = (f"data.path={place / 'text'}", "resume_allow=[data.path]", "trainer.max_steps=14")
+    words = (
+        "data=text",
+        f"data.path={place / 'text'}",
+        "resume_allow=[data.path]",
+        "trainer.max_steps=14",
+    )
     message = refusal(lambda: train_here(f"resume={path}", *words))
-    assert "corpus" in message or "data" in message
+    assert "trained with data corpus=" in message
 
 
 def test_auto_needs_a_run_folder(trained: Run) -> None:
