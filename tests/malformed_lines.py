@@ -106,7 +106,10 @@ REFUSED = {  # a line, how its message begins, and what else it says
     "train data=hub data.name=x data.val_split=train": ("data.val_split=train", "train on"),
     "train data=synthetic data.seq_len=8": ("data.seq_len=8", "at least 16"),
     "train data=synthetic data/tokenizer=bpe": ("data.tokenizer.kind=bpe", "bytes"),
-    "train model/rope=yarn data.seq_len=2048": ("model.max_seq_len=2048", "1024"),
+    "train model/rope=yarn model.rope.factor=2 data.seq_len=2048": (
+        "model.max_seq_len=2048",
+        "512",
+    ),
     "train model/rope=yarn model.rope.beta_slow=64": ("model.rope.beta_slow=64.0", "beta_fast"),
     "train seed=3 seed=wide": ("seed=wide", "integer"),
     "train -m seed=1,wide": ("seed=wide", "integer"),
