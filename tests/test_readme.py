@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.processes import environment
@@ -12,6 +13,7 @@ from tests.reliability.record import table
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = "".join(f"def function_{i}(x):\n    return x + {i}\n\n" for i in range(2000))
 QUESTION = '{"context": "def function_1(x):", "continuation": "return"}\n'
+LEFT = ("runs/first", "exported", "runs/back")  # by commands, for others
 SHORT = [
     "model=nano",
     "trainer.max_steps=3",
@@ -49,23 +51,34 @@ def shortened(command: str) -> list[str]:
     return words
 
 
-def test_readme_commands_run(tmp_path: Path) -> None:
-    (tmp_path / "my.txt").write_text(TEXT)
-    (tmp_path / "my.jsonl").write_text(QUESTION)
-    for name in ("train.py", "eval.py", "data/prepare.py"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).symlink_to(ROOT / name)
-    assert len(commands()) >= 6
-    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    for words in [*map(shortened, commands()), ["-c", snippet]]:
+def run_in_turn(place: Path, commands: list[list[str]]) -> None:
+    for words in commands:
         result = subprocess.run(
             [sys.executable, *words],
-            cwd=tmp_path,
+            cwd=place,
             env=environment(),
             capture_output=True,
             text=True,
         )
         assert result.returncode == 0, f"{words}\n{result.stdout}\n{result.stderr}"
+
+
+def test_readme_commands_run(tmp_path: Path) -> None:
+    """In two rows at a time: those that build on what others leave, and those that do not."""
+    (tmp_path / "my.txt").write_text(TEXT)
+    (tmp_path / "my.jsonl").write_text(QUESTION)
+    for name in ("train.py", "eval.py", "data/prepare.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(ROOT / name)
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    words = [*map(shortened, commands()), ["-c", snippet]]
+    assert len(words) >= 25
+    building = [w for w in words if any(name in " ".join(w) for name in LEFT)]
+    alone = [w for w in words if w not in building]
+    assert min(len(building), len(alone)) >= 5
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(run_in_turn, tmp_path, row) for row in (building, alone)]:
+            done.result()
 
 
 def test_readme_shows_what_the_tests_have_counted() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mla_lm.bench import checkpoint, data, decode, moe, quality, train
+from mla_lm.bench import checkpoint, data, decode, moe, quality, scale, train
 from mla_lm.bench.report import Row
 from mla_lm.commands import bench
 
@@ -13,7 +13,7 @@ from mla_lm.commands import bench
 def test_all_suites(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for value, suite in enumerate((data, decode, moe, quality, checkpoint), start=1):
+    for value, suite in enumerate((data, decode, moe, quality, checkpoint, scale), start=1):
         rows = [Row("figure", value, "s", peak=1234.0 * value)]
         monkeypatch.setattr(suite, "run", lambda *_, rows=rows: rows)
 
@@ -24,7 +24,7 @@ def test_all_suites(
     out = tmp_path / "figures.json"
     bench.run(["suite=all", f"out={out}"])
     suites = {found["suite"]: found["rows"][0]["value"] for found in json.loads(out.read_text())}
-    assert suites == {"data": 1, "decode": 2, "moe": 3, "quality": 4, "checkpoint": 5}
+    assert suites == {"data": 1, "decode": 2, "moe": 3, "quality": 4, "checkpoint": 5, "scale": 6}
     said = capsys.readouterr().out
     assert "suite train left out: No module named 'transformers'" in said
     assert "suite evaluation left out: suite=evaluation: needs ckpt=PATH" in said
