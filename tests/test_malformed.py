@@ -1,6 +1,6 @@
 """Malformed command lines: status 2 and one line that names the key, before torch is imported.
 
-What `tests/test_cli.py` says of values and rules is not said again here.
+What `tests/test_overrides.py` says of values and rules is not said again here.
 """
 
 import json

@@ -11,12 +11,19 @@ import pytest
 
 from mla_lm import load_config
 from mla_lm.config import DataConfig
-from mla_lm.data import Tokenizer
+from mla_lm.data import PreparedData, Tokenizer, encoder, prepare
 from mla_lm.data.corpora import open_corpus
 from mla_lm.errors import UserError
 
+MakeConfig = Callable[..., DataConfig]
 END_OF_TEXT = "<|endoftext|>"
 WORDS = ["def", "return", "self", "value", "x", "y", "naïve", "終", "=", "(", ")", ":", "\t", ""]
+MANIFEST_KEYS = (
+    *("settings", "name", "dtype", "vocab_size", "tokenizer_sha256", "corpus", "threshold"),
+    *("empty_documents", "train", "val", "bytes_per_token", "python", "created", "seconds"),
+)
+N_ROWS = 150
+AT_ONCE, EVERY = 2_000, 10_000  # characters: some 55 batches of `many_rows`, saved every five
 
 
 def some_text(n_words: int, *, seed: int) -> str:
@@ -37,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def data_config(tmp_path: Path) -> Callable[..., DataConfig]:
+def data_config(tmp_path: Path) -> MakeConfig:
     """`data_config(path, **keys)`: a corpus with its cache in this test's own folder.
 
     `path` is None for the standard library; `__` in a key stands for a dot.
@@ -121,7 +128,7 @@ def tokenizer_keys(kind: str, *, vocab_size: int = 300) -> dict[str, Any]:
 
 
 @pytest.fixture
-def quick_config(tmp_path: Path) -> Callable[..., DataConfig]:
+def quick_config(tmp_path: Path) -> MakeConfig:
     """As `data_config`, for keys whose way through Hydra is of no interest."""
 
     def make(path: Path, kind: str = "text", tokenizer: str = "bpe", **keys: Any) -> DataConfig:
@@ -135,3 +142,40 @@ def updated(cfg: DataConfig, **keys: Any) -> DataConfig:
     """Another configuration of the same kind; paths become text."""
     update = {key: str(v) if isinstance(v, Path) else v for key, v in keys.items()}
     return cfg.model_copy(update=update)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="session")
+def many_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """JSON lines of 120 kB of text, every fifth of several pieces."""
+    texts = [some_text(60 if seed % 5 else 700, seed=seed) for seed in range(N_ROWS)]
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", texts)
+
+
+def config_of_rows(rows: Path, cache: Path) -> DataConfig:
+    keys = {"path": rows, "cache_dir": cache, "val_fraction": 0.1}
+    return corpus_config("jsonl", tokenizer=tokenizer_keys("bpe"), **keys)
+
+
+@pytest.fixture
+def cfg(many_rows: Path, tmp_path: Path) -> DataConfig:
+    """`many_rows` with a cache in this test's own folder."""
+    return config_of_rows(many_rows, tmp_path / "cache")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(many_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    """What preparing `many_rows` gives where nothing goes wrong."""
+    return prepare(config_of_rows(many_rows, tmp_path_factory.mktemp("undisturbed")))
+
+
+@pytest.fixture
+def often_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "ENCODED_AT_ONCE", AT_ONCE)
+    monkeypatch.setattr(encoder, "SAVED_EVERY", EVERY)

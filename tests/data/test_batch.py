@@ -1,16 +1,12 @@
 """Which ids count, and which document they belong to."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
 
-from mla_lm.config import DataConfig
 from mla_lm.data import Annotator, EvalLoader, Tokenizer, prepare
 from mla_lm.data.batch import IGNORED
-
-MakeConfig = Callable[..., DataConfig]
+from tests.data.conftest import MakeConfig
 
 
 def written(tokenizer: Tokenizer, text: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,14 +16,10 @@ from mla_lm.data.corpora import Corpus, Document
 from mla_lm.data.head import place, read_head
 from mla_lm.errors import UserError
 from tests.data.conftest import END_OF_TEXT, some_text
+from tests.data.splits import hashed
 
-MakeConfig = Callable[..., DataConfig]
 ALMOST_NONE = 1e-9
 VOCAB = 300
-
-
-def hashed(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def some_texts(n_documents: int, *, n_words: int = 60) -> list[str]:
