@@ -124,8 +124,10 @@ def fit(cfg: RunConfig, overrides: list[str]) -> None:
 def what_helps(cfg: RunConfig) -> str:
     """What to change when memory is out, the least harmful first."""
     rows, accumulate = cfg.data.batch_size, cfg.trainer.accumulate_grad_batches
-    half = f"data.batch_size={max(1, rows // 2)} trainer.accumulate_grad_batches={2 * accumulate}"
-    return f"""out of memory in a step of {rows} rows of {cfg.data.seq_len} tokens; what helps:
-  {half}  the same steps, in halves
-  trainer.activation_checkpointing=non_reentrant  blocks run twice and keep their inputs only
-  data.seq_len={cfg.data.seq_len // 2}, or a smaller model=  see `python -m mla_lm info`"""
+    return (
+        f"out of memory in a step of {rows} rows of {cfg.data.seq_len} tokens; what helps: "
+        f"(1) data.batch_size={max(1, rows // 2)} "
+        f"trainer.accumulate_grad_batches={2 * accumulate}, the same steps in halves; "
+        "(2) trainer.activation_checkpointing=non_reentrant, which runs blocks twice; "
+        f"(3) data.seq_len={cfg.data.seq_len // 2} or a smaller model, see `python -m mla_lm info`"
+    )

@@ -76,4 +76,4 @@ def test_it_trains(name: str, trained: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(CONTINUED))
 def test_weights_to_begin_with_must_be_named(name: str) -> None:
     said = refusal(lambda: load_config([f"experiment={name}"]))
-    assert said.startswith("init_from=: String should have at least 1 character")
+    assert said.startswith("init_from=: must have at least 1 character")
