@@ -7,6 +7,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from tests.processes import environment
 from tests.reliability.record import table
 
@@ -63,6 +65,7 @@ def run_in_turn(place: Path, commands: list[list[str]]) -> None:
         assert result.returncode == 0, f"{words}\n{result.stdout}\n{result.stderr}"
 
 
+@pytest.mark.slow
 def test_readme_commands_run(tmp_path: Path) -> None:
     """In two rows at a time: those that build on what others leave, and those that do not."""
     (tmp_path / "my.txt").write_text(TEXT)

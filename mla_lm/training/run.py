@@ -25,7 +25,6 @@ from mla_lm.training.publish import publish_config
 from mla_lm.training.random_state import RandomState
 from mla_lm.training.strategy import strategy_of
 
-OWN = ("run_dir", "run_id")  # drawn by each process; those of the first one count
 VERSIONS = ("python", "torch", "lightning", "commit", "precision")
 
 
@@ -42,12 +41,8 @@ def fit(cfg: RunConfig, overrides: list[str]) -> None:
         return resolve_init(*resolved) if begins else resolved
 
     keep_freed_memory()
-    told = dict(leaves(cfg.model_dump(mode="json")))
     environment = environment_of(cfg)
-    ranks.agree(
-        {key: environment[key] for key in VERSIONS},
-        {key: value for key, value in told.items() if key not in OWN},
-    )
+    ranks.agree({key: environment[key] for key in VERSIONS}, told(cfg))
     cfg, overrides = ranks.first(resolve)
     origin = cfg.resume or cfg.init_from
     tokenizer = checkpoint.tokenizer_of(Path(origin)) if origin else None
@@ -119,6 +114,17 @@ def fit(cfg: RunConfig, overrides: list[str]) -> None:
     if ranks.rank() == 0:
         path = checkpoint.newest(run_dir)
         print(f"saved {path}" if path else f"{cfg.resume} is the end of the run already")
+
+
+def told(cfg: RunConfig) -> dict[str, object]:
+    """What all ranks must have been told; folder and id, which each may draw, are the first's."""
+
+    def shared(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return value.replace(cfg.run_dir, "run_dir").replace(cfg.run_id, "run_id")
+
+    return {key: shared(value) for key, value in leaves(cfg.model_dump(mode="json"))}
 
 
 def what_helps(cfg: RunConfig) -> str:

@@ -58,6 +58,7 @@ def killed_when(words: list[str], condition: Callable[[], bool], cwd: Path) -> N
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_killed_study_ends_with_the_same_results(study: list[str], tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     result = run(*study, f"out={whole}", "jobs=2", cwd=tmp_path)

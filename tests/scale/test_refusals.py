@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mla_lm import load_config
+from mla_lm.training.run import told
 from tests.scale.runs import DDP, Ended, by_hand, ended, free_port, start, write_text
 
 
@@ -36,6 +38,16 @@ def test_a_batch_that_does_not_divide(tmp_path: Path) -> None:
     line = refused(tmp_path / "run", *DDP, "data.batch_size=5")
     assert line == "error: data.batch_size=5: must be a multiple of the 2 processes"
     assert not (tmp_path / "run" / "run").exists()
+
+
+def test_folder_and_id_may_be_drawn_by_each() -> None:
+    words = ("model=nano", "logger=wandb")
+    one, other, changed = (
+        told(load_config([*words, f"run_dir=runs/{name}", *more]))
+        for name, more in (("a", ()), ("b", ()), ("c", ("seed=2",)))
+    )
+    assert one == other
+    assert {key for key in one if one[key] != changed[key]} == {"seed"}
 
 
 def test_different_configurations(tmp_path: Path) -> None:

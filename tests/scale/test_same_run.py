@@ -81,7 +81,10 @@ def test_several_processes_are_one(strategy: tuple[str, ...], alone: Path, tmp_p
 @pytest.mark.parametrize(
     "more",
     [
-        ("data=synthetic", "data.task=recall", "balance=switch", "model.vocab_size=320"),
+        pytest.param(
+            ("data=synthetic", "data.task=recall", "balance=switch", "model.vocab_size=320"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(("data.mask_documents=true", "balance=sequence"), marks=pytest.mark.slow),
         pytest.param(("optim=muon", "model/attention=gqa"), marks=pytest.mark.slow),
     ],
@@ -95,6 +98,7 @@ def test_losses_are_means_over_all_tokens(more: tuple[str, ...], tmp_path: Path)
         assert_same_losses(run, alone, 1e-3 if "optim=muon" in more else 1e-5)
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_changes_on_the_way(place: Path, alone: Path) -> None:
     run = place / "changing"
     smaller = ("data.batch_size=2", "trainer.accumulate_grad_batches=4")
