@@ -19,17 +19,9 @@ from tests.scale.runs import (
     start,
     train,
     weights,
-    write_text,
 )
 
 SECONDS = 30
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lost")
-    write_text(folder / "text.txt")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -37,13 +37,6 @@ each_strategy = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scale")
-    write_text(folder / "text.txt")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def alone(place: Path) -> Path:
     return train(place / "alone")
 
