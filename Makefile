@@ -11,7 +11,7 @@ train: $(VENV)/.train
 	$(BIN)/python -m mla_lm generate ckpt=$(RUN) prompt="def "
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu"
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest

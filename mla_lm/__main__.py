@@ -14,30 +14,29 @@ VERBS = {
     "export": "write a folder that transformers, vLLM and lm_eval load",
     "generate": "continue a prompt with a trained model",
     "info": "what a configuration costs: parameters, memory, cache, time",
-    "import": "make a run of a DeepSeek-V2/V3-style folder",
+    "import": "make a run of a DeepSeek-V3-style folder",
 }
 
 
 def main() -> None:
     """Run the verb named first on the command line."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.STOPPED))  # what is half written goes
-    verb, *arguments = sys.argv[1:] or ["--help"]
+    cli.guard(lambda: _run(*sys.argv[1:] or ["--help"]))
+
+
+def _run(verb: str, *arguments: str) -> None:
     if verb in ("-h", "--help"):
         print("usage: mla-lm VERB [key=value]")
         print("\n".join(f"  {name:10} {purpose}" for name, purpose in VERBS.items()))
         return
-
-    def run() -> None:
-        if verb not in VERBS:
-            raise UserError(f"{verb}: unknown verb; choose from {', '.join(VERBS)}")
-        module = f"{verb}_" if keyword.iskeyword(verb) else verb
-        command = import_module(f"mla_lm.commands.{module}")
-        if {"-h", "--help"} & set(arguments):
-            print(command.__doc__)
-        else:
-            command.run(arguments)
-
-    cli.guard(run)
+    if verb not in VERBS:
+        raise UserError(f"{verb}: unknown verb; choose from {', '.join(VERBS)}")
+    module = f"{verb}_" if keyword.iskeyword(verb) else verb
+    command = import_module(f"mla_lm.commands.{module}")
+    if {"-h", "--help"} & set(arguments):
+        print(f"{str(command.__doc__).rstrip()}\n\n{cli.described(command.Options)}")
+    else:
+        command.run(arguments)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ NOT_STORED: dict[str, Any] = {  # classes to import, which come from local YAML,
 OF_CORPUS = ("corpus", "threshold", "tokenizer_sha256")  # keys of a manifest that must agree
 CONFIG_FILE = "config.json"  # of a run folder
 SECTIONS = "model|balance|data|optim|trainer|loss|checkpoint"
-CHOICE = re.compile(rf"(({SECTIONS}|callbacks|logger|experiment)(/\w+)*|seed|precision)=[\w-]+")
+GROUPS = rf"({SECTIONS}|callbacks|logger|experiment)(/\w+)*"
+CHOICE = re.compile(rf"({GROUPS}|seed|precision)=([\w-]+|\[[\w,-]+\])")
 VALUE = re.compile(rf"[+~]{{0,2}}({SECTIONS})(\.\w+)+(=(?!.*\$).*)?")
 
 

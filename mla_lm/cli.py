@@ -22,7 +22,7 @@ from mla_lm.config import CONFIGS, EvalConfig, RunConfig, YarnConfig
 from mla_lm.errors import UserError
 
 OTHERS = (ValueError, RecursionError, OSError)  # that composing raises besides Hydra's own
-STOPPED, INTERRUPTED = 143, 130  # exit status after SIGTERM, Ctrl-C: 128 + the signal's number
+STOPPED, INTERRUPTED, UNREAD = 143, 130, 141  # exit status: 128 + SIGTERM, SIGINT, SIGPIPE
 Config = TypeVar("Config", RunConfig, EvalConfig)
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -121,6 +121,17 @@ def parse_options(kind: type[Options], arguments: Sequence[str]) -> Options:
         else:
             values[key] = value
     return validate(kind, values)
+
+
+def described(kind: type[BaseModel]) -> str:
+    """A line for each option of a verb: `key=default`, and what it means."""
+    words = {}
+    for key, field in kind.model_fields.items():
+        default = "" if field.is_required() or field.default is None else field.default
+        listed = default if isinstance(default, tuple) else (default,)
+        words[f"{key}={','.join(map(str, listed)).lower()}"] = field.description
+    width = max(map(len, words))
+    return "\n".join(f"  {word:{width}}  {meaning}" for word, meaning in words.items())
 
 
 def instantiate(group: str, nodes: Mapping[str, Any]) -> list[Any]:
@@ -224,9 +235,16 @@ def require_path(key: str, path: str) -> None:
 
 
 def guard(action: Callable[[], None]) -> None:
-    """Run `action`; a UserError, or a file that cannot be used, ends it with one line, status 2."""
+    """Run `action`; a UserError, or a file that cannot be used, ends it with one line, status 2.
+
+    A reader that has gone, as `head` does, ends it without a word.
+    """
     try:
         action()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        raise SystemExit(UNREAD) from None
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
             raise
@@ -246,7 +264,7 @@ def _explained(name: str, overrides: Sequence[str]) -> Iterator[None]:
 
     try:
         yield
-    except UserError:
+    except (UserError, BrokenPipeError):
         raise
     except (HydraException, OmegaConfBaseException, *OTHERS) as error:
         known = partial(_known, name, overrides)

@@ -21,6 +21,7 @@ from mla_lm.config import RunConfig
 from mla_lm.config.words import leaves, quoted
 from mla_lm.errors import UserError
 from mla_lm.machine import accelerator_type, environment, resolve_precision
+from mla_lm.mistakes import nearest, shown
 
 NEVER = ("model.", "optim.", "data.kind", "data.val_fraction", "data.tokenizer.")
 UNLESS_ALLOWED = ("balance.", "loss.", "data.", "seed", "trainer.accumulate_grad_batches")
@@ -133,6 +134,12 @@ def _refuse_changes(
     path: Path, stored: dict[str, Any], wanted: dict[str, Any], allowed: tuple[str, ...]
 ) -> None:
     before, after = dict(leaves(stored)), dict(leaves(wanted))
+    for key in allowed:
+        if key not in (known := (*before, *after, *TOLD)):
+            raise UserError(
+                f"resume_allow={shown(key)}: no such key; the nearest known one is "
+                f"{nearest(key, known)}"
+            )
     same_batch = len({math.prod(of[key] for key in GLOBAL_BATCH) for of in (before, after)}) == 1
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) == after.get(key) or key in FREE:

@@ -6,7 +6,7 @@ import pytest
 
 from mla_lm import __main__ as verbs
 from mla_lm import cli
-from mla_lm.commands.generate import GenerateOptions
+from mla_lm.commands.generate import Options
 from mla_lm.config import EvalConfig
 from mla_lm.errors import UserError
 from tests.processes import run
@@ -37,7 +37,7 @@ def test_bad_eval_option_is_one_line(overrides: list[str], key: str) -> None:
     ["def f(x={1: 2}): ", " a=b=c ", "${oops}", "[1, 2", "'quoted\"", "a\nb\t", "", "終 = 1", "-5"],
 )
 def test_a_prompt_is_taken_as_it_is(prompt: str) -> None:
-    options = cli.parse_options(GenerateOptions, ["ckpt=a folder/x=1", f"prompt={prompt}"])
+    options = cli.parse_options(Options, ["ckpt=a folder/x=1", f"prompt={prompt}"])
     assert (options.ckpt, options.prompt) == ("a folder/x=1", (prompt,))
 
 
@@ -63,7 +63,7 @@ def test_a_prompt_is_taken_as_it_is(prompt: str) -> None:
 )
 def test_bad_verb_option_is_one_line(words: list[str], shown: str, rule: str) -> None:
     with pytest.raises(UserError) as caught:
-        cli.parse_options(GenerateOptions, words)
+        cli.parse_options(Options, words)
     named, _, said = str(caught.value).partition(": ")
     assert len(str(caught.value).splitlines()) == 1
     assert named == shown

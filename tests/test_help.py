@@ -1,13 +1,16 @@
 """`--help` begins with examples and comes at once; the shell completes groups, choices and keys."""
 
+import os
 import shutil
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from mla_lm.__main__ import VERBS
 from mla_lm.config import EvalConfig, RunConfig
 from tests.processes import ROOT, command, environment, run
 
@@ -39,6 +42,21 @@ def test_help_shows_examples_groups_and_keys(
     keys = rest.partition("== Config ==")[2]
     assert all(f"\n{key}:" in keys for key in kind.model_fields)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("application", [["train.py", "--help"], ["-m", "mla_lm", "--help"]])
+def test_a_reader_that_has_gone_ends_it_without_a_word(application: list[str]) -> None:
+    """As `--help | head -1` does, now and then."""
+    started = command(*application)
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        result = subprocess.run(
+            started, cwd=ROOT, env=environment(), stdout=writer, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (result.returncode, result.stderr) == (141, b"")
 
 
 def test_help_of_training_has_five_examples_and_names_completion(tmp_path: Path) -> None:
@@ -78,6 +96,18 @@ def test_the_shell_completes(line: str, found: list[str], tmp_path: Path) -> Non
         text=True,
     )
     assert result.stdout.split() == found, result.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_has_every_option(verb: str, tmp_path: Path) -> None:
+    said = run("-m", "mla_lm", verb, "--help", cwd=tmp_path).stdout.splitlines()
+    assert said[0].startswith(f"`python -m mla_lm {verb} ")
+    options = import_module(f"mla_lm.commands.{verb}{'_' * (verb == 'import')}").Options
+    for key, field in options.model_fields.items():
+        (line,) = [line for line in said if line.startswith(f"  {key}=")]
+        assert field.description
+        assert line.endswith(f"  {field.description}")
+        assert len(line) <= 100
 
 
 def test_help_takes_less_than_three_seconds(tmp_path: Path) -> None:

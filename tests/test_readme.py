@@ -1,5 +1,7 @@
 """The commands of the README, in its order, shortened by overrides, in a folder of their own."""
 
+import gzip
+import json
 import re
 import shlex
 import subprocess
@@ -9,13 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from mla_lm.cli import compose, validate
+from mla_lm.config import EvalConfig
 from tests.processes import environment
 from tests.reliability.record import table
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXT = "".join(f"def function_{i}(x):\n    return x + {i}\n\n" for i in range(2000))
+FUNCTIONS = [f"def function_{i}(x):\n    return x + {i}\n\n" for i in range(2000)]
+TEXT = "".join(FUNCTIONS)
 QUESTION = '{"context": "def function_1(x):", "continuation": "return"}\n'
-LEFT = ("runs/first", "exported", "runs/back")  # by commands, for others
+BOOKS = "".join(json.dumps({"text": text * 9}) + "\n" for text in FUNCTIONS[:500])
+LEFT = ("runs/first", "runs/stories", "exported", "runs/back")  # by commands, for others
 SHORT = [
     "model=nano",
     "trainer.max_steps=3",
@@ -27,7 +33,8 @@ SHORT = [
 
 def commands() -> list[str]:
     """Every `python ...` line of the bash blocks, comments cut off."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line.startswith("python ")]
 
@@ -42,10 +49,12 @@ def shortened(command: str) -> list[str]:
         words = ["model=nano" if word.startswith("model=") else word for word in words]
         if not any(word.startswith(("resume=", "model=", "init_from=")) for word in words):
             words.append("model=nano")
-        if not any(word.startswith(("resume=", "data=")) for word in words):
+        if not any(word.startswith(("resume=", "data=", "data.path=")) for word in words):
             words += ["data=text", "data.path=my.txt"]
         if "data=synthetic" in words:
             words.append("data.n_documents=300")
+    elif words[0] == "eval.py":
+        words = ["stride=16" if word.startswith("stride=") else word for word in words]
     elif "ablate" in words:
         words.append("plan=true")
     elif words[0] == "data/prepare.py":
@@ -70,12 +79,17 @@ def test_readme_commands_run(tmp_path: Path) -> None:
     """In two rows at a time: those that build on what others leave, and those that do not."""
     (tmp_path / "my.txt").write_text(TEXT)
     (tmp_path / "my.jsonl").write_text(QUESTION)
+    for name in ("books", "stories"):
+        (tmp_path / f"{name}.jsonl.gz").write_bytes(gzip.compress(BOOKS.encode()))
     for name in ("train.py", "eval.py", "data/prepare.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(ROOT / name)
+    for task in validate(EvalConfig, compose("eval", ["ckpt=runs/first"])).bundles.values():
+        (tmp_path / "data/eval").mkdir(exist_ok=True)
+        (tmp_path / "data/eval" / task.path).write_bytes(gzip.compress(QUESTION.encode()))
     (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     words = [*map(shortened, commands()), ["-c", snippet]]
-    assert len(words) >= 25
+    assert len(words) >= 30
     building = [w for w in words if any(name in " ".join(w) for name in LEFT)]
     alone = [w for w in words if w not in building]
     assert min(len(building), len(alone)) >= 5

@@ -28,7 +28,7 @@ from mla_lm.errors import UserError
 from mla_lm.resume import LOCK
 
 CELLS, LOGS = "cells", "logs"
-PROGRESS = re.compile(r"step (\d+)/(\d+)  loss (\S+)  ([\d,]+) tokens/s")
+PROGRESS = re.compile(r"step (\d+)/(\d+)  (loss .* tokens/s)")
 VALIDATION = re.compile(r"val/bpb (\S+)")
 
 
@@ -135,8 +135,7 @@ class Runner:
                 write(line)
                 last = line.strip() or last
                 if found := PROGRESS.search(line):
-                    step, steps, loss, speed = found.groups()
-                    note = f"loss {loss}  {speed} tokens/s"
+                    step, steps, note = found.groups()
                     self.states[cell.name] = State("running", int(step), int(steps), note)
                 elif found := VALIDATION.search(line):
                     state = self.states[cell.name]

@@ -1,9 +1,7 @@
 """`python -m mla_lm ablate ablation=NAME out=DIR [OVERRIDES]`: a resumable study and its report.
 
 `ablation` is a file of configs/ablation or any YAML file of that form; every other KEY=VALUE is an
-override for all cells. The same command continues a study. `jobs=2` runs two cells at a time, each
-on half of the cores; `plan=true` only shows what each arm would be; `seeds=1,2,3`, `match=params`,
-`lr_grid=1e-3,2e-3` and `confidence=0.9` change the study. `report=DIR` reports any folder of runs.
+override for all cells. The same command continues a study. `report=DIR` reports any folder of runs.
 """
 
 import shlex
@@ -19,34 +17,41 @@ from mla_lm.errors import UserError
 CHANGES = ("seeds", "lr_grid", "match", "confidence")  # of the study, from the command line
 
 
+Text = Annotated[str, Field(min_length=1)] | None
+
+
 def _numbers(words: Any) -> Any:
     return [word for word in words.split(",") if word] if isinstance(words, str) else words
 
 
-class AblateOptions(BaseModel):
+class Options(BaseModel):
     """`ablation` and `out`, or `report`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    ablation: Annotated[str, Field(min_length=1)] | None = None
-    out: Annotated[str, Field(min_length=1)] | None = None
-    report: Annotated[str, Field(min_length=1)] | None = None
-    jobs: Annotated[int, Field(gt=0)] = 1
-    plan: bool = False
-    seeds: Annotated[tuple[int, ...], BeforeValidator(_numbers)] | None = None
-    lr_grid: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = None
-    match: str | None = None
+    ablation: Text = Field(None, description="a name of configs/ablation, or a YAML file")
+    out: Text = Field(None, description="folder of the study")
+    report: Text = Field(None, description="a folder of runs to report, without a study")
+    jobs: int = Field(1, gt=0, description="cells at a time, the cores shared out")
+    plan: bool = Field(False, description="only show what each arm would be")
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_numbers)] | None = Field(
+        None, description="numbers, in place of the study's"
+    )
+    lr_grid: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = Field(
+        None, description="learning rates to try with the first seed of each arm"
+    )
+    match: str | None = Field(None, description="params | active_params | train_flops | kv_bytes")
     confidence: Annotated[
         float | None, BeforeValidator(lambda word: None if word == "null" else word)
-    ] = None
+    ] = Field(None, description="of the intervals, as 0.95")
 
 
 def run(arguments: Sequence[str]) -> None:
     """Run or continue the study, or report a folder."""
-    fields = AblateOptions.model_fields
+    fields = Options.model_fields
     own = [word for word in arguments if word.partition("=")[0] in fields or "=" not in word]
     words = [word for word in arguments if word not in own]
-    options = parse_options(AblateOptions, own)
+    options = parse_options(Options, own)
     command = shlex.join(["python", "-m", "mla_lm", "ablate", *arguments])
     if options.report:
         if words or len(options.model_fields_set) > 1:
@@ -60,7 +65,7 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError("ablate: needs ablation=NAME out=DIR, or report=DIR")
 
 
-def study(options: AblateOptions, words: Sequence[str], command: str) -> None:
+def study(options: Options, words: Sequence[str], command: str) -> None:
     """`ablation=NAME`: plan, run what is left, report."""
     from mla_lm.ablation.study import OWN, load_study, plan
 

@@ -26,34 +26,28 @@ def _split(words: Sequence[str]) -> list[str]:
 
 
 Sizes = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_split)]
+Text = Annotated[str, Field(min_length=1)] | None
 
 
-class BenchOptions(BaseModel):
-    """What is left out is not measured.
-
-    `megabytes` are the sizes of the corpora that suite `data` prepares; suite `decode` compares
-    with `transformers` behind `contexts` tokens, speculates with the checkpoint `ckpt`, and draws
-    speed and cache size over the context into `plot`. Suite `evaluation` scores the questions of
-    the JSONL file `items` with `ckpt`. Suite `quality` trains for so many `minutes`, twice; with a
-    `text` of about a megabyte also nanoGPT's recipe for a CPU and ours in a part of its time.
-    """
+class Options(BaseModel):
+    """What is left out is not measured."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    suite: Suite | Literal["all"] = "data"
-    megabytes: Sizes = (25, 100)
-    contexts: Sizes = (256, 2048, 4096)
-    minutes: Annotated[float, Field(gt=0)] = 2.0
-    ckpt: Annotated[str, Field(min_length=1)] | None = None
-    items: Annotated[str, Field(min_length=1)] | None = None
-    text: Annotated[str, Field(min_length=1)] | None = None
-    plot: Annotated[str, Field(min_length=1)] | None = None
-    out: Annotated[str, Field(min_length=1)] | None = None
+    suite: Suite | Literal["all"] = Field("data", description="one of those above")
+    megabytes: Sizes = Field((25, 100), description="data: sizes of the corpora prepared")
+    contexts: Sizes = Field((256, 2048, 4096), description="decode: tokens behind which to decode")
+    minutes: float = Field(2.0, gt=0, description="quality: of each of two trainings")
+    ckpt: Text = Field(None, description="decode, evaluation: a checkpoint, to speculate or score")
+    items: Text = Field(None, description="evaluation: a JSONL file of questions")
+    text: Text = Field(None, description="quality: about a megabyte, for nanoGPT's CPU recipe")
+    plot: Text = Field(None, description="decode: an image of speed and cache size by context")
+    out: Text = Field(None, description="a JSON file for the figures")
 
 
 def run(arguments: Sequence[str]) -> None:
     """Print a table; write the figures to `out`."""
-    options = parse_options(BenchOptions, arguments)
+    options = parse_options(Options, arguments)
     for path in filter(None, (options.out, options.plot)):
         Path(path).touch()
 
@@ -79,7 +73,7 @@ def run(arguments: Sequence[str]) -> None:
             Path(options.out).write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def measure(suite: str, options: BenchOptions) -> "tuple[list[Row], dict[str, object]]":
+def measure(suite: str, options: Options) -> "tuple[list[Row], dict[str, object]]":
     """The figures of a suite, and curves drawn; UserError where an option is missing."""
     if suite == "evaluation" and not (options.ckpt and options.items):
         raise UserError("suite=evaluation: needs ckpt=PATH and items=FILE.jsonl")

@@ -1,34 +1,29 @@
-"""`python -m mla_lm export ckpt=PATH out=DIR`: a folder that transformers, vLLM and lm_eval load.
-
-`dtype=bfloat16` halves it; `license=mit` is said in its model card.
-"""
+"""`python -m mla_lm export ckpt=PATH out=DIR`: a folder for transformers, vLLM and lm_eval."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.cli import parse_options, require_path
 
-Name = Annotated[str, Field(min_length=1)]
 
-
-class ExportOptions(BaseModel):
-    """`ckpt` is a checkpoint or a run folder; `out` must be new or empty."""
+class Options(BaseModel):
+    """What is written, and where to."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    ckpt: Name
-    out: Name
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    max_shard_gb: Annotated[float, Field(gt=0)] = 5.0
-    license: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "unknown"
+    ckpt: str = Field(min_length=1, description="a checkpoint file or a run folder")
+    out: str = Field(min_length=1, description="a folder, new or empty")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="float32 | bfloat16")
+    max_shard_gb: float = Field(5.0, gt=0, description="GB a file of weights may have")
+    license: str = Field("unknown", pattern=r"^[\w.-]+$", description="said in the model card")
 
 
 def run(arguments: Sequence[str]) -> None:
     """Write the folder and say what runs it."""
-    options = parse_options(ExportOptions, arguments)
+    options = parse_options(Options, arguments)
     require_path("ckpt", options.ckpt)
 
     import torch

@@ -20,38 +20,34 @@ if TYPE_CHECKING:
     from mla_lm.data.tokenizer import Tokenizer
     from mla_lm.model import Transformer
 
-Size = Annotated[int, Field(gt=0)]
 Strings = tuple[Annotated[str, Field(min_length=1)], ...]
 
 
-class GenerateOptions(BaseModel):
-    """Temperature 0 is greedy; `top_k=0` samples from the whole vocabulary.
-
-    `n_drafts` tokens a step are proposed by the MTP modules. `context` beyond the tokens a row of
-    the training had stretches the positions by YaRN. `graph=true` replays the passes behind the
-    prompts as a CUDA graph.
-    """
+class Options(BaseModel):
+    """What is continued, how tokens are chosen, and how the model runs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    ckpt: Annotated[str, Field(min_length=1)]
-    prompt: tuple[str, ...] = ()
-    stop: Strings = ()
-    max_new_tokens: Size = 128
-    temperature: Annotated[float, Field(ge=0)] = 0.6
-    top_k: Annotated[int, Field(ge=0)] = 50
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    n_drafts: Annotated[int, Field(ge=0)] = 0
-    context: Size | None = None
-    precision: Literal["auto", "32-true", "bf16-true"] = "auto"
-    graph: bool = False
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    ckpt: str = Field(min_length=1, description="a checkpoint file or a run folder")
+    prompt: tuple[str, ...] = Field((), description="TEXT, @FILE or - for standard input")
+    stop: Strings = Field((), description="ends a text before this one")
+    max_new_tokens: int = Field(128, gt=0, description="tokens behind each prompt")
+    temperature: float = Field(0.6, ge=0, description="0: greedy")
+    top_k: int = Field(50, ge=0, description="of so many likely tokens; 0: of all")
+    top_p: float = Field(1.0, gt=0, le=1, description="of the likeliest that have this share")
+    min_p: float = Field(0.0, ge=0, le=1, description="of those with this share of the likeliest's")
+    n_drafts: int = Field(0, ge=0, description="tokens a step that the MTP modules propose")
+    context: int | None = Field(None, gt=0, description="tokens; beyond those trained on: by YaRN")
+    precision: Literal["auto", "32-true", "bf16-true"] = Field(
+        "auto", description="auto | 32-true | bf16-true"
+    )
+    graph: bool = Field(False, description="on a GPU: replay a step as a CUDA graph")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the sampling")
 
 
 def run(arguments: Sequence[str]) -> None:
     """Print the prompts and their continuations, one prompt's as it grows."""
-    options = parse_options(GenerateOptions, arguments)
+    options = parse_options(Options, arguments)
     prompts = [_read_prompt(prompt) for prompt in options.prompt]
     require_path("ckpt", options.ckpt)
 
@@ -85,7 +81,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _complete(
-    model: "Transformer", tokenizer: "Tokenizer", prompts: list[str], options: GenerateOptions
+    model: "Transformer", tokenizer: "Tokenizer", prompts: list[str], options: Options
 ) -> None:
     from mla_lm.generation import Completion, Sampling
 

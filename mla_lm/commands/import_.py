@@ -1,14 +1,11 @@
-"""`python -m mla_lm import src=DIR out=DIR`: a DeepSeek-V2/V3-style folder as a run at step 0.
+"""`python -m mla_lm import src=DIR out=DIR`: a DeepSeek-V3-style folder as a run at step 0.
 
 What is written is a run folder, for `eval.py ckpt=`, `generate ckpt=` and `train.py init_from=`.
 `data=text data.path=FILE`, and other words of the `data` group, say what it is to be evaluated on.
-`tokenizer=FILE` names a tokenizer.json where the folder has none, `end_of_text=TOKEN` the token
-between texts where it is not the folder's bos_token.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,18 +13,20 @@ from mla_lm.cli import parse_options, require_path
 from mla_lm.config.words import DATA, OF_TOKENIZER
 from mla_lm.errors import UserError
 
-Name = Annotated[str, Field(min_length=1)]
 
-
-class ImportOptions(BaseModel):
-    """`src` is a local folder; `out` must be new or empty."""
+class Options(BaseModel):
+    """What is read, and where to it is written."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    src: Name
-    out: Name
-    tokenizer: Name | None = None
-    end_of_text: Name | None = None
+    src: str = Field(min_length=1, description="a local folder of config.json and safetensors")
+    out: str = Field(min_length=1, description="a folder, new or empty")
+    tokenizer: str | None = Field(
+        None, min_length=1, description="a tokenizer.json, where src has none"
+    )
+    end_of_text: str | None = Field(
+        None, min_length=1, description="token between texts, where not the bos_token of src"
+    )
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -35,7 +34,7 @@ def run(arguments: Sequence[str]) -> None:
     of_data = [word for word in arguments if word.startswith(DATA)]
     if of_tokenizer := [word for word in of_data if word.startswith(OF_TOKENIZER)]:
         raise UserError(f"{of_tokenizer[0]}: the tokenizer is that of src, or tokenizer=FILE")
-    options = parse_options(ImportOptions, [word for word in arguments if word not in of_data])
+    options = parse_options(Options, [word for word in arguments if word not in of_data])
     require_path("src", options.src)
 
     from mla_lm.accounting import count_parameters

@@ -1,45 +1,47 @@
 """`python -m mla_lm info [model=small] [key=value] ... [--json]`: what a configuration costs.
 
 Parameters by part, training FLOPs, memory and, by a measurement of five seconds on this machine,
-the time of the run, or of `tokens=N`; the cache of all attention kinds side by side.
+the time of the run; the cache of all attention kinds side by side. Any KEY=VALUE of `train.py` says
+which configuration, `--json` asks for one JSON document.
 """
 
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mla_lm.cli import load_config
-from mla_lm.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field
+
+from mla_lm.cli import load_config, parse_options
+from mla_lm.config import CONFIGS
 
 if TYPE_CHECKING:
     from mla_lm.config import RunConfig
 
-KINDS = ("mla", "mha", "gqa", "mqa")
 CONTEXTS = (4096, 32768, 131072)
 SECONDS = 5.0
 CACHED = 2  # bytes a number, in bfloat16
 
 
+class Options(BaseModel):
+    """Beside the overrides of a run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    tokens: float | None = Field(
+        None, ge=1, lt=1e18, description="whose time is told, as 3e9; else those of the run"
+    )
+
+
 def run(arguments: Sequence[str]) -> None:
     """Print tables, or one JSON document."""
     words = [word for word in arguments if word != "--json" and not word.startswith("tokens=")]
-    budget = _tokens([word for word in arguments if word.startswith("tokens=")])
+    options = parse_options(Options, [w for w in arguments if w.startswith("tokens=")])
     cfg = load_config(words)
-    found = {**sizes(cfg), "cache": caches(words), **time_of(cfg, budget)}
+    found = {**sizes(cfg), "cache": caches(words), **time_of(cfg, options.tokens)}
     if "--json" in arguments:
         print(json.dumps(found, indent=2))
     else:
         _show(found)
-
-
-def _tokens(words: list[str]) -> int | None:
-    try:
-        numbers = [float(word.removeprefix("tokens=")) for word in words]
-    except ValueError:
-        raise UserError(f"{words[-1]}: must be a number of tokens, as 3e9") from None
-    if any(not 1 <= number < 1e18 for number in numbers):
-        raise UserError(f"{words[-1]}: must be a number of tokens, as 3e9")
-    return int(numbers[-1]) if numbers else None
 
 
 def sizes(cfg: "RunConfig") -> dict[str, Any]:
@@ -72,12 +74,13 @@ def caches(words: Sequence[str]) -> dict[str, int]:
 
     chosen = load_config(words).model
     others = [w for w in words if not w.startswith(("model/attention", "model.attention."))]
-    models = {kind: load_config([*others, f"model/attention={kind}"]).model for kind in KINDS}
+    kinds = sorted(path.stem for path in (CONFIGS / "model" / "attention").glob("*.yaml"))
+    models = {kind: load_config([*others, f"model/attention={kind}"]).model for kind in kinds}
     models[chosen.attention.kind] = chosen
     return {kind: CACHED * cache_numbers_per_token(model) for kind, model in models.items()}
 
 
-def time_of(cfg: "RunConfig", budget: int | None) -> dict[str, Any]:
+def time_of(cfg: "RunConfig", budget: float | None) -> dict[str, Any]:
     """Tokens a second here, and the seconds of the run; neither where it needs more memory.
 
     Where a row takes long, fewer rows than a batch has are measured.
@@ -100,7 +103,7 @@ def time_of(cfg: "RunConfig", budget: int | None) -> dict[str, Any]:
     n_tokens = cfg.data.batch_size * cfg.data.seq_len
     planned = cfg.trainer.max_steps * n_tokens * cfg.trainer.accumulate_grad_batches
     needed = sum(training_memory(cfg, precision, on_gpu=device == "cuda").values())
-    found = {"tokens": budget or planned, "free_bytes": free_memory(device)}
+    found = {"tokens": int(budget or planned), "free_bytes": free_memory(device)}
     if needed > found["free_bytes"]:
         return {**found, "tokens_per_second": None, "seconds": None}
     keep_freed_memory()

@@ -27,7 +27,7 @@ class TokenizerConfig(Section):
 
 
 class CorpusConfig(Section):
-    """What all corpora share. `batch_size` counts sequences per device and forward pass."""
+    """What all corpora share. `batch_size` counts rows of a forward pass, of all processes."""
 
     tokenizer: TokenizerConfig
     val_fraction: Annotated[float, Field(gt=0, lt=1)]

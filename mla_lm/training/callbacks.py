@@ -2,6 +2,7 @@
 
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ class Progress(L.Callback):
 
     def __init__(self) -> None:
         self.bar: Bar | None = None
+        self.since: float | None = None  # stands still from a validation to the next batch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
@@ -33,16 +35,22 @@ class Progress(L.Callback):
         precision = resolve_precision(cfg.precision, pl_module.device.type)
         self.ceiling = product_ceiling(precision, pl_module.device)
         self.flops_per_token = train_flops_per_token(cfg.model, cfg.data.seq_len)
-        self._restart_clock(trainer)
         if sys.stdout.isatty():
             columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
             self.bar = Bar(*columns, TimeRemainingColumn())
             self.bar.add_task("", total=trainer.max_steps, completed=trainer.global_step)
             self.bar.start()
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, idx: int
+    ) -> None:
+        if self.since is None:
+            self._restart_clock(trainer)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, idx: int
     ) -> None:
+        assert self.since is not None
         self.tokens += batch[:, 1:].numel() * trainer.world_size
         step, steps = trainer.global_step, trainer.global_step - self.step
         if self.bar:
@@ -68,7 +76,7 @@ class Progress(L.Callback):
         values = {n: trainer.callback_metrics[n] for n in names if n in trainer.callback_metrics}
         text = "  ".join(f"{name} {float(value):.4f}" for name, value in values.items())
         print(f"step {trainer.global_step}  {text}", flush=True)
-        self._restart_clock(trainer)
+        self.since = None
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self.bar:
@@ -109,7 +117,8 @@ class Samples(L.Callback):
                 seed=seed,
             )
             texts.append(completion.prompts[0] + "".join(piece for _, piece in completion))
-        print(texts[0] if texts else "", flush=True)
+        if texts:
+            print(textwrap.indent(texts[0].rstrip(), "    "), flush=True)
         written = "".join(f"```\n{text}\n```\n\n" for text in texts)
         with path.open("a", encoding="utf-8") as file:
             file.write(f"## step {trainer.global_step}\n\n{written}")

@@ -11,6 +11,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,11 @@ class Checkpoints(Checkpoint):
     once; where torchrun passes them on, that is for torchrun to do.
     """
 
-    def __init__(self, folder: Path, cfg: CheckpointConfig) -> None:
-        self.folder, self.cfg = folder, cfg
+    def __init__(
+        self, folder: Path, cfg: CheckpointConfig, *, said_again: Sequence[str] = ()
+    ) -> None:
+        """`said_again` are the overrides that checkpoints do not keep, for who goes on."""
+        self.folder, self.cfg, self.said_again = folder, cfg, said_again
         self.best_step: int | None = None
         self.best_loss: float | None = None
         self.step, self.saved_step = 0, -1
@@ -143,8 +147,9 @@ class Checkpoints(Checkpoint):
 
     def _stop(self, trainer: L.Trainer) -> None:
         run_dir = shlex.quote(str(self.folder.parent))
+        words = " ".join([f"run_dir={run_dir}", "resume=auto", *map(shlex.quote, self.said_again)])
         trainer.print(f"stopped and saved at step {trainer.global_step}")
-        trainer.print(f"go on with: python train.py run_dir={run_dir} resume=auto")
+        trainer.print(f"go on with: python train.py {words}")
         raise SystemExit(INTERRUPTED if self.signal == signal.SIGINT else STOPPED)
 
     def _note(self, number: int, frame: Any) -> None:

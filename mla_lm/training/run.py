@@ -18,7 +18,7 @@ from mla_lm.machine import (
     out_of_memory,
     resolve_precision,
 )
-from mla_lm.resume import claimed, environment_of, resolve_resume
+from mla_lm.resume import GIVEN_ANEW, claimed, environment_of, resolve_resume
 from mla_lm.training.checkpoints import Checkpoints
 from mla_lm.training.module import LanguageModel
 from mla_lm.training.publish import publish_config
@@ -81,7 +81,8 @@ def fit(cfg: RunConfig, overrides: list[str]) -> None:
     if cfg.init_from and not cfg.resume:
         module.model.load_state_dict(checkpoint.read_weights(Path(cfg.init_from))[1])
         print(f"begins with the weights of {cfg.init_from}")
-    checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint)
+    not_kept = [o for o in overrides if o not in record.overrides and not o.startswith(GIVEN_ANEW)]
+    checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint, said_again=not_kept)
     trainer = L.Trainer(
         **strategy_of(cfg.trainer),
         accelerator=accelerator,

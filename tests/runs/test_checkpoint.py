@@ -69,6 +69,7 @@ def test_what_is_no_checkpoint_is_refused(
         "hydra.searchpath=[pkg://planted]",
         "experiment=../../planted",
         "model.dim=${oc.env:HOME}",
+        "logger=[csv,{_target_:os.abort}]",
     ],
 )
 def test_checkpoint_chooses_nothing_but_local_files_and_values(

@@ -43,6 +43,7 @@ def test_the_folder_has_command_versions_and_pictures(trained: Run) -> None:
 def test_ctrl_c_saves_and_says_how_to_go_on(trained: Run, tmp_path: Path) -> None:
     folder = tmp_path / "a run"
     words = (*trained.overrides, *LONG, f"run_dir='{folder}'")
+    (again,) = [word for word in words if word.startswith("callbacks.")]  # not in a checkpoint
     process = subprocess.Popen(
         command("train.py", *words),
         cwd=tmp_path,
@@ -60,7 +61,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(trained: Run, tmp_path: Path) -> Non
     stopped = int(re.findall(r"stopped and saved at step (\d+)", said)[0])
     assert checkpoint(folder, stopped).exists()
     (way,) = re.findall(r"go on with: python (train.py .*)", said)
-    assert way == f"train.py run_dir='{folder}' resume=auto"
+    assert way == f"train.py run_dir='{folder}' resume=auto {again}"
     done = run(
         "train.py",
         f"run_dir='{folder}'",
@@ -103,5 +104,5 @@ def test_a_terminal_sees_one_bar(trained: Run, tmp_path: Path) -> None:
     text = seen.decode()
     assert "12/12" in text
     assert re.search(r"loss \d\.\d+  \d\.\d+ bits/byte  [\d,]+ tokens/s  \d+% of peak", text)
-    assert text.endswith("\x1b[?25h") or "\x1b[?25h" in text  # the cursor is shown again
+    assert "\x1b[?25h" in text  # the cursor is shown again
     assert not re.search(r"step \d+/12", text)

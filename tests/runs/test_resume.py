@@ -161,6 +161,11 @@ def test_what_the_checkpoint_holds_cannot_change(trained: Run, override: str, be
     assert f"trained with {before};" in message
 
 
+def test_a_key_that_may_differ_must_be_one(trained: Run) -> None:
+    message = refusal(lambda: resolve(trained, f"resume={trained.folder}", "resume_allow=[sede]"))
+    assert message == "resume_allow=sede: no such key; the nearest known one is seed"
+
+
 def test_another_attention_kind_is_refused(trained: Run) -> None:
     words = (f"resume={trained.folder}", "model/attention=gqa")
     assert "model.attention." in refusal(lambda: resolve(trained, *words))
