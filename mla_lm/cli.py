@@ -3,8 +3,10 @@
 The only file that knows Hydra. Torch is not imported before the configuration is known to be good.
 """
 
+import errno
 import os
 import secrets
+import select
 import signal
 import string
 import sys
@@ -13,14 +15,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial, reduce
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, NoReturn, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from mla_lm import mistakes
 from mla_lm.config import CONFIGS, EvalConfig, RunConfig, YarnConfig
-from mla_lm.errors import UserError
+from mla_lm.config.words import quoted
+from mla_lm.errors import UserError, one_line
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, a file
 OTHERS = (ValueError, RecursionError, OSError)  # that composing raises besides Hydra's own
 STOPPED, INTERRUPTED, UNREAD = 143, 130, 141  # exit status: 128 + SIGTERM, SIGINT, SIGPIPE
 Config = TypeVar("Config", RunConfig, EvalConfig)
@@ -143,7 +148,7 @@ def instantiate(group: str, nodes: Mapping[str, Any]) -> list[Any]:
         try:
             objects.append(hydra.utils.instantiate(node, _convert_="all"))
         except Exception as error:  # whatever the user's own class raises
-            reason = str(error.__cause__ or error).splitlines()[0]
+            reason = one_line(error.__cause__ or error)
             raise UserError(f"{group}.{name}: cannot be made ({reason})") from None
     return [made for made in objects if made is not None]
 
@@ -218,14 +223,23 @@ def _by_hydra(name: str, arguments: list[str]) -> list[Job]:
     parser.error = refuse  # type: ignore[method-assign] # it would print how all flags are used
     if unknown := parser.parse_known_args(arguments)[1]:
         raise UserError(mistakes.unknown_flag(unknown[0], parser._option_string_actions))
-    sys.argv[1:] = arguments
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and ending with status 1
     try:
-        with _explained(name, arguments):
+        with _explained(name, arguments), TemporaryDirectory() as folder:
+            sys.argv[1:] = _with_sweep_in(folder, arguments)
             collect()
     except SystemExit as error:  # status 1, after a line of Hydra's own
         raise SystemExit(2 if error.code else 0) from None
     return jobs
+
+
+def _with_sweep_in(folder: str, arguments: list[str]) -> list[str]:
+    """Hydra's own file of a sweep elsewhere: it has every word, secrets too."""
+    if not {"-m", "--multirun"} & set(arguments):
+        return arguments
+    words = [i for i, word in enumerate(arguments) if "=" in word and not word.startswith("-")]
+    at = words[0] if words else len(arguments)
+    return [*arguments[:at], quoted("hydra.sweep.dir", folder), *arguments[at:]]
 
 
 def require_path(key: str, path: str) -> None:
@@ -243,17 +257,35 @@ def guard(action: Callable[[], None]) -> None:
         action()
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        if _can_print():  # another reader has gone
+            raise
         raise SystemExit(UNREAD) from None
     except (UserError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is None:
-            raise
-        line = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        line = str(error)
+        if isinstance(error, OSError):
+            if error.filename is None and error.errno not in FULL:
+                raise
+            line = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+            _can_print()
         print(f"error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+
+
+def _can_print() -> bool:
+    """Whether somebody reads what is printed, and a disk has room; else it goes nowhere."""
+    reader = select.poll()
+    reader.register(sys.stdout, select.POLLOUT)
+    try:
+        sys.stdout.flush()
+        if not any(event & select.POLLERR for _, event in reader.poll(0)):
+            return True
+    except OSError:
+        pass
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return False
 
 
 @contextmanager

@@ -8,6 +8,6 @@ class UserError(ValueError):
         super().__init__(" ".join(line.splitlines()))
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What a library raised, short enough for the line of a `UserError`."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

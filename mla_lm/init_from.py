@@ -34,7 +34,7 @@ def resolve_init(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, list[
     merged = [*words, *tokenizer_words(stored.data.tokenizer), *overrides]
     own = [quoted("run_dir", cfg.run_dir), f"run_id={cfg.run_id}"]
     begun = load_config([*merged, *own])
-    return begun.model_copy(update={"init_from": str(path)}), merged
+    return begun.model_copy(update={"init_from": str(path), "resume": None}), merged
 
 
 def own_words(merged: Sequence[str]) -> list[str]:

@@ -82,7 +82,7 @@ def in_composition(
         return f"{match[1]}: must be given"
     where = getattr(error, "full_key", None) or " ".join(words)
     reason = error.strerror if isinstance(error, OSError) and error.strerror else text
-    return f"{shown(where)}: {shown(reason.splitlines()[0])}"
+    return f"{shown(where)}: {shown((reason or type(error).__name__).splitlines()[0])}"
 
 
 def unknown_key(key: str, values: Mapping[str, Any], *, also: Iterable[str] = ()) -> str:

@@ -50,9 +50,10 @@ def resolve_resume(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, lis
     named = any(override.lstrip("+").startswith("run_dir=") for override in overrides)
     path = newest(run_dir) if cfg.resume == "auto" else _given(cfg.resume)
     if path is None:
-        if cfg.resume == "auto" and saved(run_dir / "checkpoints"):
-            raise UserError(f"run_dir={run_dir}: holds no checkpoint that is good")
-        _refuse_lost_branch(run_dir)
+        if cfg.resume == "auto":
+            if saved(run_dir / "checkpoints"):
+                raise UserError(f"run_dir={run_dir}: holds no checkpoint that is good")
+            _refuse_lost_branch(run_dir)
         begun = cfg.resume == "auto" and (run_dir / CONFIG_FILE).exists()
         _require_empty(run_dir, unless=begun)
         return cfg.model_copy(update={"resume": None}), overrides
@@ -65,7 +66,7 @@ def resolve_resume(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, lis
     in_place = run_dir.resolve() == path.resolve().parent.parent
     if not in_place:
         _require_empty(run_dir)
-    elif cfg.resume != "auto" and newest(path.parent.parent) != path:
+    elif cfg.resume != "auto" and newest(run_dir.resolve()) != path.resolve():
         raise UserError(f"{path}: {run_dir} holds later checkpoints; name an empty run_dir=DIR")
     merged = [*(o for o in record.overrides if o not in overrides), *overrides]
     merged = [o for o in merged if not o.lstrip("+").startswith(GIVEN_ANEW)]

@@ -59,6 +59,21 @@ def test_a_reader_that_has_gone_ends_it_without_a_word(application: list[str]) -
     assert (result.returncode, result.stderr) == (141, b"")
 
 
+def test_a_full_disk_is_one_line() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full")
+    with full.open("w") as disk:
+        result = subprocess.run(
+            command("-m", "mla_lm", "--help"),
+            env=environment(),
+            stdout=disk,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (result.returncode, result.stderr) == (2, "error: No space left on device\n")
+
+
 def test_help_of_training_has_five_examples_and_names_completion(tmp_path: Path) -> None:
     head = run("train.py", "--help", cwd=tmp_path).stdout.partition("\n\n")[0]
     assert head.count("\n  python train.py") == 5

@@ -67,7 +67,7 @@ def _as_a_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert left <= {"multirun.yaml"}  # Hydra's, of a sweep
+    assert left == set()
 
 
 def refusal(line: str, capsys: pytest.CaptureFixture[str]) -> str:

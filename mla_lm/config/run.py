@@ -161,6 +161,11 @@ class EvalConfig(Section):
     harness: Strings
     harness_include: str | None
 
+    @property
+    def suffix(self) -> str:
+        """Of the names of what is written, where the context is not that of training."""
+        return f"-context-{self.context}" if self.context else ""
+
     def rules(self) -> Rules:
         yield "stride", self.stride is None or "lm" in self.parts, "slides in part lm: add it"
         known = [name for name in self.tasks if "." not in name]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mla_lm import balance, losses
-from mla_lm.data.batch import IGNORED, Annotator
+from mla_lm.data.batch import IGNORED, Annotator, Batch
 from mla_lm.evaluation.positions import position_sums
 from mla_lm.model import Routing, Transformer
 
@@ -116,14 +116,12 @@ def evaluate(
         greedy = out.logits.argmax(dim=-1)  # position i: the choice for token i + 1
         for depth, hidden in enumerate(out.mtp, start=1):
             drafts = model.lm_head(hidden).argmax(dim=-1)  # position i: for token i + 1 + depth
-            counted = losses.mtp_targets(batch.labels, depth, batch.documents) != IGNORED
-            accepted = counted & (drafts == greedy[:, depth:])
-            agreed[depth - 1] += torch.stack([accepted.sum(), counted.sum()]).cpu()
+            agreed[depth - 1] += kept_drafts(drafts, greedy, batch, depth=depth).cpu()
         if out.routing:
             batch_load = balance.expert_load(out.routing, batch.input_counted).sum(dim=1).cpu()
             load = batch_load if load is None else load + batch_load
         if out.routing and kind is not None:
-            found = _load_by_kind(out.routing, kind[:, :-1].to(tokens.device), n_kinds).cpu()
+            found = _load_by_kind(out.routing, kind[:, :-1].to(batch.tokens.device), n_kinds).cpu()
             by_kind = found if by_kind is None else by_kind + found
 
     metrics = summarize(sums, graded=annotate.graded)
@@ -135,6 +133,15 @@ def evaluate(
         metrics["moe/dead_experts"] = float(balance.dead_experts(load).sum())
     assert positions is not None
     return Evaluation(metrics, load, by_kind, positions)
+
+
+def kept_drafts(drafts: Tensor, greedy: Tensor, batch: Batch, *, depth: int) -> Tensor:
+    """How many of the drafts (B, T - depth) are the main model's choice (B, T), and of how many.
+
+    Those whose target does not count are left out. Returns (2,) int64.
+    """
+    counted = losses.mtp_targets(batch.labels, depth, batch.documents) != IGNORED
+    return torch.stack([(counted & (drafts == greedy[:, depth:])).sum(), counted.sum()])
 
 
 def _added(one: Tensor, other: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def _language_model(subject: Subject, cfg: EvalConfig) -> Found:
     done = f"{n_batches} of {len(batches)} batches of {seq_len}"
     print(f"{subject.path}  {subject.precision}  {done}")
     ranges = by_position(found.positions)
-    draw_by_position(subject.folder / "loss_by_position.png", ranges)
+    draw_by_position(subject.folder / f"loss_by_position{cfg.suffix}.png", ranges)
     metrics: Found = {
         **found.metrics,
         "val/loss_by_position": ranges,
@@ -59,7 +59,7 @@ def _language_model(subject: Subject, cfg: EvalConfig) -> Found:
     if found.load is not None:
         metrics["moe/load"] = found.load.tolist()
     if found.load_by_kind is not None:
-        picture = subject.folder / "expert_kinds.png"
+        picture = subject.folder / f"expert_kinds{cfg.suffix}.png"
         draw_by_kind(picture, found.load_by_kind, names, layers)
         print(f"which experts take which tokens: {picture}")
     if cfg.stride is not None:

@@ -21,8 +21,7 @@ def write_results(
 
     `data_words` named another text than the run's own.
     """
-    suffix = f"-context-{cfg.context}" if cfg.context else ""
-    target = subject.folder / f"metrics{suffix}.json"
+    target = subject.folder / f"metrics{cfg.suffix}.json"
     conditions = {
         "ckpt": subject.path.name,
         "step": subject.step,

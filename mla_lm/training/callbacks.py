@@ -101,21 +101,18 @@ class Samples(L.Callback):
             raise ValueError(f"max_new_tokens={max_new_tokens} must be a positive integer")
         self.prompts, self.max_new_tokens = list(prompts), max_new_tokens
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Raises UserError for a prompt that does not fit, not only at the first validation."""
+        for prompt in self.prompts:
+            self._completion(pl_module, prompt, seed=0)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, LanguageModel)
         path = Path(trainer.default_root_dir) / "samples.md"
         if not trainer.is_global_zero:  # runs the model, too: its weights may be in parts
             path = Path(os.devnull)
         texts = []
         for seed, prompt in enumerate(self.prompts):
-            completion = Completion(
-                pl_module.model,
-                pl_module.tokenizer,
-                [prompt],
-                max_new_tokens=self.max_new_tokens,
-                sampling=Sampling(temperature=0.6, top_k=50),
-                seed=seed,
-            )
+            completion = self._completion(pl_module, prompt, seed=seed)
             texts.append(completion.prompts[0] + "".join(piece for _, piece in completion))
         if texts:
             print(textwrap.indent(texts[0].rstrip(), "    "), flush=True)
@@ -123,3 +120,14 @@ class Samples(L.Callback):
         with path.open("a", encoding="utf-8") as file:
             file.write(f"## step {trainer.global_step}\n\n{written}")
         publish_text(trainer.loggers, "samples", "\n\n".join(texts), trainer.global_step)
+
+    def _completion(self, pl_module: L.LightningModule, prompt: str, *, seed: int) -> Completion:
+        assert isinstance(pl_module, LanguageModel)
+        return Completion(
+            pl_module.model,
+            pl_module.tokenizer,
+            [prompt],
+            max_new_tokens=self.max_new_tokens,
+            sampling=Sampling(temperature=0.6, top_k=50),
+            seed=seed,
+        )

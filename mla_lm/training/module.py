@@ -19,7 +19,13 @@ from mla_lm.config import RunConfig
 from mla_lm.data.batch import Annotator, Batch
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.evaluation.language_model import N_SUMS, bytes_per_target, loss_sums, summarize
+from mla_lm.evaluation.language_model import (
+    N_SUMS,
+    bytes_per_target,
+    kept_drafts,
+    loss_sums,
+    summarize,
+)
 from mla_lm.model import ModelOutput, Transformer
 from mla_lm.optim import build_optimizer, build_schedule, mtp_weight
 from mla_lm.sharding import whole
@@ -198,32 +204,32 @@ class LanguageModel(L.LightningModule):
             "bias_range": torch.stack([bias.max() - bias.min() for bias in biases]),
         }
         for name, values in by_layer.items():
-            whole = values.sum() if name == "dead_experts" else values.mean()
+            of_all = values.sum() if name == "dead_experts" else values.mean()
             layers = zip(self.routers, values, strict=True)
             self.log_dict(
-                {f"moe/{name}": whole} | {f"moe/{layer}/{name}": v for layer, v in layers}
+                {f"moe/{name}": of_all} | {f"moe/{layer}/{name}": v for layer, v in layers}
             )
 
     def on_validation_epoch_start(self) -> None:
         self.val_sums = torch.zeros(N_SUMS, dtype=torch.float64)
 
     def validation_step(self, tokens: Tensor, batch_idx: int) -> None:
-        none_left = not len(
-            tokens
-        )  # of a last batch; shards are gathered on all ranks nevertheless
+        none_left = tokens.shape[0] == 0  # a last batch; shards are gathered on all ranks still
         batch = self.annotate(tokens.new_zeros(1, tokens.shape[1]) if none_left else tokens)
         first = batch_idx == 0 and self.cfg.model.mtp_depth > 0
         out = self.model(batch.inputs, documents=batch.input_documents, mtp=first)
         if first:
             drafts = self.model.lm_head(out.mtp[0]).argmax(-1)
-            self.accepted = (drafts == out.logits[:, 1:].argmax(-1)).double().mean()
+            kept = kept_drafts(drafts, out.logits.argmax(-1), batch, depth=1)
+            self.drafted = torch.zeros_like(kept) if none_left else kept
         if none_left:
             return
         self.val_sums += loss_sums(out.logits, batch.labels[:, 1:], self.byte_lengths).cpu()
 
     def on_validation_epoch_end(self) -> None:
         if self.cfg.model.mtp_depth:
-            self.log("mtp/acceptance", self.over_ranks(self.accepted))
+            kept, drafts = self.over_ranks(self.drafted.double(), "sum")
+            self.log("mtp/acceptance", kept / drafts.clamp(min=1))
         sums = self.over_ranks(self.val_sums.to(self.device), "sum")
         self.log_dict(summarize(sums, graded=self.annotate.graded))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 
 from tests.processes import command, environment, run
@@ -79,6 +80,26 @@ def test_memory_that_is_out_is_said_with_what_helps(trained: Run, tmp_path: Path
     assert "data.batch_size=2 trainer.accumulate_grad_batches=2" in said
     assert "(2) trainer.activation_checkpointing=" in said
     assert "(3) data.seq_len=16 or a smaller model" in said
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_the_first_step(
+    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = f"callbacks.samples.prompts=['{'abc ' * 40}']"
+    words = (*trained.overrides, long, f"run_dir={tmp_path / 'run'}")
+    assert "exceeds model.max_seq_len=32" in refusal(lambda: train_here(*words))
+    assert "step 1/" not in capsys.readouterr().out
+
+
+class Mute(L.Callback):
+    def __init__(self) -> None:
+        raise AssertionError
+
+
+def test_a_callback_that_cannot_be_made_is_named(trained: Run, tmp_path: Path) -> None:
+    mute = "+callbacks.mute._target_=tests.runs.test_console.Mute"
+    said = refusal(lambda: train_here(*trained.overrides, mute, f"run_dir={tmp_path / 'run'}"))
+    assert said == "callbacks.mute: cannot be made (AssertionError:)"
 
 
 def test_a_terminal_sees_one_bar(trained: Run, tmp_path: Path) -> None:

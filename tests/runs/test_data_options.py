@@ -30,12 +30,14 @@ def test_synthetic_answers_are_graded_in_training_and_evaluation(tmp_path: Path)
 
 def test_masked_documents_train_and_evaluate_alike(trained: Run, tmp_path: Path) -> None:
     """Evaluation masks as training did: it gives the value that was logged."""
-    train_here(*trained.overrides, "data.mask_documents=true", f"run_dir={tmp_path / 'run'}")
-    evaluate_here(f"ckpt={tmp_path / 'run'}")
+    words = (*trained.overrides, "data.mask_documents=true", "trainer.limit_val_batches=1")
+    train_here(*words, f"run_dir={tmp_path / 'run'}")
+    evaluate_here(f"ckpt={tmp_path / 'run'}", "limit=1", "batch_size=4")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     rows, plain = logged(tmp_path / "run"), logged(trained.folder)
     last = [row for row in rows if "val/bpb" in row][-1]
     assert metrics["val/bpb"] == pytest.approx(float(last["val/bpb"]), rel=1e-5)
+    assert metrics["mtp/acceptance_1"] == pytest.approx(float(last["mtp/acceptance"]))
     first, first_plain = (float(r[0]["train/ce"]) for r in (rows, plain))
     assert first != first_plain
 

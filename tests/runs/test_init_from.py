@@ -59,6 +59,14 @@ def test_the_card_says_that_the_context_was_extended(extended: Path, tmp_path: P
     assert card.count("init_from=") == 1
 
 
+def test_one_command_begins_and_goes_on(trained: Run, tmp_path: Path) -> None:
+    words = begun(trained, tmp_path / "run", "resume=auto")
+    train_here(*words, "trainer.max_steps=1")
+    train_here(*words, "trainer.max_steps=2")
+    assert checkpoint(tmp_path / "run", 2).exists()
+    assert len(logged(tmp_path / "run")) == len(logged(tmp_path / "run", version=1))
+
+
 def test_it_is_extended_again(extended: Path, trained: Run, tmp_path: Path) -> None:
     words = begun(trained, tmp_path / "run", EXTEND, "data.seq_len=96", "trainer.max_steps=1")
     train_here(*(w for w in words if not w.startswith("init_from=")), f"init_from={extended}")

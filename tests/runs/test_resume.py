@@ -223,6 +223,23 @@ def test_auto_starts_fresh_where_a_run_died_while_it_wrote_its_first_file(
     assert newest(tmp_path) == checkpoint(tmp_path, 1)
 
 
+def test_a_folder_in_use_is_said_to_be_whatever_it_continued(trained: Run, tmp_path: Path) -> None:
+    place = copied(trained.folder, tmp_path / "run")
+    train_here(f"run_dir={place}", "resume=auto", "trainer.max_steps=13")
+    assert "not empty" in refusal(lambda: resolve(trained, f"run_dir={place}"))
+
+
+@pytest.mark.parametrize("below", ["run/checkpoints", "link"])
+def test_the_newest_checkpoint_is_so_by_any_path(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    copied(trained.folder, tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "run" / "checkpoints")
+    monkeypatch.chdir(tmp_path / below)
+    cfg = resolve(trained, f"resume={checkpoint(trained.folder, STEPS).name}")
+    assert Path(cfg.run_dir).resolve() == tmp_path / "run"
+
+
 def test_the_run_keeps_its_id_in_its_folder_only(trained: Run, tmp_path: Path) -> None:
     path = checkpoint(trained.folder, STEPS)
     run_id = content(path)["mla_lm"]["config"]["run_id"]
