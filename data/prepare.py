@@ -7,6 +7,7 @@ import sys
 
 from mla_lm import cli
 from mla_lm.data import prepare
+from mla_lm.ending import guard
 
 
 def main() -> None:
@@ -28,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.guard(main)
+    guard(main)

@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 
 from mla_lm import cli
+from mla_lm.ending import STOPPED, guard
 from mla_lm.errors import UserError
 
 VERBS = {
@@ -20,8 +21,8 @@ VERBS = {
 
 def main() -> None:
     """Run the verb named first on the command line."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.STOPPED))  # what is half written goes
-    cli.guard(lambda: _run(*sys.argv[1:] or ["--help"]))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # what is half written goes
+    guard(lambda: _run(*sys.argv[1:] or ["--help"]))
 
 
 def _run(verb: str, *arguments: str) -> None:

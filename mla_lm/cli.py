@@ -3,10 +3,8 @@
 The only file that knows Hydra. Torch is not imported before the configuration is known to be good.
 """
 
-import errno
 import os
 import secrets
-import select
 import signal
 import string
 import sys
@@ -23,11 +21,10 @@ from pydantic import BaseModel, ValidationError
 from mla_lm import mistakes
 from mla_lm.config import CONFIGS, EvalConfig, RunConfig, YarnConfig
 from mla_lm.config.words import quoted
+from mla_lm.ending import STOPPED, guard
 from mla_lm.errors import UserError, one_line
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, a file
 OTHERS = (ValueError, RecursionError, OSError)  # that composing raises besides Hydra's own
-STOPPED, INTERRUPTED, UNREAD = 143, 130, 141  # exit status: 128 + SIGTERM, SIGINT, SIGPIPE
 Config = TypeVar("Config", RunConfig, EvalConfig)
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -246,46 +243,6 @@ def require_path(key: str, path: str) -> None:
     """Refuse what is not there before torch, which takes seconds, is imported."""
     if not os.path.exists(os.path.expanduser(path)):
         raise UserError(f"{key}={mistakes.shown(path)}: no such file or folder")
-
-
-def guard(action: Callable[[], None]) -> None:
-    """Run `action`; a UserError, or a file that cannot be used, ends it with one line, status 2.
-
-    A reader that has gone, as `head` does, ends it without a word.
-    """
-    try:
-        action()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        if _can_print():  # another reader has gone
-            raise
-        raise SystemExit(UNREAD) from None
-    except (UserError, OSError) as error:
-        line = str(error)
-        if isinstance(error, OSError):
-            if error.filename is None and error.errno not in FULL:
-                raise
-            line = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
-            _can_print()
-        print(f"error: {line}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
-
-
-def _can_print() -> bool:
-    """Whether somebody reads what is printed, and a disk has room; else it goes nowhere."""
-    reader = select.poll()
-    reader.register(sys.stdout, select.POLLOUT)
-    try:
-        sys.stdout.flush()
-        if not any(event & select.POLLERR for _, event in reader.poll(0)):
-            return True
-    except OSError:
-        pass
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return False
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from mla_lm import __main__ as verbs
 from mla_lm import cli
 from mla_lm.commands.generate import Options
 from mla_lm.config import EvalConfig
+from mla_lm.ending import guard
 from mla_lm.errors import UserError
 from tests.processes import run
 
@@ -112,6 +113,6 @@ def test_an_interrupt_is_one_word(capsys: pytest.CaptureFixture[str]) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as caught:
-        cli.guard(interrupted)
+        guard(interrupted)
     assert caught.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"

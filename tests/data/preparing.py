@@ -16,11 +16,11 @@ PREPARE = f"""
 import resource, sys, time, types
 package = sys.modules["mla_lm.data"] = types.ModuleType("mla_lm.data")
 package.__path__ = ["{ROOT / "mla_lm" / "data"}"]  # without its __init__, which takes torch
-from mla_lm import cli
 from mla_lm.config import JsonlConfig
 from mla_lm.data import encoder
 from mla_lm.data.prepare import prepare
 from mla_lm.data.tokenizer import Tokenizer
+from mla_lm.ending import guard
 
 settings, seconds, limit, n_saves = sys.argv[1], *map(float, sys.argv[2:])
 encoder.ENCODED_AT_ONCE, encoder.SAVED_EVERY = {AT_ONCE}, {EVERY}
@@ -45,7 +45,7 @@ Tokenizer.encode_batch, encoder.State.save = slowly, aloud
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
 print("ready", flush=True)
 sys.stdin.readline()
-cli.guard(lambda: prepare(JsonlConfig.model_validate_json(settings)))
+guard(lambda: prepare(JsonlConfig.model_validate_json(settings)))
 """
 Process = subprocess.Popen[str]
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from mla_lm import checkpoint_file
 from mla_lm.checkpoint import WEIGHTS
-from mla_lm.cli import STOPPED
 from mla_lm.commands import export
+from mla_lm.ending import STOPPED
 from mla_lm.errors import UserError
 from mla_lm.losses import next_token_loss
 from mla_lm.model import Transformer

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mla_lm.checkpoint import newest
-from mla_lm.cli import STOPPED
+from mla_lm.ending import STOPPED
 from tests.processes import ROOT, command, environment
 from tests.training.test_bookkeeping import torchrun
 
