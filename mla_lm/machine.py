@@ -20,6 +20,11 @@ from mla_lm.errors import UserError
 
 Resolved = Literal["32-true", "bf16-mixed"]
 STATUS, MEMORY = Path("/proc/self/status"), Path("/proc/meminfo")
+GROUPS, LIMITS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+LAYOUTS = {  # of control groups v2, v1: folder, bytes allowed and taken, of them of idle files
+    "": ("", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 def accelerator_type(accelerator: str = "auto") -> Literal["cuda", "cpu"]:
@@ -112,7 +117,26 @@ def free_memory(device_type: str) -> int:
     if not MEMORY.exists():
         return 2**62
     (kilobytes,) = re.findall(r"MemAvailable:\s*(\d+) kB", MEMORY.read_text())
-    return 1024 * int(kilobytes)
+    return min([1024 * int(kilobytes), *_left_in_groups()])
+
+
+def _left_in_groups() -> Iterator[int]:
+    """Bytes that each control group around this process, a container's or a job's, still allows."""
+    for line in _read(GROUPS).splitlines():
+        _, controller, path = line.split(":", 2)
+        if controller not in LAYOUTS:
+            continue
+        folder, allowed, taken, idle = LAYOUTS[controller]
+        own = LIMITS / folder / path.lstrip("/")
+        for group in (own, *own.parents):
+            limit = _read(group / allowed).strip()
+            if limit.isdecimal():
+                pages = re.findall(rf"^{idle} (\d+)", _read(group / "memory.stat"), re.M)
+                yield int(limit) - int(_read(group / taken)) + sum(map(int, pages))
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def environment(precision: Resolved, device_type: str) -> dict[str, str | int]:
