@@ -198,7 +198,7 @@ def quantity(value: float | None) -> Cell:
     if value is None:
         return _number(None)
     for power, suffix in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if value >= 10**power * (10 if power == 3 else 1):
+        if value >= 10**power * (10 if power == 3 else 0.9995):  # what three digits round up to
             return Cell(f"{value / 10**power:.3g}{suffix}", value)
     return Cell(f"{value:.0f}", value)
 

@@ -10,6 +10,7 @@ import pytest
 
 from mla_lm.ablation.report import About, write_report
 from mla_lm.ablation.results import Run, read_run, runs_below
+from mla_lm.ablation.tables import quantity
 from tests.ablation.folders import made_run, row, usual, write_run
 from tests.runs.conftest import short_run, train_here, write_corpus
 
@@ -176,3 +177,11 @@ def test_report_of_a_folder_of_real_runs(tmp_path: Path) -> None:
     assert "gqa against mla: val/bpb" in texts["report.html"]
     assert charts(texts["report.html"])[-1] == "violation"
     assert float(table(texts["costs.csv"])[0]["training_seconds"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(9_999, "9999"), (12_345, "12.3k"), (999_600, "1M"), (3_904_000, "3.9M"), (1e9 - 1, "1G")],
+)
+def test_counts_have_three_digits(value: float, text: str) -> None:
+    assert quantity(value).text == text
