@@ -47,7 +47,8 @@ class MuonAdamW(Optimizer):
     Muon steps along the orthogonalised momentum, scaled to the RMS of an AdamW step, so both kinds
     share learning rate and decay. Stacked experts (E, rows, columns) are matrices each, and so are
     the parts of a matrix whose rows do different things: `parts` has how many rows each has. Of
-    sharded matrices every rank puts the whole together and keeps its part of the result.
+    sharded matrices every rank puts the whole together, those of one shape at a time, and keeps its
+    part of the result.
     """
 
     def __init__(
@@ -69,31 +70,43 @@ class MuonAdamW(Optimizer):
         return loss
 
     def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        stepped: dict[Tensor, Tensor] = {}
+        by_shape: dict[torch.Size, dict[Tensor, list[int]]] = defaultdict(lambda: defaultdict(list))
         for p in parameters:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            buffer = self.state[p]["momentum_buffer"]
             assert p.grad is not None
-            buffer.lerp_(p.grad, 1 - group["momentum"])
-            nesterov = whole(p.grad.lerp(buffer, group["momentum"]))
+            self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            stepped[p] = whole(p)
-            sizes = self.parts.get(p, p.shape[-2:-1])
-            pairs = zip(stepped[p].split(sizes, -2), nesterov.split(sizes, -2), strict=True)
-            for rows, update in pairs:
-                if rows.numel():
-                    by_shape[rows.shape[-2:]].append((rows, update))
+            row = 0
+            for n_rows in self.parts.get(p, p.shape[-2:-1]):
+                if n_rows:
+                    by_shape[torch.Size((n_rows, p.shape[-1]))][p].append(row)
+                row += n_rows
         for shape, members in by_shape.items():
-            matrices = torch.cat([update.reshape(-1, *shape) for _, update in members])
-            updates = orthogonalize(matrices).split(
-                [rows.numel() // shape.numel() for rows, _ in members]
-            )
-            scale = 0.2 * max(shape) ** 0.5
-            for (rows, _), update in zip(members, updates, strict=True):
-                rows.add_(update.view_as(rows), alpha=-group["lr"] * scale)
-        for p, matrix in stepped.items():
+            self._muon_of_shape(shape, members, group)
+
+    def _muon_of_shape(
+        self, shape: torch.Size, members: Mapping[Tensor, Sequence[int]], group: dict[str, Any]
+    ) -> None:
+        """Step the parts of `shape`; `members` has at which rows of each parameter one begins.
+
+        What is sharded is whole only here: momenta of all members at once, weights one by one.
+        """
+
+        def updates(p: Tensor) -> list[Tensor]:
+            assert p.grad is not None
+            nesterov = whole(p.grad.lerp(self.state[p]["momentum_buffer"], group["momentum"]))
+            return [nesterov.narrow(-2, row, shape[0]).reshape(-1, *shape) for row in members[p]]
+
+        matrices = torch.cat([update for p in members for update in updates(p)])
+        sizes = [p.shape[:-2].numel() for p, rows in members.items() for _ in rows]
+        steps = iter(orthogonalize(matrices).split(sizes))
+        scale = 0.2 * max(shape) ** 0.5
+        for p, rows in members.items():
+            matrix = whole(p)
+            for row in rows:
+                of_part = matrix.narrow(-2, row, shape[0])
+                of_part.add_(next(steps).view_as(of_part), alpha=-group["lr"] * scale)
             if matrix is not p:
                 p.copy_(part(matrix, p))
 

@@ -1,6 +1,7 @@
 import io
 import math
 from itertools import pairwise
+from weakref import finalize
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import Optimizer
 
+from mla_lm import optim
 from mla_lm.config import LossConfig, OptimConfig
 from mla_lm.model import Transformer
 from mla_lm.optim import build_optimizer, build_schedule, lr_multiplier, mtp_weight, orthogonalize
@@ -216,3 +218,29 @@ def test_muon_takes_the_parts_of_a_matrix_by_themselves(attention: str) -> None:
         values = torch.linalg.svdvals(part) / (cfg.optim.lr * 0.2 * max(part.shape) ** 0.5)
         assert values.min() > 0.6
         assert values.max() < 1.3
+
+
+def test_sharded_matrices_are_whole_for_one_shape_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Here a whole is a copy, so that those that are there can be counted."""
+    ours, theirs = twins("muon")
+    cfg = optim_config(kind="muon")
+    pairs = [(model, build_optimizer(model, cfg)) for model in (ours, theirs)]
+    step_all(0, pairs[0])
+    there: list[int] = []
+    most = 0
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal most
+        copy = tensor.detach().numpy().copy()  # lives as long as a tensor with its memory does
+        there.append(copy.size)
+        finalize(copy, there.remove, copy.size)
+        most = max(most, sum(there))
+        return torch.from_numpy(copy)
+
+    monkeypatch.setattr(optim, "whole", copied)
+    step_all(0, pairs[1])
+    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+    hidden = [p.numel() for p in pairs[1][1].param_groups[0]["params"]]
+    assert max(hidden) < most < sum(hidden)

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from mla_lm.atomic import remove_temporaries
 from mla_lm.checkpoint import RECORD, read, saved, step_of
-from mla_lm.cli import INTERRUPTED, STOPPED
 from mla_lm.config import CheckpointConfig
+from mla_lm.ending import INTERRUPTED, STOPPED
 from mla_lm.errors import UserError
-from mla_lm.ranks import n_ranks
+from mla_lm.ranks import first, n_ranks
 from mla_lm.training.loop_state import settle
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -56,11 +57,7 @@ class Checkpoints(Checkpoint):
         self.step = trainer.global_step
         self.saved_step = self.step if self._path(self.step).exists() else -1
         self.saved_at = time.monotonic()
-        if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            remove_temporaries(self.folder)
-            self._put_aside_later_files()
-            self._require_space(pl_module)
+        first(partial(self._prepare_folder, pl_module))
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning forgets it
             if isinstance(callback, ModelCheckpoint):
                 callback._last_global_step_saved = self.step
@@ -138,12 +135,21 @@ class Checkpoints(Checkpoint):
         return int(trainer.strategy.reduce(asked, reduce_op="max"))
 
     def _save(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self._path(trainer.global_step))
+        failure: UserError | None = None
+        try:
+            trainer.save_checkpoint(self._path(trainer.global_step))
+        except UserError as error:
+            failure = error
+            trainer.strategy.barrier()  # where the others wait for the one that writes
+        first(partial(self._settle_save, failure))
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
-        if trainer.is_global_zero:
-            for old in saved(self.folder)[self.cfg.keep :]:
-                if step_of(old) != self.best_step:
-                    old.unlink()
+
+    def _settle_save(self, failure: UserError | None) -> None:
+        if failure is not None:
+            raise failure
+        for old in saved(self.folder)[self.cfg.keep :]:
+            if step_of(old) != self.best_step:
+                old.unlink()
 
     def _stop(self, trainer: L.Trainer) -> None:
         run_dir = shlex.quote(str(self.folder.parent))
@@ -158,12 +164,14 @@ class Checkpoints(Checkpoint):
         elif n_ranks() == 1:
             os._exit(INTERRUPTED if number == signal.SIGINT else STOPPED)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if signal.getsignal(signal.SIGINT) == self._note:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}.ckpt"
+
+    def _prepare_folder(self, pl_module: L.LightningModule) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(self.folder)
+        self._put_aside_later_files()
+        self._require_space(pl_module)
 
     def _put_aside_later_files(self) -> None:
         """Rename the damaged ones; a good one is of another process, which this must not undo."""

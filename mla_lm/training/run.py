@@ -1,15 +1,22 @@
 """A whole training run, as one of its processes; mostly there is only this one."""
 
-from contextlib import nullcontext
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any, NoReturn
 
 import lightning as L
 
 from mla_lm import checkpoint, cli, ranks
 from mla_lm.accounting import describe
 from mla_lm.config import RunConfig
-from mla_lm.config.words import leaves, public
-from mla_lm.data import EvalLoader, TrainLoader, prepare
+from mla_lm.config.words import leaves, public, public_words
+from mla_lm.data import EvalLoader, PreparedData, TrainLoader, prepare
+from mla_lm.ending import INTERRUPTED
 from mla_lm.errors import UserError
 from mla_lm.init_from import resolve_init
 from mla_lm.machine import (
@@ -26,6 +33,7 @@ from mla_lm.training.random_state import RandomState
 from mla_lm.training.strategy import strategy_of
 
 VERSIONS = ("python", "torch", "lightning", "commit", "precision")
+SMALLER = "a smaller model, see `python -m mla_lm info`"
 
 
 def fit(cfg: RunConfig, overrides: list[str]) -> None:
@@ -33,34 +41,18 @@ def fit(cfg: RunConfig, overrides: list[str]) -> None:
 
     Raises UserError, on all ranks, when they were told different things or read different data.
     """
-
-    def resolve() -> tuple[RunConfig, list[str]]:
-        ranks.share(cfg.data.batch_size)
-        resolved = resolve_resume(cfg, overrides)
-        begins = cfg.init_from and not resolved[0].resume
-        return resolve_init(*resolved) if begins else resolved
-
     keep_freed_memory()
     environment = environment_of(cfg)
     ranks.agree({key: environment[key] for key in VERSIONS}, told(cfg))
-    cfg, overrides = ranks.first(resolve)
+    cfg, overrides = ranks.first(partial(resolved, cfg, overrides))
     origin = cfg.resume or cfg.init_from
     tokenizer = checkpoint.tokenizer_of(Path(origin)) if origin else None
     data = prepare(cfg.data, tokenizer=tokenizer)
     ranks.agree({f"data {key}": data.manifest[key] for key in checkpoint.OF_CORPUS})
     if cfg.resume:
         checkpoint.require_corpus(Path(cfg.resume), data.manifest)
-    accumulate = cfg.trainer.accumulate_grad_batches
-    rows = {
-        "seq_len": cfg.data.seq_len,
-        "batch_size": ranks.share(cfg.data.batch_size),
-        "rank": ranks.rank(),
-        "n_ranks": ranks.n_ranks(),
-    }
-    train_batches = TrainLoader(data.train, **rows, accumulate=accumulate, seed=cfg.seed)
-    val_batches = EvalLoader(data.val, **rows)
-    accelerator = accelerator_type(cfg.trainer.accelerator)
-    precision = resolve_precision(cfg.precision, accelerator)
+    train_batches, val_batches = loaders(cfg, data)
+    precision = resolve_precision(cfg.precision, accelerator_type(cfg.trainer.accelerator))
     if ranks.n_ranks() > 1:
         print(f"{ranks.n_ranks()} processes, {cfg.trainer.strategy}")
     print(describe(cfg, precision))
@@ -77,16 +69,57 @@ def fit(cfg: RunConfig, overrides: list[str]) -> None:
         data=data.manifest,
         environment=environment_of(cfg),
     )
-    module = LanguageModel(cfg, data.tokenizer, record)
-    if cfg.init_from and not cfg.resume:
-        module.model.load_state_dict(checkpoint.read_weights(Path(cfg.init_from))[1])
-        print(f"begins with the weights of {cfg.init_from}")
-    not_kept = [o for o in overrides if o not in record.overrides and not o.startswith(GIVEN_ANEW)]
-    checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint, said_again=not_kept)
-    trainer = L.Trainer(
+    with memory_or(f"out of memory for the weights; what helps: (1) {SMALLER}"):
+        module = LanguageModel(cfg, data.tokenizer, record)
+        if cfg.init_from and not cfg.resume:
+            module.model.load_state_dict(checkpoint.read_weights(Path(cfg.init_from))[1])
+            print(f"begins with the weights of {cfg.init_from}")
+    again = said_again(overrides, record.overrides)
+    checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint, said_again=again)
+    trainer = trainer_of(cfg, loggers, [RandomState(), *callbacks, checkpoints])
+
+    def begin() -> None:
+        claim.enter_context(claimed(run_dir))
+        checkpoint.write_run_files(run_dir, cfg, record, overrides)
+
+    with ExitStack() as claim, ctrl_c_ends(), memory_or(what_helps(cfg)):
+        ranks.first(begin)
+        publish_config(trainer.loggers, public(cfg.model_dump(mode="json")))
+        trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
+    if ranks.rank() == 0:
+        path = checkpoint.newest(run_dir)
+        print(f"saved {path}" if path else f"{cfg.resume} is the end of the run already")
+
+
+def resolved(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, list[str]]:
+    """What `cfg` comes to with the checkpoint it goes on from, and its overrides."""
+    ranks.share(cfg.data.batch_size)
+    found = resolve_resume(cfg, overrides)
+    begins = cfg.init_from and not found[0].resume
+    return resolve_init(*found) if begins else found
+
+
+def loaders(cfg: RunConfig, data: PreparedData) -> tuple[TrainLoader, EvalLoader]:
+    """The batches of this rank."""
+    rows = {
+        "seq_len": cfg.data.seq_len,
+        "batch_size": ranks.share(cfg.data.batch_size),
+        "rank": ranks.rank(),
+        "n_ranks": ranks.n_ranks(),
+    }
+    accumulate = cfg.trainer.accumulate_grad_batches
+    train_batches = TrainLoader(data.train, **rows, accumulate=accumulate, seed=cfg.seed)
+    return train_batches, EvalLoader(data.val, **rows)
+
+
+def trainer_of(cfg: RunConfig, loggers: list[Any], callbacks: list[L.Callback]) -> L.Trainer:
+    """Lightning's trainer of a run."""
+    accelerator = accelerator_type(cfg.trainer.accelerator)
+    accumulate = cfg.trainer.accumulate_grad_batches
+    return L.Trainer(
         **strategy_of(cfg.trainer),
         accelerator=accelerator,
-        precision=precision,
+        precision=resolve_precision(cfg.precision, accelerator),
         max_epochs=-1,
         max_steps=cfg.trainer.max_steps,
         accumulate_grad_batches=accumulate,
@@ -98,23 +131,16 @@ def fit(cfg: RunConfig, overrides: list[str]) -> None:
         log_every_n_steps=cfg.trainer.log_every_n_steps,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=run_dir,
+        default_root_dir=cfg.run_dir,
         logger=loggers,
-        callbacks=[RandomState(), *callbacks, checkpoints],
+        callbacks=callbacks,
     )
-    with claimed(run_dir) if ranks.rank() == 0 else nullcontext():
-        if ranks.rank() == 0:
-            checkpoint.write_run_files(run_dir, cfg, record, overrides)
-        publish_config(trainer.loggers, public(cfg.model_dump(mode="json")))
-        try:
-            trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            raise UserError(what_helps(cfg)) from None
-    if ranks.rank() == 0:
-        path = checkpoint.newest(run_dir)
-        print(f"saved {path}" if path else f"{cfg.resume} is the end of the run already")
+
+
+def said_again(overrides: Sequence[str], kept: Sequence[str]) -> list[str]:
+    """Of the overrides those that whoever goes on has to repeat, without secrets."""
+    lost = [o for o in overrides if o not in kept and not o.lstrip("+").startswith(GIVEN_ANEW)]
+    return public_words(lost)
 
 
 def told(cfg: RunConfig) -> dict[str, object]:
@@ -128,13 +154,48 @@ def told(cfg: RunConfig) -> dict[str, object]:
     return {key: shared(value) for key, value in leaves(cfg.model_dump(mode="json"))}
 
 
+@contextmanager
+def ctrl_c_ends() -> Iterator[None]:
+    """Until `Checkpoints` takes it over; Lightning would end with status 1, without a word."""
+
+    def end(*_: Any) -> NoReturn:
+        if ranks.rank() == 0:
+            print("interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def memory_or(line: str) -> Iterator[None]:
+    """UserError with that line when memory is out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(line) from None
+
+
 def what_helps(cfg: RunConfig) -> str:
-    """What to change when memory is out, the least harmful first."""
+    """What to change when memory is out in a step, the least harmful first."""
     rows, accumulate = cfg.data.batch_size, cfg.trainer.accumulate_grad_batches
-    return (
-        f"out of memory in a step of {rows} rows of {cfg.data.seq_len} tokens; what helps: "
-        f"(1) data.batch_size={max(1, rows // 2)} "
-        f"trainer.accumulate_grad_batches={2 * accumulate}, the same steps in halves; "
-        "(2) trainer.activation_checkpointing=non_reentrant, which runs blocks twice; "
-        f"(3) data.seq_len={cfg.data.seq_len // 2} or a smaller model, see `python -m mla_lm info`"
-    )
+    ways = []
+    if rows % (2 * ranks.n_ranks()) == 0:
+        ways.append(
+            f"data.batch_size={rows // 2} trainer.accumulate_grad_batches={2 * accumulate}, "
+            "the same steps in halves"
+        )
+    if cfg.trainer.activation_checkpointing == "none":
+        ways.append("trainer.activation_checkpointing=non_reentrant, which runs blocks twice")
+    ways.append(f"data.seq_len={cfg.data.seq_len // 2} or {SMALLER}")
+    numbered = "; ".join(f"({number}) {way}" for number, way in enumerate(ways, 1))
+    step = f"a step of {rows} rows of {cfg.data.seq_len} tokens"
+    return f"out of memory in {step}; what helps: {numbered}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch import Tensor
 from torch.optim import Optimizer
 
 from mla_lm.sharding import part, whole
@@ -21,13 +22,13 @@ class Sharded(ModelParallelStrategy):
         super().__init__(n_ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The weights, put together."""
+        """The weights, put together on the first rank."""
         assert self.lightning_module is not None
-        return _whole(self.lightning_module.state_dict())
+        return self._whole(self.lightning_module.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The moments, put together, by the number of their parameter."""
-        return _whole(getattr(optimizer, "_optimizer", optimizer).state_dict())
+        """The moments, put together on the first rank, by the number of their parameter."""
+        return self._whole(getattr(optimizer, "_optimizer", optimizer).state_dict())
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
         """The file, read and verified by this rank."""
@@ -50,8 +51,14 @@ class Sharded(ModelParallelStrategy):
             }
             optimizer.load_state_dict({**state, "state": parts})
 
+    def _whole(self, tree: Any) -> Any:
+        """One tensor after the other, into the memory of the rank that writes; None on the others.
 
-def _whole(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _whole(value) for key, value in tree.items()}
-    return whole(tree)
+        All at once on every device, they would not fit where only the parts do.
+        """
+        if isinstance(tree, Mapping):
+            return {key: self._whole(value) for key, value in tree.items()}
+        if not isinstance(tree, Tensor):
+            return tree
+        put_together = whole(tree)
+        return put_together.cpu() if self.is_global_zero else None

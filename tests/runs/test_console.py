@@ -13,6 +13,10 @@ import lightning as L
 import pytest
 import torch
 
+from mla_lm import load_config
+from mla_lm.ending import INTERRUPTED
+from mla_lm.training.checkpoints import SIGNALS
+from mla_lm.training.run import said_again, what_helps
 from tests.processes import command, environment, run
 from tests.runs.conftest import Run, checkpoint, refusal, train_here
 
@@ -24,6 +28,13 @@ class Greedy(L.Callback):
 
     def on_train_batch_start(self, *_: Any) -> None:
         torch.empty(2**55)
+
+
+class Interrupted(L.Callback):
+    """Ctrl-C before training has begun."""
+
+    def on_fit_start(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_the_folder_has_command_versions_and_pictures(trained: Run) -> None:
@@ -73,6 +84,30 @@ def test_ctrl_c_saves_and_says_how_to_go_on(trained: Run, tmp_path: Path) -> Non
     assert f"step {stopped}" in done.stdout
 
 
+def test_ctrl_c_before_the_first_step(
+    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    early = "+callbacks.early._target_=tests.runs.test_console.Interrupted"
+    with pytest.raises(SystemExit) as caught:
+        train_here(*trained.overrides, early, f"run_dir={tmp_path / 'run'}")
+    assert caught.value.code == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_signals_are_given_back(trained: Run, tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    train_here(*trained.overrides, "trainer.max_steps=1", f"run_dir={tmp_path / 'run'}")
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_what_is_said_again_on_going_on() -> None:
+    kept = ["model=nano", "data.path=text"]
+    lost = ["callbacks.samples.prompt=def", "~callbacks.plots"]
+    anew = ["run_dir=a", "+run_dir=b", "++resume=auto", "run_id=c"]
+    secret = ["logger.wandb.api_key=0123", "++logger.other.token=4567"]
+    assert said_again([*anew, *kept, *secret, *lost], kept) == lost
+
+
 def test_memory_that_is_out_is_said_with_what_helps(trained: Run, tmp_path: Path) -> None:
     greedy = "+callbacks.greedy._target_=tests.runs.test_console.Greedy"
     said = refusal(lambda: train_here(*trained.overrides, greedy, f"run_dir={tmp_path / 'run'}"))
@@ -100,6 +135,33 @@ def test_a_callback_that_cannot_be_made_is_named(trained: Run, tmp_path: Path) -
     mute = "+callbacks.mute._target_=tests.runs.test_console.Mute"
     said = refusal(lambda: train_here(*trained.overrides, mute, f"run_dir={tmp_path / 'run'}"))
     assert said == "callbacks.mute: cannot be made (AssertionError:)"
+
+
+def test_a_model_that_no_memory_holds(trained: Run, tmp_path: Path) -> None:
+    huge = ("model.inter_dim=1000000000000", f"run_dir={tmp_path / 'run'}")
+    said = refusal(lambda: train_here(*trained.overrides, *huge))
+    assert said.startswith("out of memory for the weights; what helps: (1) a smaller model")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "n_ranks", "checkpointing", "ways"),
+    [
+        (4, 2, "none", ["(1) data.batch_size=2 ", "(2) trainer.act", "(3) data.seq_len="]),
+        (6, 2, "none", ["(1) trainer.act", "(2) data.seq_len="]),
+        (1, 1, "none", ["(1) trainer.act", "(2) data.seq_len="]),
+        (8, 1, "reentrant", ["(1) data.batch_size=4 ", "(2) data.seq_len="]),
+        (3, 1, "reentrant", ["(1) data.seq_len="]),
+    ],
+)
+def test_only_what_can_be_done_is_said_to_help(
+    rows: int, n_ranks: int, checkpointing: str, ways: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(n_ranks))
+    words = (f"data.batch_size={rows}", f"trainer.activation_checkpointing={checkpointing}")
+    said = what_helps(load_config(["model=nano", *words])).partition("what helps: ")[2]
+    for found, way in zip(said.split("; "), ways, strict=True):
+        assert found.startswith(way)
 
 
 def test_a_terminal_sees_one_bar(trained: Run, tmp_path: Path) -> None:

@@ -111,6 +111,12 @@ def test_the_number_of_processes_changes_on_the_way(place: Path, alone: Path) ->
     assert seen == [2] * (2 * 7 + 4 * 6 + 2 * 7)
 
 
+def test_the_rank_that_writes_keeps_the_whole(place: Path) -> None:
+    run = train(place / "kept", *FSDP, "trainer.max_steps=1")
+    assert 0 not in of(run, 0, "kept")
+    assert set(of(run, 1, "kept")) == {0}
+
+
 def test_another_global_batch_is_refused(place: Path, alone: Path) -> None:
     done = ended(start(alone, "data.batch_size=8", *DDP, f"resume={alone / 'run'}"))
     assert done.status == 2

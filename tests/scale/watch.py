@@ -11,14 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 
 class Watch(L.Callback):
-    """`stop_at`: the step in which the last rank is told to stop."""
+    """`stop_at`: the step in which the last rank is told to stop; `block`: a path to be in the way.
 
-    def __init__(self, folder: str, stop_at: int | None = None) -> None:
+    `greedy`: how many ranks, from the last on, want more memory than any machine has.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        stop_at: int | None = None,
+        block: str | None = None,
+        greedy: int = 0,
+    ) -> None:
         self.folder, self.stop_at = Path(folder), stop_at
+        self.block, self.greedy = block, greedy
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -30,6 +41,10 @@ class Watch(L.Callback):
     ) -> None:
         rows = [hashlib.sha256(row.numpy().tobytes()).hexdigest()[:12] for row in batch]
         self.note(step=trainer.global_step, rows=rows)
+        if self.block is not None:
+            (Path(self.block) / "full").mkdir(parents=True, exist_ok=True)
+        if trainer.global_rank >= trainer.world_size - self.greedy:
+            torch.empty(2**55)
         last = trainer.global_rank == trainer.world_size - 1
         if trainer.global_step + 1 == self.stop_at and last:
             self.stop_at = None
@@ -39,6 +54,12 @@ class Watch(L.Callback):
         if pl_module.load is not None:
             biases = [r.e_score_correction_bias.tolist() for r in pl_module.routers.values()]
             self.note(load=pl_module.load.tolist(), biases=biases)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        tensors = [t for t in checkpoint["state_dict"].values() if t is not None]
+        self.note(kept=len(tensors), on=[t.device.type for t in tensors])
 
     def note(self, **found: Any) -> None:
         self.file.write(json.dumps(found) + "\n")
