@@ -12,11 +12,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from mla_lm.errors import UserError
 
 TEMPORARY = ".tmp"
+LOCK = ".lock"  # in a folder that a process works in
+
+
+@contextmanager
+def claimed(folder: Path, *, key: str) -> Iterator[None]:
+    """Keep other processes from working in a folder; UserError where one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"{key}={folder}: another process works there") from None
 
 
 @contextmanager

@@ -8,12 +8,8 @@ same `run_id`; in another it is a new one.
 import json
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from mla_lm.checkpoint import CONFIG_FILE, RECORD, STEP, locate, newest, read, run_folder, saved
 from mla_lm.cli import load_config
@@ -37,7 +33,6 @@ GLOBAL_BATCH = ("data.batch_size", "trainer.accumulate_grad_batches")  # their p
 GIVEN_ANEW = ("resume=", "resume_allow=", "init_from=", "run_dir=", "run_id=")
 TOLD = ("world_size", "threads", "precision", "device", "python", "torch", "lightning")
 TRAINING = ("loops", "lr_schedulers", "callbacks", "n_skipped")  # not in a file of weights only
-LOCK = ".lock"  # in the folder of a run that is going on
 
 
 def resolve_resume(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, list[str]]:
@@ -48,7 +43,9 @@ def resolve_resume(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, lis
     """
     run_dir = Path(cfg.run_dir)
     named = any(override.lstrip("+").startswith("run_dir=") for override in overrides)
-    path = newest(run_dir) if cfg.resume == "auto" else _given(cfg.resume)
+    path = None
+    if cfg.resume:
+        path = newest(run_dir) if cfg.resume == "auto" else locate(cfg.resume)
     if path is None:
         if cfg.resume == "auto":
             if saved(run_dir / "checkpoints"):
@@ -84,21 +81,6 @@ def environment_of(cfg: RunConfig) -> dict[str, str | int]:
     """What the bits of a run here and now depend on besides `cfg`."""
     device = accelerator_type(cfg.trainer.accelerator)
     return environment(resolve_precision(cfg.precision, device), device)
-
-
-@contextmanager
-def claimed(run_dir: Path) -> Iterator[None]:
-    """Keep other processes from training in a run folder; UserError where one does."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(run_dir / LOCK, timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"run_dir={run_dir}: another process trains there") from None
-
-
-def _given(path: str | None) -> Path | None:
-    return None if path is None else locate(path)
 
 
 def _require_empty(run_dir: Path, *, unless: bool = False) -> None:

@@ -10,10 +10,10 @@ from rich.table import Table
 
 from mla_lm.ablation.report import About, require_extra, write_report
 from mla_lm.ablation.results import Run, read_run, runs_below
-from mla_lm.ablation.runner import CELLS, Runner, claimed
+from mla_lm.ablation.runner import CELLS, Runner
 from mla_lm.ablation.statistics import best_rates
 from mla_lm.ablation.study import Cell, Plan, Study, cells, plan, sweep_cells
-from mla_lm.atomic import replacing
+from mla_lm.atomic import claimed, replacing
 from mla_lm.checkpoint import CONFIG_FILE
 from mla_lm.cli import validate
 from mla_lm.data import prepare
@@ -42,7 +42,7 @@ def conduct(study: Study, planned: Plan, out: Path, *, jobs: int, command: str) 
     at the end where cells failed.
     """
     require_extra()
-    with claimed(out):
+    with claimed(out, key="out"):
         keep(study, planned, out, command)
         for data in {cfg.data for cfg in planned.configs.values()}:
             prepare(data)

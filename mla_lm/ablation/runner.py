@@ -10,13 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -24,8 +22,6 @@ from rich.text import Text
 
 from mla_lm.ablation.cell import PROFILE, done
 from mla_lm.ablation.study import Cell
-from mla_lm.errors import UserError
-from mla_lm.resume import LOCK
 
 CELLS, LOGS = "cells", "logs"
 PROGRESS = re.compile(r"step (\d+)/(\d+)  (loss .* tokens/s)")
@@ -194,14 +190,3 @@ def share(state: State) -> float:
     if state.what in ("finished", "failed"):
         return 1.0
     return state.step / state.steps if state.steps else 0.0
-
-
-@contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """Hold a study's folder; UserError where another runner does."""
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / LOCK, timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"out={out}: another runner works there") from None

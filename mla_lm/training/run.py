@@ -13,6 +13,7 @@ import lightning as L
 
 from mla_lm import checkpoint, cli, ranks
 from mla_lm.accounting import describe
+from mla_lm.atomic import claimed
 from mla_lm.config import RunConfig
 from mla_lm.config.words import leaves, public, public_words
 from mla_lm.data import EvalLoader, PreparedData, TrainLoader, prepare
@@ -25,7 +26,7 @@ from mla_lm.machine import (
     out_of_memory,
     resolve_precision,
 )
-from mla_lm.resume import GIVEN_ANEW, claimed, environment_of, resolve_resume
+from mla_lm.resume import GIVEN_ANEW, environment_of, resolve_resume
 from mla_lm.training.checkpoints import Checkpoints
 from mla_lm.training.module import LanguageModel
 from mla_lm.training.publish import publish_config
@@ -79,7 +80,7 @@ def fit(cfg: RunConfig, overrides: list[str]) -> None:
     trainer = trainer_of(cfg, loggers, [RandomState(), *callbacks, checkpoints])
 
     def begin() -> None:
-        claim.enter_context(claimed(run_dir))
+        claim.enter_context(claimed(run_dir, key="run_dir"))
         checkpoint.write_run_files(run_dir, cfg, record, overrides)
 
     with ExitStack() as claim, ctrl_c_ends(), memory_or(what_helps(cfg)):

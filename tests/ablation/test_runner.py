@@ -147,12 +147,12 @@ def test_a_strange_folder_is_refused(study: list[str], tmp_path: Path) -> None:
 
 
 def test_a_folder_in_use_is_refused(study: list[str], tmp_path: Path) -> None:
-    from mla_lm.ablation.runner import claimed
+    from mla_lm.atomic import claimed
 
-    with claimed(tmp_path / "study"):
+    with claimed(tmp_path / "study", key="out"):
         result = run(*study, f"out={tmp_path / 'study'}", cwd=tmp_path)
     assert result.returncode == 2
-    assert "another runner works there" in result.stderr
+    assert "another process works there" in result.stderr
 
 
 def test_the_plan_is_shown_and_nothing_run(study: list[str], tmp_path: Path) -> None:

@@ -5,13 +5,11 @@ import signal
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from mla_lm import checkpoint_file
+from mla_lm.atomic import claimed
 from mla_lm.checkpoint import newest
-from mla_lm.resume import claimed
 from tests.processes import command, environment, run
 from tests.reliability.runs import differences, state
 from tests.runs.conftest import (
@@ -123,75 +121,6 @@ def test_random_state_is_restored_before_the_first_batch() -> None:
     assert draw() != expected
 
 
-@pytest.mark.parametrize(
-    ("override", "before"),
-    [
-        ("data.seq_len=16", "32"),
-        ("data.batch_size=8", "4"),
-        ("seed=7", "1"),
-        ("trainer.accumulate_grad_batches=2", "1"),
-    ],
-)
-def test_a_change_of_the_run_is_refused_unless_allowed(
-    trained: Run, override: str, before: str
-) -> None:
-    message = refusal(lambda: resolve(trained, f"resume={trained.folder}", override))
-    assert message.startswith(f"{override}: ")
-    assert f"trained with {before};" in message
-    key = override.split("=")[0]
-    words = (override, f"resume_allow=[{key}]", "model.max_seq_len=32")
-    allowed = resolve(trained, f"resume={trained.folder}", *words)
-    assert allowed.resume == str(checkpoint(trained.folder, STEPS))
-
-
-@pytest.mark.parametrize(
-    ("override", "before"),
-    [
-        ("model.dim=64", "48"),
-        ("model.attention.kv_lora_rank=24", "20"),
-        ("optim.lr=0.001", "0.006"),
-        ("optim.kind=adamw", "muon"),
-    ],
-)
-def test_what_the_checkpoint_holds_cannot_change(trained: Run, override: str, before: str) -> None:
-    key = override.split("=")[0]
-    words = (f"resume={trained.folder}", override, f"resume_allow=[{key}]")
-    message = refusal(lambda: resolve(trained, *words))
-    assert message.startswith(f"{override}: ")
-    assert f"trained with {before};" in message
-
-
-def test_a_key_that_may_differ_must_be_one(trained: Run) -> None:
-    message = refusal(lambda: resolve(trained, f"resume={trained.folder}", "resume_allow=[sede]"))
-    assert message == "resume_allow=sede: no such key; the nearest known one is seed"
-
-
-def test_another_attention_kind_is_refused(trained: Run) -> None:
-    words = (f"resume={trained.folder}", "model/attention=gqa")
-    assert "model.attention." in refusal(lambda: resolve(trained, *words))
-
-
-def test_length_may_change(trained: Run) -> None:
-    cfg = resolve(trained, f"resume={trained.folder}", "trainer.max_steps=20")
-    assert cfg.trainer.max_steps == 20
-    assert cfg.run_dir == str(trained.folder)
-
-
-def test_changed_corpus_is_refused(trained: Run, tmp_path: Path) -> None:
-    place = copied(trained.folder.parent, tmp_path / "moved")
-    path = checkpoint(place / "run", STEPS)
-    text = place / "text" / "00.py"
-    text.write_text(text.read_text() + "more = 1\n")
-    words = (
-        "data=text",
-        f"data.path={place / 'text'}",
-        "resume_allow=[data.path]",
-        "trainer.max_steps=14",
-    )
-    message = refusal(lambda: train_here(f"resume={path}", *words))
-    assert "trained with data corpus=" in message
-
-
 def test_auto_needs_a_run_folder(trained: Run) -> None:
     assert "run_dir" in refusal(lambda: resolve(trained, "resume=auto"))
 
@@ -248,35 +177,11 @@ def test_the_run_keeps_its_id_in_its_folder_only(trained: Run, tmp_path: Path) -
     assert branch.run_id != run_id
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("threads", 64), ("world_size", 8), ("torch", "2.0.0"), ("precision", "bf16-mixed")],
-)
-def test_what_changes_the_bits_is_told_unless_allowed(
-    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: Any
-) -> None:
-    path = elsewhere(trained, tmp_path, **{key: value})
-    resolve(trained, f"resume={path}", f"run_dir={tmp_path / 'new'}")
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"warning: {key}=")
-    assert str(value) in line
-    resolve(trained, f"resume={path}", f"run_dir={tmp_path / 'new'}", f"resume_allow=[{key}]")
-    assert capsys.readouterr().err == ""
-
-
-def elsewhere(trained: Run, place: Path, **environment: Any) -> Path:
-    """The last checkpoint, as if made where something else holds."""
-    stored = content(checkpoint(trained.folder, STEPS))
-    stored["mla_lm"]["environment"] |= environment
-    checkpoint_file.write(place / "x.ckpt", stored)
-    return place / "x.ckpt"
-
-
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
-    with claimed(tmp_path):
-        message = refusal(lambda: claimed(tmp_path).__enter__())
+    with claimed(tmp_path, key="run_dir"):
+        message = refusal(lambda: claimed(tmp_path, key="run_dir").__enter__())
     assert "another process" in message
-    with claimed(tmp_path):
+    with claimed(tmp_path, key="run_dir"):
         pass
 
 

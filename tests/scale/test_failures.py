@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from torch.distributed import HashStore
 
+from mla_lm.atomic import claimed
 from mla_lm.ending import INTERRUPTED
 from mla_lm.errors import UserError
 from mla_lm.ranks import _one_speaker
-from mla_lm.resume import claimed
 from tests.scale.runs import DDP, ended, start, write_text
 
 
@@ -39,9 +39,9 @@ def test_memory_that_is_out(tmp_path: Path, n_ranks: int) -> None:
 
 def test_a_folder_that_is_taken(tmp_path: Path) -> None:
     run_dir = tmp_path / "run" / "run"
-    with claimed(run_dir):
+    with claimed(run_dir, key="run_dir"):
         said = line(tmp_path / "run")
-    assert said == f"error: run_dir={run_dir}: another process trains there"
+    assert said == f"error: run_dir={run_dir}: another process works there"
 
 
 @pytest.mark.slow
