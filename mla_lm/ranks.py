@@ -188,9 +188,9 @@ def _one_speaker(store: Store) -> Iterator[None]:
     try:
         yield
     except (UserError, OSError):
+        _outlive()
         if _count(store, "failed", 1) > 1:
             raise SystemExit(2) from None
-        _outlive()
         raise
     except KeyboardInterrupt:
         if rank():
@@ -208,7 +208,7 @@ def _one_speaker(store: Store) -> Iterator[None]:
 
 
 def _outlive() -> None:
-    """Let torchrun, which ends who is left, wait for what this rank is to say."""
+    """Let torchrun, which ends who is left, wait for what this rank has to say and to close."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
