@@ -9,7 +9,9 @@ from mla_lm.config import TokenizerConfig
 
 DATA = ("data=", "data.", "data/")  # how overrides of that group begin
 LOGGER = ("logger=", "logger.", "logger/", "logger@")
-SECRET = re.compile(r"(^|[._])(api_?key|auth|token|secret|password|credentials?)$", re.IGNORECASE)
+NAMES = "(api_?key|auth|token|secret|password|credentials?)"
+SECRET = re.compile(rf"(^|[._]){NAMES}$", re.IGNORECASE)
+IN_BRACES = re.compile(rf"(\b|_){NAMES}['\"]?\s*:", re.IGNORECASE)  # {api_key: ...}
 ACCOUNT = re.compile(r"(\w+://)[^/@\s]+@")  # of an address
 OF_TOKENIZER = ("data/tokenizer", "data.tokenizer")  # how overrides of it begin
 
@@ -62,4 +64,5 @@ def public(tree: Any) -> Any:
 
 def public_words(words: Sequence[str]) -> list[str]:
     """Overrides without those of `public`'s secrets."""
-    return [public(word) for word in words if not SECRET.search(word.partition("=")[0])]
+    open_words = [word for word in words if not SECRET.search(word.partition("=")[0])]
+    return [public(word) for word in open_words if not IN_BRACES.search(word)]

@@ -28,7 +28,8 @@ def test_secrets_are_left_out() -> None:
         "rows": [{}],
     }
     words = ["logger.x.api_key=1", "data.tokenizer.kind=bpe", "+logger.x.token=2"]
-    assert public_words(words) == [words[1]]
+    words += ["+logger.y={entity: me, hf_token: 3}", "data.tokenizer={kind: bytes}"]
+    assert public_words(words) == [words[1], words[4]]
 
 
 def test_tensorboard_holds_names_pictures_and_samples(trained: Run, tmp_path: Path) -> None:
