@@ -50,7 +50,7 @@ def _can_print() -> bool:
         reader = select.poll()
         reader.register(sys.stdout, select.POLLOUT)
         sys.stdout.flush()
-        if not any(event & select.POLLERR for _, event in reader.poll(0)):
+        if not any(event & (select.POLLERR | select.POLLHUP) for _, event in reader.poll(0)):
             return True
     except OSError:
         pass

@@ -83,6 +83,10 @@ def test_checkpoint_chooses_nothing_but_local_files_and_values(
     assert override not in storable([*trained.overrides, override])
 
 
+def test_checkpoint_keeps_the_choice_of_several_loggers() -> None:
+    assert storable(["logger=[csv,wandb]"]) == ["logger=[csv,wandb]"]
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("tokenizer", "{}"), ("tokenizer", 3), ("data", None), ("config", {}), ("overrides", "x")],
