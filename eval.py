@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from mla_lm import cli
 from mla_lm.config import EvalConfig
+from mla_lm.config import compose as cli
 from mla_lm.config.words import DATA, LOGGER
 
 

@@ -2,8 +2,8 @@
 
 import os
 
-from mla_lm import cli
 from mla_lm.config import RunConfig
+from mla_lm.config import compose as cli
 from mla_lm.errors import UserError
 
 
@@ -11,7 +11,7 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
     """Run what `cfg` says and leave a checkpoint; `overrides` made it, and are stored."""
     _require_named(cfg)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a rank says in one line what fails
-    from mla_lm import ranks
+    from mla_lm.training import processes as ranks
 
     if ranks.launched(cfg.trainer, overrides):
         return

@@ -5,9 +5,9 @@ An interrupted preparation is gone on with by the same command.
 
 import sys
 
-from mla_lm import cli
+from mla_lm.config import compose as cli
 from mla_lm.data import prepare
-from mla_lm.ending import guard
+from mla_lm.errors import guard
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "load_config": "mla_lm.cli",
-    "load_checkpoint": "mla_lm.checkpoint",
+    "load_config": "mla_lm.config.compose",
+    "load_checkpoint": "mla_lm.checkpoint.record",
     "Transformer": "mla_lm.model",
     "generate": "mla_lm.generation",
 }

@@ -5,9 +5,8 @@ import signal
 import sys
 from importlib import import_module
 
-from mla_lm import cli
-from mla_lm.ending import STOPPED, guard
-from mla_lm.errors import UserError
+from mla_lm.config import compose as cli
+from mla_lm.errors import STOPPED, UserError, guard
 
 VERBS = {
     "ablate": "a study of several runs, which resumes, and its report",

@@ -4,12 +4,12 @@ An estimate: of what is kept between forward and backward pass every large tenso
 what lives for a moment only the largest. T tokens a row.
 """
 
-from mla_lm.accounting import count_parameters, parameters_by_part
 from mla_lm.config import MLAConfig, ModelConfig, MoEConfig, RunConfig
-from mla_lm.losses import LOGITS
+from mla_lm.cost import count_parameters, parameters_by_part
 from mla_lm.machine import Resolved
 from mla_lm.model.attend import PRODUCTS, ROWS
 from mla_lm.model.experts import ALIGNED, ROW_BLOCK
+from mla_lm.objective.losses import LOGITS
 
 EXACT = 4  # bytes of float32
 

@@ -10,8 +10,9 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
-from mla_lm import Transformer, checkpoint_file, load_config
-from mla_lm.checkpoint import PREFIX, RECORD, STEP, WEIGHTS, Record
+from mla_lm import Transformer, load_config
+from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.record import PREFIX, RECORD, STEP, WEIGHTS, Record
 from mla_lm.config import ModelConfig, RunConfig
 from mla_lm.data import Tokenizer
 from mla_lm.model.moe import Router

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mla_lm import checkpoint_file
+from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.data.prepared import open_prepared
 from tests.processes import ROOT, environment
 
@@ -43,7 +43,7 @@ def attention_is_gated(copy: Path) -> None:
     state = checkpoint_file.read(last_checkpoint(copy))["state_dict"]
     assert state["model.blocks.0.attention.gate.weight"].any()
     suites = ("tests/model/test_causality.py", "tests/model/test_cache.py")
-    words = ("-m", "pytest", "-q", *suites, "tests/test_accounting.py", "-k", "gated")
+    words = ("-m", "pytest", "-q", *suites, "tests/test_cost.py", "-k", "gated")
     result = python(copy, *words)
     assert result.returncode == 0, result.stdout
     passed = re.search(r"(\d+) passed", result.stdout)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from mla_lm import load_config
-from mla_lm.balance import expert_load, update_bias
 from mla_lm.config import RunConfig
-from mla_lm.losses import mtp_targets, next_token_loss, sequence_balance_loss
 from mla_lm.model import Transformer
-from mla_lm.optim import build_optimizer
+from mla_lm.objective.balance import expert_load, update_bias
+from mla_lm.objective.losses import mtp_targets, next_token_loss, sequence_balance_loss
+from mla_lm.objective.optimizer import build_optimizer
 
 GOLDEN = Path(__file__).with_name("golden_loss.json")
 STEPS = 20

@@ -11,7 +11,7 @@ from mla_lm import Transformer, load_config
 from mla_lm.bench import steps
 from mla_lm.commands import info
 from mla_lm.errors import UserError
-from tests.test_accounting import counted_parameters
+from tests.test_cost import counted_parameters
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: str) -> dict:

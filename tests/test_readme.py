@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mla_lm.cli import compose, validate
 from mla_lm.config import EvalConfig
+from mla_lm.config.compose import compose, validate
 from tests.processes import environment
 from tests.reliability.record import table
 

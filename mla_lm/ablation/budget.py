@@ -1,6 +1,6 @@
 """Matched budgets: one free width of an arm, solved so that it costs what a reference arm costs.
 
-The cost is a closed form of the configuration (`mla_lm.accounting`); no model is built. Knows
+The cost is a closed form of the configuration (`mla_lm.cost`); no model is built. Knows
 nothing of what an arm learns, nor of how long it trains.
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 from itertools import groupby
 
-from mla_lm.accounting import cache_numbers_per_token, count_parameters, train_flops_per_token
-from mla_lm.cli import variants
 from mla_lm.config import RunConfig
+from mla_lm.config.compose import variants
+from mla_lm.cost import cache_numbers_per_token, count_parameters, train_flops_per_token
 from mla_lm.errors import UserError
 
 TOLERANCE = 0.01  # share of the reference's figure

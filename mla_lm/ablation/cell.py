@@ -15,9 +15,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from mla_lm.atomic import replacing
 from mla_lm.config import CONFIGS
 from mla_lm.config.words import quoted
+from mla_lm.files import replacing
 from mla_lm.machine import resident
 
 COST, LOCK = "cost.json", ".cell.lock"

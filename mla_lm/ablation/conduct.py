@@ -13,11 +13,11 @@ from mla_lm.ablation.results import Run, read_run, runs_below
 from mla_lm.ablation.runner import CELLS, Runner
 from mla_lm.ablation.statistics import best_rates
 from mla_lm.ablation.study import Cell, Plan, Study, cells, plan, sweep_cells
-from mla_lm.atomic import claimed, replacing
-from mla_lm.checkpoint import CONFIG_FILE
-from mla_lm.cli import validate
+from mla_lm.checkpoint.record import CONFIG_FILE
+from mla_lm.config.compose import validate
 from mla_lm.data import prepare
 from mla_lm.errors import UserError
+from mla_lm.files import claimed, replacing
 
 STUDY = "study.json"
 MAY_CHANGE = ("question", "seeds", "confidence")  # of a study that has begun

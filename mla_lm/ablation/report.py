@@ -16,8 +16,8 @@ from mla_lm.ablation.plots import charts
 from mla_lm.ablation.results import SPEEDS, Run
 from mla_lm.ablation.statistics import Comparison, best_rates, chosen, compare
 from mla_lm.ablation.tables import Cell, Table, graded_by, step_seconds, tables
-from mla_lm.atomic import replacing
 from mla_lm.errors import UserError
+from mla_lm.files import replacing
 
 VALIDATION = ("val/loss", "val/bpb", "val/exact_match")
 PAGE = "report.html.j2"

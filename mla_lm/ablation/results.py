@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mla_lm.ablation import budget
-from mla_lm.accounting import train_flops_per_token
-from mla_lm.checkpoint import CONFIG_FILE, completed
+from mla_lm.checkpoint.record import CONFIG_FILE, completed
 from mla_lm.config import RunConfig
 from mla_lm.config.words import leaves
+from mla_lm.cost import train_flops_per_token
 from mla_lm.errors import UserError, one_line
 
 FREE = (  # keys that runs of one arm may differ in

@@ -12,8 +12,8 @@ import yaml
 from pydantic import BeforeValidator, Field, Strict
 
 from mla_lm.ablation.budget import AXES, solve
-from mla_lm.cli import load_config, validate
 from mla_lm.config import CONFIGS, RunConfig
+from mla_lm.config.compose import load_config, validate
 from mla_lm.config.section import Rules, Section, Strings, value_at
 from mla_lm.errors import UserError
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from mla_lm import checkpoint_file
 from mla_lm.bench import steps
 from mla_lm.bench.report import Row, interleaved, median_row, timed
-from mla_lm.cli import load_config
+from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.config.compose import load_config
 from mla_lm.machine import autocast, resolve_precision
 
 ROUNDS = 7

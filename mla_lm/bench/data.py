@@ -16,23 +16,23 @@ import numpy as np
 import torch
 
 from mla_lm.bench.report import Row, interleaved, median_row, timed
-from mla_lm.cli import load_config
+from mla_lm.config.compose import load_config
 from mla_lm.data import TrainLoader, prepare
 from mla_lm.data.corpora import Document, open_corpus
 from mla_lm.data.encoder import Encoder, State
 from mla_lm.data.prepared import open_prepared, sha256, write_manifest
 from mla_lm.data.shards import SHARD_BYTES, TokenStream, shard_path
 from mla_lm.data.tokenizer import Tokenizer, pieces
-from mla_lm.losses import next_token_loss
 from mla_lm.model import Transformer
-from mla_lm.optim import build_optimizer
+from mla_lm.objective.losses import next_token_loss
+from mla_lm.objective.optimizer import build_optimizer
 
 END_OF_TEXT = "<|endoftext|>"
 ROUNDS = 5
 PREPARE = """
 import sys
 from pathlib import Path
-from mla_lm.cli import load_config
+from mla_lm.config.compose import load_config
 from mla_lm.data import prepare
 prepare(load_config(sys.argv[1:]).data)
 status = Path("/proc/self/status")

@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from mla_lm.accounting import cache_numbers_per_token
 from mla_lm.bench.peer import Peer, write_peer
 from mla_lm.bench.report import Row, fastest, interleaved, median_row, timed
-from mla_lm.cli import load_config
+from mla_lm.config.compose import load_config
+from mla_lm.cost import cache_numbers_per_token
 from mla_lm.generation import Decoder, Sampling
 from mla_lm.machine import kernels_for
 from mla_lm.model import Transformer

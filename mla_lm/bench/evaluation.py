@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mla_lm.bench.report import Row, fastest, interleaved, median_row, timed
-from mla_lm.checkpoint import load_checkpoint, locate
+from mla_lm.checkpoint.record import load_checkpoint, locate
 from mla_lm.evaluation.items import Pair, all_pairs, read_items
 from mla_lm.evaluation.scoring import encode, score
 from mla_lm.interop.export import export

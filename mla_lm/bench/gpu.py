@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from mla_lm.accounting import train_flops_per_token
 from mla_lm.bench import steps
 from mla_lm.bench.peer import write_peer
 from mla_lm.bench.report import Row, interleaved, median_row, ratio_row, timed
 from mla_lm.bench.worker import Worker
-from mla_lm.cli import load_config
 from mla_lm.config import ModelConfig, RunConfig
+from mla_lm.config.compose import load_config
+from mla_lm.cost import train_flops_per_token
 from mla_lm.generation import generate
 from mla_lm.model import Transformer
 

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from mla_lm.bench import steps
 from mla_lm.bench.report import Row, interleaved, median_row
-from mla_lm.checkpoint import Record
-from mla_lm.cli import load_config
+from mla_lm.checkpoint.record import Record
 from mla_lm.config import RunConfig
+from mla_lm.config.compose import load_config
 from mla_lm.data import Tokenizer
 from mla_lm.machine import Resolved, resolve_precision
 from mla_lm.training.module import LanguageModel

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mla_lm.bench.report import Row, fastest, interleaved, median_row, ratio_row, timed
-from mla_lm.cli import load_config
-from mla_lm.model.ffn import SwiGLU
+from mla_lm.config.compose import load_config
+from mla_lm.model.layers import SwiGLU
 from mla_lm.model.moe import MoE
 
 DIM = 384

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mla_lm.accounting import cache_numbers_per_token
 from mla_lm.bench.decode import KINDS, build, curves
+from mla_lm.cost import cache_numbers_per_token
 
 CONTEXTS = (256, 1024, 2048, 4096, 8192)
 BATCHES = (1, 16)

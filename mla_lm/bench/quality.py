@@ -17,12 +17,12 @@ import torch
 
 from mla_lm.bench import baseline, steps
 from mla_lm.bench.report import Row, timed
-from mla_lm.cli import load_config
 from mla_lm.config import RunConfig
+from mla_lm.config.compose import load_config
 from mla_lm.data import EvalLoader, PreparedData, TrainLoader, prepare
-from mla_lm.evaluation.language_model import loss_sums, summarize
 from mla_lm.machine import Resolved, autocast, resolve_precision
-from mla_lm.optim import lr_multiplier
+from mla_lm.objective.metrics import loss_sums, summarize
+from mla_lm.objective.schedules import lr_multiplier
 
 LR, BATCH = 2e-3, 8  # of the dense model
 PROBED = 12  # steps of ours that are timed

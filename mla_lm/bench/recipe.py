@@ -15,7 +15,7 @@ import torch
 from mla_lm.bench import baseline
 from mla_lm.bench.quality import step_seconds, trained, validation
 from mla_lm.bench.report import Row, timed
-from mla_lm.cli import load_config
+from mla_lm.config.compose import load_config
 from mla_lm.data import TrainLoader, prepare
 
 STEPS, WARM_UP, LR, LAST_LR = 2000, 100, 1e-3, 1e-4

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from mla_lm.bench.report import Row, median_row, timed
-from mla_lm.checkpoint import load_checkpoint, locate, require_corpus
+from mla_lm.checkpoint.record import load_checkpoint, locate, require_corpus
 from mla_lm.data import EvalLoader, prepare
 from mla_lm.errors import UserError
 from mla_lm.generation import Counts, Decoder, Sampling

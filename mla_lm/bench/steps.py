@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mla_lm import balance
 from mla_lm.bench.report import timed
 from mla_lm.config import RunConfig
-from mla_lm.losses import head_loss, mtp_targets
 from mla_lm.model import Transformer
-from mla_lm.optim import build_optimizer
+from mla_lm.objective import balance
+from mla_lm.objective.losses import head_loss, mtp_targets
+from mla_lm.objective.optimizer import build_optimizer
 
 
 class Side(NamedTuple):

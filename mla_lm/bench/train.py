@@ -15,14 +15,14 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from mla_lm.accounting import count_parameters, train_flops_per_token
 from mla_lm.bench import decode, gpu, steps
 from mla_lm.bench.lightning_step import overhead
 from mla_lm.bench.peer import Peer, write_peer
 from mla_lm.bench.report import Row, fastest, interleaved, median_row, ratio_row, timed
 from mla_lm.bench.worker import Worker
-from mla_lm.cli import load_config
 from mla_lm.config import RunConfig
+from mla_lm.config.compose import load_config
+from mla_lm.cost import count_parameters, train_flops_per_token
 from mla_lm.model import Transformer
 
 BATCH, LENGTH = 8, 512

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mla_lm.cli import parse_options, require_path
+from mla_lm.config.compose import parse_options, require_path
 
 
 class Options(BaseModel):
@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> None:
 
     import torch
 
-    from mla_lm.checkpoint import locate
+    from mla_lm.checkpoint.record import locate
     from mla_lm.interop.export import export
 
     path = locate(options.ckpt)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mla_lm.cli import parse_options, require_path
+from mla_lm.config.compose import parse_options, require_path
 from mla_lm.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run(arguments: Sequence[str]) -> None:
 
     import torch
 
-    from mla_lm.checkpoint import load_checkpoint
+    from mla_lm.checkpoint.record import load_checkpoint
     from mla_lm.machine import accelerator_type, resolve_precision
 
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mla_lm.cli import parse_options, require_path
+from mla_lm.config.compose import parse_options, require_path
 from mla_lm.config.words import DATA, OF_TOKENIZER
 from mla_lm.errors import UserError
 
@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> None:
     options = parse_options(Options, [word for word in arguments if word not in of_data])
     require_path("src", options.src)
 
-    from mla_lm.accounting import count_parameters
+    from mla_lm.cost import count_parameters
     from mla_lm.interop.importing import import_folder
 
     cfg = import_folder(

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mla_lm.cli import load_config, parse_options
 from mla_lm.config import CONFIGS
+from mla_lm.config.compose import load_config, parse_options
 from mla_lm.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def sizes(cfg: "RunConfig") -> dict[str, Any]:
     """Parameters and FLOPs a token, from the formulae."""
-    from mla_lm.accounting import count_parameters, parameters_by_part, train_flops_per_token
+    from mla_lm.cost import count_parameters, parameters_by_part, train_flops_per_token
 
     parts = parameters_by_part(cfg.model).items()
     return {
@@ -71,7 +71,7 @@ def caches(cfg: "RunConfig", words: Sequence[str]) -> dict[str, int | None]:
 
     `words` made `cfg`; None for another kind that does not go with them.
     """
-    from mla_lm.accounting import cache_numbers_per_token
+    from mla_lm.cost import cache_numbers_per_token
 
     others = [word for word in words if not OF_ATTENTION.match(word)]
 

@@ -25,9 +25,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from mla_lm.config import DataConfig
 from mla_lm.data.corpora import Corpus, Document, open_corpus
 from mla_lm.data.encoder import STATE, Encoder, State, chained, digest_of
-from mla_lm.data.head import place, read_head
 from mla_lm.data.prepared import MANIFEST, PreparedData, open_prepared, sha256, write_manifest
 from mla_lm.data.shards import Shard, write
+from mla_lm.data.split import place, read_head
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
 

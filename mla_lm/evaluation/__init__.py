@@ -1,5 +1,5 @@
 """What a checkpoint is worth: loss, bits per byte, MTP acceptance, expert load."""
 
-from mla_lm.evaluation.language_model import evaluate, loss_sums, summarize
+from mla_lm.evaluation.language_model import evaluate
 
-__all__ = ["evaluate", "loss_sums", "summarize"]
+__all__ = ["evaluate"]

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mla_lm.atomic import replacing
-from mla_lm.cli import instantiate, load_config
 from mla_lm.config import EvalConfig
+from mla_lm.config.compose import instantiate, load_config
 from mla_lm.config.words import quoted
 from mla_lm.errors import UserError, one_line
 from mla_lm.evaluation.subject import Subject
+from mla_lm.files import replacing
 from mla_lm.machine import environment
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mla_lm import checkpoint_file
-from mla_lm.checkpoint import (
+from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.record import (
     RECORD,
     STEP,
     load_checkpoint,
@@ -14,8 +14,8 @@ from mla_lm.checkpoint import (
     require_corpus,
     run_folder,
 )
-from mla_lm.cli import load_config
 from mla_lm.config import EvalConfig, RunConfig
+from mla_lm.config.compose import load_config
 from mla_lm.config.words import DATA, OF_TOKENIZER, tokenizer_words
 from mla_lm.data import PreparedData, prepare
 from mla_lm.data.prepared import sha256 as text_digest

@@ -6,10 +6,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mla_lm.accounting import cache_numbers_per_token, count_parameters
-from mla_lm.checkpoint import Record, run_folder
+from mla_lm.checkpoint.init_from import own_words
+from mla_lm.checkpoint.record import Record, run_folder
 from mla_lm.config import RunConfig
-from mla_lm.init_from import own_words
+from mla_lm.cost import cache_numbers_per_token, count_parameters
 
 HEADER = """---
 license: {licence}

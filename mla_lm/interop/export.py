@@ -7,9 +7,9 @@ from typing import Any
 import tokenizers
 import torch
 
-from mla_lm.atomic import new_folder
-from mla_lm.checkpoint import read_weights, run_folder
+from mla_lm.checkpoint.record import read_weights, run_folder
 from mla_lm.data.tokenizer import Tokenizer
+from mla_lm.files import new_folder
 from mla_lm.interop.card import model_card
 from mla_lm.interop.hf_config import config_dict
 from mla_lm.interop.weights import require_state, to_hugging_face, write_shards

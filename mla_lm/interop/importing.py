@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mla_lm import checkpoint_file
-from mla_lm.atomic import new_folder
-from mla_lm.checkpoint import PREFIX, RECORD, STEP, WEIGHTS, Record, write_run_files
-from mla_lm.cli import load_config
+from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.record import PREFIX, RECORD, STEP, WEIGHTS, Record, write_run_files
 from mla_lm.config import RunConfig
+from mla_lm.config.compose import load_config
 from mla_lm.config.words import model_words, pretrained_words
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
+from mla_lm.files import new_folder
 from mla_lm.interop.foreign import model_section
 from mla_lm.interop.weights import Shards, read_json, read_state
 

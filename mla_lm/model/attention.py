@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from mla_lm.config import GroupedAttentionConfig, MLAConfig, ModelConfig
 from mla_lm.model.attend import attend
-from mla_lm.model.cache import LayerCache, Positions
-from mla_lm.model.norm import RMSNorm
+from mla_lm.model.cache import LayerCache
+from mla_lm.model.layers import RMSNorm
+from mla_lm.model.positions import Positions
 from mla_lm.model.rope import rotate, softmax_scale
 
 LATENT_NORM_EPS = 1e-6  # hard-wired in the released implementations, whatever the model's norm_eps

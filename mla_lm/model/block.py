@@ -6,10 +6,10 @@ from torch.utils.checkpoint import checkpoint
 
 from mla_lm.config import Checkpointing, ModelConfig, MoEConfig
 from mla_lm.model.attention import build_attention
-from mla_lm.model.cache import LayerCache, Positions
-from mla_lm.model.ffn import SwiGLU
+from mla_lm.model.cache import LayerCache
+from mla_lm.model.layers import RMSNorm, SwiGLU
 from mla_lm.model.moe import MoE, Routing
-from mla_lm.model.norm import RMSNorm
+from mla_lm.model.positions import Positions
 
 
 class Block(nn.Module):

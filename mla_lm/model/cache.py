@@ -7,23 +7,13 @@ right, run once, and cut back by `truncate`, as are the rejected drafts of a spe
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mla_lm.config import MLAConfig, ModelConfig
 from mla_lm.errors import UserError
-
-
-class Positions(NamedTuple):
-    """Where the T tokens of a forward pass stand; shared by all layers."""
-
-    cos: Tensor  # (T, rope_dim / 2), or (B, T, rope_dim / 2) where rows differ
-    sin: Tensor
-    mask: Tensor | None = None  # (1 | B, 1, T, L) what may be attended to; None: all that came
-    slots: slice | Tensor = slice(0)  # of a cache: the same in all rows, or (B, T)
-    n_held: int = 0  # L, the new tokens included
+from mla_lm.model.positions import Positions
 
 
 class LayerCache:

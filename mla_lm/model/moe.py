@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from mla_lm.config import MoEConfig
 from mla_lm.model.experts import Experts
-from mla_lm.model.ffn import SwiGLU
-from mla_lm.model.float32 import KeepsFloat32
+from mla_lm.model.layers import KeepsFloat32, SwiGLU
 
 
 class Routing(NamedTuple):

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from mla_lm.config import ModelConfig
 from mla_lm.model.block import Block
-from mla_lm.model.cache import LayerCache, Positions
+from mla_lm.model.cache import LayerCache
+from mla_lm.model.layers import RMSNorm
 from mla_lm.model.moe import Routing
-from mla_lm.model.norm import RMSNorm
+from mla_lm.model.positions import Positions
 
 
 class MTPModule(nn.Module):

@@ -14,12 +14,12 @@ from torch.distributed.fsdp import fully_shard
 from mla_lm.config import Checkpointing, ModelConfig
 from mla_lm.errors import UserError
 from mla_lm.model.block import Block, run
-from mla_lm.model.cache import Cache, LayerCache, Positions
+from mla_lm.model.cache import Cache, LayerCache
 from mla_lm.model.experts import Experts
-from mla_lm.model.float32 import KeepsFloat32
+from mla_lm.model.layers import KeepsFloat32, RMSNorm
 from mla_lm.model.moe import MoE, Router, Routing
 from mla_lm.model.mtp import MTPModule
-from mla_lm.model.norm import RMSNorm
+from mla_lm.model.positions import Positions
 from mla_lm.model.rope import rotary_tables
 
 

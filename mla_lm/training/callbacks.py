@@ -12,7 +12,7 @@ import lightning as L
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from mla_lm.accounting import train_flops_per_token
+from mla_lm.cost import train_flops_per_token
 from mla_lm.generation import Completion, Sampling
 from mla_lm.machine import product_ceiling, resolve_precision
 from mla_lm.training.module import LanguageModel

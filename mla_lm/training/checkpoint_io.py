@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.fabric.plugins.io import CheckpointIO
 
-from mla_lm import checkpoint_file
+from mla_lm.checkpoint import file as checkpoint_file
 
 
 class CheckpointFiles(CheckpointIO):

@@ -20,13 +20,12 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from mla_lm.atomic import remove_temporaries
-from mla_lm.checkpoint import RECORD, read, saved, step_of
+from mla_lm.checkpoint.record import RECORD, read, saved, step_of
 from mla_lm.config import CheckpointConfig
-from mla_lm.ending import INTERRUPTED, STOPPED
-from mla_lm.errors import UserError
-from mla_lm.ranks import first, n_ranks
+from mla_lm.errors import INTERRUPTED, STOPPED, UserError
+from mla_lm.files import remove_temporaries
 from mla_lm.training.loop_state import settle
+from mla_lm.training.processes import first, n_ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 BEST = "val/loss"

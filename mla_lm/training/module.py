@@ -13,22 +13,17 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from mla_lm import balance, losses
-from mla_lm.checkpoint import RECORD, WEIGHTS, Record
+from mla_lm.checkpoint.record import RECORD, WEIGHTS, Record
 from mla_lm.config import RunConfig
 from mla_lm.data.batch import Annotator, Batch
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.evaluation.language_model import (
-    N_SUMS,
-    bytes_per_target,
-    kept_drafts,
-    loss_sums,
-    summarize,
-)
 from mla_lm.model import ModelOutput, Transformer
-from mla_lm.optim import build_optimizer, build_schedule, mtp_weight
-from mla_lm.sharding import whole
+from mla_lm.model.sharding import whole
+from mla_lm.objective import balance, losses
+from mla_lm.objective.metrics import N_SUMS, bytes_per_target, kept_drafts, loss_sums, summarize
+from mla_lm.objective.optimizer import build_optimizer
+from mla_lm.objective.schedules import bias_speed, build_schedule, mtp_weight
 from mla_lm.training.loop_state import recount
 
 
@@ -185,7 +180,7 @@ class LanguageModel(L.LightningModule):
             return
         rows = torch.cat(row_loads, dim=1)
         self.load = self.over_ranks(rows.sum(dim=1), "sum")
-        speed = balance.bias_speed(
+        speed = bias_speed(
             self.global_step, cfg=self.cfg.balance, max_steps=self.cfg.trainer.max_steps
         )
         for router, load in zip(self.routers.values(), self.load, strict=True):

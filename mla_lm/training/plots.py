@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 
-from mla_lm.atomic import replacing
+from mla_lm.files import replacing
 from mla_lm.training.module import LanguageModel
 from mla_lm.training.publish import publish_picture
 

@@ -11,22 +11,23 @@ from typing import Any, NoReturn
 
 import lightning as L
 
-from mla_lm import checkpoint, cli, ranks
-from mla_lm.accounting import describe
-from mla_lm.atomic import claimed
+from mla_lm.checkpoint import record as checkpoint
+from mla_lm.checkpoint.init_from import resolve_init
+from mla_lm.checkpoint.resume import GIVEN_ANEW, environment_of, resolve_resume
 from mla_lm.config import RunConfig
+from mla_lm.config import compose as cli
 from mla_lm.config.words import leaves, public, public_words
+from mla_lm.cost import describe
 from mla_lm.data import EvalLoader, PreparedData, TrainLoader, prepare
-from mla_lm.ending import INTERRUPTED
-from mla_lm.errors import UserError
-from mla_lm.init_from import resolve_init
+from mla_lm.errors import INTERRUPTED, UserError
+from mla_lm.files import claimed
 from mla_lm.machine import (
     accelerator_type,
     keep_freed_memory,
     out_of_memory,
     resolve_precision,
 )
-from mla_lm.resume import GIVEN_ANEW, environment_of, resolve_resume
+from mla_lm.training import processes as ranks
 from mla_lm.training.checkpoints import Checkpoints
 from mla_lm.training.module import LanguageModel
 from mla_lm.training.publish import publish_config

@@ -7,7 +7,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mla_lm.sharding import part, whole
+from mla_lm.model.sharding import part, whole
 
 
 class Sharded(ModelParallelStrategy):

@@ -5,8 +5,8 @@ from typing import Any
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
-from mla_lm import ranks
 from mla_lm.config import TrainerConfig
+from mla_lm.training import processes as ranks
 from mla_lm.training.checkpoint_io import CheckpointFiles
 from mla_lm.training.sharded import Sharded
 

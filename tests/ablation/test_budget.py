@@ -11,12 +11,12 @@ import torch
 from mla_lm import Transformer, load_config
 from mla_lm.ablation import budget
 from mla_lm.ablation.budget import AXES, FREE, TOLERANCE, axes, solve
-from mla_lm.accounting import count_parameters
-from mla_lm.cli import variants
 from mla_lm.config import RunConfig
+from mla_lm.config.compose import variants
+from mla_lm.cost import count_parameters
 from mla_lm.errors import UserError
 from tests.conftest import TINY, tiny_config
-from tests.test_accounting import counted_parameters
+from tests.test_cost import counted_parameters
 
 NANO = ("model=nano",)
 GQA = "model/attention=gqa"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mla_lm.ablation.results import arm_names, configuration, read_run, runs_below
-from mla_lm.accounting import train_flops_per_token
+from mla_lm.cost import train_flops_per_token
 from mla_lm.errors import UserError
 from tests.ablation.folders import PER_STEP, config, row, usual, write_run
 

@@ -147,7 +147,7 @@ def test_a_strange_folder_is_refused(study: list[str], tmp_path: Path) -> None:
 
 
 def test_a_folder_in_use_is_refused(study: list[str], tmp_path: Path) -> None:
-    from mla_lm.atomic import claimed
+    from mla_lm.files import claimed
 
     with claimed(tmp_path / "study", key="out"):
         result = run(*study, f"out={tmp_path / 'study'}", cwd=tmp_path)

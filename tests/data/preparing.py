@@ -20,7 +20,7 @@ from mla_lm.config import JsonlConfig
 from mla_lm.data import encoder
 from mla_lm.data.prepare import prepare
 from mla_lm.data.tokenizer import Tokenizer
-from mla_lm.ending import guard
+from mla_lm.errors import guard
 
 settings, seconds, limit, n_saves = sys.argv[1], *map(float, sys.argv[2:])
 encoder.ENCODED_AT_ONCE, encoder.SAVED_EVERY = {AT_ONCE}, {EVERY}

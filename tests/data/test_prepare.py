@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from mla_lm.config import TokenizerConfig
 from mla_lm.data import Tokenizer, encoder, prepare, shards
 from mla_lm.data import tokenizer as tokenizer_module
-from mla_lm.data.head import place
 from mla_lm.data.shards import digest
+from mla_lm.data.split import place
 from tests.data.conftest import (
     MANIFEST_KEYS,
     MakeConfig,

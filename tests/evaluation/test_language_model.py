@@ -3,7 +3,7 @@
 import torch
 
 from mla_lm.data.batch import IGNORED, Batch
-from mla_lm.evaluation.language_model import kept_drafts
+from mla_lm.objective.metrics import kept_drafts
 
 
 def test_drafts_count_inside_documents_and_for_graded_tokens() -> None:

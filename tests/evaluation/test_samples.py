@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mla_lm.accounting import cache_numbers_per_token
+from mla_lm.cost import cache_numbers_per_token
 from mla_lm.evaluation.profile import profile
 from mla_lm.evaluation.samples import parsed_share, parses, speculation, spread
 from mla_lm.model import Transformer

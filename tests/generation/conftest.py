@@ -12,8 +12,8 @@ from torch import Tensor
 from mla_lm.data import Tokenizer
 from mla_lm.errors import UserError
 from mla_lm.generation import Decoder, Sampling
-from mla_lm.losses import mtp_targets, next_token_loss
 from mla_lm.model import Transformer
+from mla_lm.objective.losses import mtp_targets, next_token_loss
 from tests.conftest import randomized, tiny_config
 from tests.test_golden import structured_batches
 

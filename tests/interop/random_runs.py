@@ -9,8 +9,8 @@ import torch
 from mla_lm import Transformer
 from mla_lm.config import RunConfig
 from mla_lm.data import Tokenizer
-from mla_lm.losses import next_token_loss
 from mla_lm.model.moe import Router
+from mla_lm.objective.losses import next_token_loss
 from tests.conftest import tiny_config, write_checkpoint
 from tests.test_golden import structured_batches
 

@@ -13,13 +13,12 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from mla_lm import checkpoint_file
-from mla_lm.checkpoint import WEIGHTS
+from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.record import WEIGHTS
 from mla_lm.commands import export
-from mla_lm.ending import STOPPED
-from mla_lm.errors import UserError
-from mla_lm.losses import next_token_loss
+from mla_lm.errors import STOPPED, UserError
 from mla_lm.model import Transformer
+from mla_lm.objective.losses import next_token_loss
 from tests.conftest import random_tokens, tiny_config
 from tests.generation.conftest import decode
 from tests.interop.folders import continued

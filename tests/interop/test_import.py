@@ -11,13 +11,13 @@ import transformers
 from torch import Tensor
 
 from mla_lm import load_checkpoint, load_config
-from mla_lm.accounting import cache_numbers_per_token, count_parameters
-from mla_lm.checkpoint import PREFIX, WEIGHTS
+from mla_lm.checkpoint.record import PREFIX, WEIGHTS
 from mla_lm.commands import export, import_
 from mla_lm.config.words import model_words
+from mla_lm.cost import cache_numbers_per_token, count_parameters
 from mla_lm.interop import to_hugging_face
 from mla_lm.interop.foreign import model_section
-from mla_lm.losses import next_token_loss
+from mla_lm.objective.losses import next_token_loss
 from tests.conftest import random_tokens
 from tests.interop.foreign_models import CONFIGS, foreign_folder
 from tests.interop.random_runs import (

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mla_lm.config import GroupedAttentionConfig, MLAConfig, ModelConfig
 from mla_lm.model import attention as attention_module
 from mla_lm.model.attention import build_attention
-from mla_lm.model.cache import Positions
+from mla_lm.model.positions import Positions
 from mla_lm.model.rope import rotary_tables
 from tests.conftest import randomized, tiny_config
 

@@ -12,7 +12,8 @@ from mla_lm.errors import UserError
 from mla_lm.model import Transformer
 from mla_lm.model import attention as attention_module
 from mla_lm.model.attention import attend
-from mla_lm.model.cache import Cache, LayerCache, Positions
+from mla_lm.model.cache import Cache, LayerCache
+from mla_lm.model.positions import Positions
 from tests.conftest import ATTENTION, random_tokens, randomized, tiny_config
 
 CONTEXT = 16

@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mla_lm.accounting import cache_numbers_per_token
 from mla_lm.config import MLAConfig
+from mla_lm.cost import cache_numbers_per_token
 from mla_lm.errors import UserError
 from mla_lm.model import Transformer
 from mla_lm.model.attention import MultiHeadLatentAttention
-from mla_lm.model.cache import Cache, Positions
+from mla_lm.model.cache import Cache
+from mla_lm.model.positions import Positions
 from tests.conftest import ATTENTION, each_attention, random_tokens, randomized, tiny_config
 from tests.model.test_cache import CLOSE, CONTEXT, KINDS, SMALL, Decoding, build, each_path
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mla_lm.model import Routing, Transformer
 from mla_lm.model import attention as attention_module
-from mla_lm.model.cache import Positions
 from mla_lm.model.mtp import MTPModule
+from mla_lm.model.positions import Positions
 from tests.conftest import each_attention, random_tokens, randomized, tiny_config
 
 LENGTH = 9

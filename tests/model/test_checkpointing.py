@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from mla_lm.config import Checkpointing
-from mla_lm.losses import next_token_loss, sequence_balance_loss
 from mla_lm.model import ModelOutput, Transformer
+from mla_lm.objective.losses import next_token_loss, sequence_balance_loss
 from tests.conftest import each_attention, random_tokens, randomized, tiny_config
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mla_lm.losses import next_token_loss
 from mla_lm.model import Transformer
+from mla_lm.objective.losses import next_token_loss
 from tests.conftest import random_tokens, randomized, tiny_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mla_lm.losses import mtp_targets, next_token_loss
 from mla_lm.model import Transformer
 from mla_lm.model import attention as attention_module
+from mla_lm.objective.losses import mtp_targets, next_token_loss
 from tests.conftest import each_attention, random_tokens, randomized, tiny_config
 
 LENGTHS = (5, 7, 4)

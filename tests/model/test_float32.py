@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mla_lm.model import Transformer
-from mla_lm.model.cache import Cache, Positions
-from mla_lm.model.float32 import KeepsFloat32
+from mla_lm.model.cache import Cache
+from mla_lm.model.layers import KeepsFloat32
+from mla_lm.model.positions import Positions
 from tests.conftest import each_attention, random_tokens, randomized, tiny_config
 from tests.model.test_cache import SMALL
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mla_lm.balance import expert_load
 from mla_lm.config import MoEConfig
 from mla_lm.model.moe import MoE, Router
+from mla_lm.objective.balance import expert_load
 
 DIM, INTER_DIM, BATCH, LENGTH = 11, 7, 2, 5
 Execution = Literal["auto", "padded", "grouped_mm", "few_tokens", "gathered", "loop"]

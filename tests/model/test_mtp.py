@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mla_lm.losses import mtp_targets, next_token_loss
 from mla_lm.model import Routing, Transformer
-from mla_lm.model.cache import Positions
 from mla_lm.model.mtp import MTPModule
+from mla_lm.model.positions import Positions
+from mla_lm.objective.losses import mtp_targets, next_token_loss
 from tests.conftest import random_tokens, randomized, tiny_config
 
 DEPTH = 2

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mla_lm import losses
 from mla_lm.model import Transformer
-from mla_lm.model.norm import RMSNorm
+from mla_lm.model.layers import RMSNorm
+from mla_lm.objective import losses
 from tests.conftest import each_attention, random_tokens, randomized, tiny_config
 
 

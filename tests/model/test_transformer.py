@@ -5,8 +5,8 @@ import torch
 
 from mla_lm import load_config
 from mla_lm.errors import UserError
-from mla_lm.losses import next_token_loss
 from mla_lm.model import Transformer
+from mla_lm.objective.losses import next_token_loss
 from tests.conftest import each_attention, random_tokens, randomized, tiny_config
 
 

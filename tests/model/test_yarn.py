@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mla_lm import load_checkpoint, load_config
-from mla_lm.cli import validate
 from mla_lm.config import ModelConfig, RunConfig, YarnConfig
+from mla_lm.config.compose import validate
 from mla_lm.config.model import PlainRopeConfig
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError

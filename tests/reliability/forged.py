@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mla_lm import checkpoint_file
-from mla_lm.checkpoint import RECORD
+from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.record import RECORD
 
 Forgery = Callable[[Path, Path], None]  # (a good checkpoint, where to write)
 

@@ -15,7 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from mla_lm.checkpoint import Record, newest
+from mla_lm.checkpoint.record import Record, newest
 from mla_lm.training.checkpoint_io import CheckpointFiles
 from mla_lm.training.checkpoints import Checkpoints
 from mla_lm.training.module import LanguageModel

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mla_lm import checkpoint_file
-from mla_lm.checkpoint import RECORD, newest, step_of
+from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.record import RECORD, newest, step_of
 from tests.processes import ROOT
 from tests.reliability import child
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from mla_lm import checkpoint_file
-from mla_lm.checkpoint import newest, read
+from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.record import newest, read
 from mla_lm.errors import UserError
 from tests.reliability.conftest import Reference
 from tests.reliability.record import record

@@ -86,7 +86,7 @@ def test_a_forged_command_line_would_run_if_it_were_taken(
 
 
 def take_every_override() -> None:
-    from mla_lm import checkpoint
+    from mla_lm.checkpoint import record as checkpoint
 
     checkpoint.storable = lambda overrides: overrides
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from mla_lm import atomic, checkpoint_file
+from mla_lm import files as atomic
+from mla_lm.checkpoint import file as checkpoint_file
 from tests.processes import command, environment
 from tests.reliability.conftest import Reference
 from tests.reliability.record import record

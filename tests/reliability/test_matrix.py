@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from mla_lm.ending import STOPPED
+from mla_lm.errors import STOPPED
 from tests.reliability.child import tell_myself
 from tests.reliability.record import record
 from tests.reliability.runs import (

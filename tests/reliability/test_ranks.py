@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from mla_lm.checkpoint import newest
-from mla_lm.ending import STOPPED
+from mla_lm.checkpoint.record import newest
+from mla_lm.errors import STOPPED
 from tests.processes import ROOT, command, environment
 from tests.training.test_bookkeeping import torchrun
 

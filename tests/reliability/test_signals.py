@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from mla_lm import checkpoint_file
-from mla_lm.checkpoint import newest, saved, step_of
-from mla_lm.ending import STOPPED
+from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.record import newest, saved, step_of
+from mla_lm.errors import STOPPED
 from mla_lm.training.module import LanguageModel
 from tests.reliability.child import tell_myself
 from tests.reliability.conftest import Reference

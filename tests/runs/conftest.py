@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mla_lm import checkpoint_file, load_config
+from mla_lm import load_config
+from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.resume import resolve_resume
 from mla_lm.errors import UserError
-from mla_lm.resume import resolve_resume
 from tests.processes import run
 
 STEPS = 12

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mla_lm import checkpoint_file
-from mla_lm.checkpoint import load_checkpoint, locate, newest, read, storable
+from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.record import load_checkpoint, locate, newest, read, storable
 from mla_lm.errors import UserError
 from tests.runs.conftest import STEPS, Run, checkpoint, content, copied, refusal, resolve
 

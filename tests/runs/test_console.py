@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mla_lm import load_config
-from mla_lm.ending import INTERRUPTED
+from mla_lm.errors import INTERRUPTED
 from mla_lm.training.checkpoints import SIGNALS
 from mla_lm.training.run import said_again, what_helps
 from tests.processes import command, environment, run

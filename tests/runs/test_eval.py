@@ -13,17 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mla_lm import Transformer, checkpoint_file, cli, load_checkpoint
+from mla_lm import Transformer, load_checkpoint
+from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.config import EvalConfig, RunConfig
+from mla_lm.config import compose as cli
 from mla_lm.config.words import DATA, LOGGER
 from mla_lm.data import Annotator, EvalLoader, Tokenizer, prepare
 from mla_lm.data.batch import IGNORED
 from mla_lm.data.corpora import open_corpus
-from mla_lm.data.head import place
+from mla_lm.data.split import place
 from mla_lm.errors import UserError
-from mla_lm.evaluation import evaluate, loss_sums
-from mla_lm.evaluation.language_model import exact_matches
+from mla_lm.evaluation import evaluate
 from mla_lm.model import ModelOutput
+from mla_lm.objective.metrics import exact_matches, loss_sums
 from tests.conftest import random_tokens, randomized, tiny_config
 from tests.processes import run
 from tests.runs.conftest import STEPS, Run, checkpoint, content, copied, logged

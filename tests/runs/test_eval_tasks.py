@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mla_lm import checkpoint_file
-from mla_lm.checkpoint import RECORD
+from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.record import RECORD
 from mla_lm.commands import export
 from tests.processes import run
 from tests.runs.conftest import STEPS, Run, copied, logged, refusal, write_corpus

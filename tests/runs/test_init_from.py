@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mla_lm import cli, load_checkpoint
+from mla_lm import load_checkpoint
+from mla_lm.checkpoint.init_from import EXTEND
 from mla_lm.commands import export
 from mla_lm.config import EvalConfig, YarnConfig
+from mla_lm.config import compose as cli
 from mla_lm.evaluation.subject import load_subject
-from mla_lm.init_from import EXTEND
 from tests.runs.conftest import Run, checkpoint, logged, refusal, train_here
 
 LONGER = (EXTEND, "data.seq_len=80")  # of 32

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from mla_lm import checkpoint_file, load_checkpoint
-from mla_lm.checkpoint import RECORD, newest
+from mla_lm import load_checkpoint
+from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.record import RECORD, newest
 from mla_lm.commands import export
 from tests.processes import run
 from tests.reliability.runs import differences

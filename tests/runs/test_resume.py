@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mla_lm.atomic import claimed
-from mla_lm.checkpoint import newest
+from mla_lm.checkpoint.record import newest
+from mla_lm.files import claimed
 from tests.processes import command, environment, run
 from tests.reliability.runs import differences, state
 from tests.runs.conftest import (

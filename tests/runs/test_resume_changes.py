@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mla_lm import checkpoint_file
+from mla_lm.checkpoint import file as checkpoint_file
 from tests.runs.conftest import (
     STEPS,
     Run,

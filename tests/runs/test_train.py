@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mla_lm import balance, load_checkpoint, load_config
+from mla_lm import load_checkpoint, load_config
 from mla_lm.ablation.runner import PROGRESS
-from mla_lm.accounting import count_parameters
-from mla_lm.checkpoint import newest
+from mla_lm.checkpoint.record import newest
 from mla_lm.config import RunConfig
+from mla_lm.cost import count_parameters
 from mla_lm.data import Tokenizer, TrainLoader, prepare
 from mla_lm.errors import UserError
+from mla_lm.objective import balance
 from tests.processes import run
 from tests.runs.conftest import (
     EPOCH,

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mla_lm import checkpoint_file
-from mla_lm.checkpoint import newest
+from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.record import newest
 from tests.processes import command, environment
 
 STEPS = 20

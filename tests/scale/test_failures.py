@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from torch.distributed import HashStore
 
-from mla_lm.atomic import claimed
-from mla_lm.ending import INTERRUPTED
-from mla_lm.errors import UserError
-from mla_lm.ranks import _one_speaker
+from mla_lm.errors import INTERRUPTED, UserError
+from mla_lm.files import claimed
+from mla_lm.training.processes import _one_speaker
 from tests.scale.runs import DDP, ended, start, write_text
 
 

@@ -9,9 +9,8 @@ from torch.distributed import run
 
 from mla_lm import load_config
 from mla_lm.config import TrainerConfig
-from mla_lm.ending import INTERRUPTED, STOPPED, UNREAD
-from mla_lm.errors import UserError
-from mla_lm.ranks import BY_TORCHRUN, _explain, launched
+from mla_lm.errors import INTERRUPTED, STOPPED, UNREAD, UserError
+from mla_lm.training.processes import BY_TORCHRUN, _explain, launched
 from tests.scale.runs import by_hand
 
 

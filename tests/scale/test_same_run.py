@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mla_lm.ending import STOPPED
+from mla_lm.errors import STOPPED
 from tests.processes import ROOT, environment
 from tests.scale.runs import (
     DDP,

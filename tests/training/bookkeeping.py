@@ -17,12 +17,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from mla_lm import balance
-from mla_lm.checkpoint import Record
+from mla_lm.checkpoint.record import Record
 from mla_lm.config import RunConfig
 from mla_lm.data import Annotator, Tokenizer
 from mla_lm.data.corpora.synthetic import FILLER
 from mla_lm.model import Transformer
+from mla_lm.objective import balance
 from mla_lm.training.module import LanguageModel
 from tests.conftest import TINY, load_config, randomized
 

@@ -17,7 +17,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from mla_lm.checkpoint import Record
+from mla_lm.checkpoint.record import Record
 from mla_lm.model.moe import Router
 from mla_lm.training.loss_spikes import LossSpikes
 from mla_lm.training.module import LanguageModel

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mla_lm.checkpoint import Record
+from mla_lm.checkpoint.record import Record
 from mla_lm.training.expert_load import ExpertLoad
 from mla_lm.training.loss_spikes import LossSpikes
 from mla_lm.training.module import LanguageModel

@@ -6,8 +6,8 @@ from typing import Any
 import lightning as L
 import pytest
 
-from mla_lm import checkpoint_file
-from mla_lm.checkpoint import read
+from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.record import read
 from mla_lm.errors import UserError
 from mla_lm.training.checkpoint_io import CheckpointFiles
 from tests.reliability.runs import differences

@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import torch
 
-from mla_lm.checkpoint import Record
+from mla_lm.checkpoint.record import Record
 from mla_lm.errors import UserError
 from mla_lm.training.loss_spikes import LossSpikes
 from mla_lm.training.module import LanguageModel

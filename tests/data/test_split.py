@@ -13,7 +13,7 @@ from mla_lm import load_config
 from mla_lm.config import DataConfig
 from mla_lm.data import Tokenizer, head
 from mla_lm.data.corpora import Corpus, Document
-from mla_lm.data.head import place, read_head
+from mla_lm.data.split import place, read_head
 from mla_lm.errors import UserError
 from tests.data.conftest import END_OF_TEXT, some_text
 from tests.data.splits import hashed

@@ -3,15 +3,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mla_lm.balance import (
-    bias_speed,
+from mla_lm.model import Routing, Transformer
+from mla_lm.objective.balance import (
     dead_experts,
     expert_load,
     load_entropy,
     max_violation,
     update_bias,
 )
-from mla_lm.model import Routing, Transformer
+from mla_lm.objective.schedules import bias_speed
 from tests.conftest import random_tokens, randomized, tiny_config
 
 LOADS = st.lists(st.integers(0, 10**12), min_size=2, max_size=9)

@@ -1,4 +1,4 @@
-"""Malformed command lines, and what is said of each; `tests/test_malformed.py` gives them."""
+"""Malformed command lines and what is said of each; used by `test_malformed.py`."""
 
 LONG = "x" * 5000
 

@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 
 from mla_lm import __main__ as verbs
-from mla_lm import cli
 from mla_lm.commands.generate import Options
 from mla_lm.config import EvalConfig
-from mla_lm.ending import guard
-from mla_lm.errors import UserError
+from mla_lm.config import compose as cli
+from mla_lm.errors import UserError, guard
 from tests.processes import run
 
 

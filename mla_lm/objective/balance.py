@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mla_lm.config import BalanceConfig
 from mla_lm.model.moe import Routing
 
 
@@ -44,15 +43,6 @@ def count(experts: Tensor, n_experts: int, counted: Tensor | None) -> Tensor:
         once = once * counted.unsqueeze(-1)
     counts = experts.new_zeros(len(experts), n_experts)
     return counts.scatter_add_(1, experts.flatten(1), once.flatten(1))
-
-
-def bias_speed(step: int, *, cfg: BalanceConfig, max_steps: int) -> float:
-    """How far biases move at `step`: linearly to 0 over the last `bias_decay_fraction` of the run.
-
-    DeepSeek-V3 kept 1e-3 for 14.3 of 14.8 T tokens, then 0; a short run must move faster at first.
-    """
-    decay_steps = max(1.0, cfg.bias_decay_fraction * max_steps)
-    return cfg.bias_update_speed * min(1.0, max(0, max_steps - step) / decay_steps)
 
 
 def update_bias(bias: Tensor, load: Tensor, *, speed: float) -> None:

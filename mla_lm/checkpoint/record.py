@@ -17,13 +17,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from mla_lm import checkpoint_file
-from mla_lm.atomic import remove_temporaries, replacing
+from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.config import RunConfig
 from mla_lm.config.words import public, public_words
 from mla_lm.data.prepared import sha256
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
+from mla_lm.files import remove_temporaries, replacing
 from mla_lm.model import Transformer
 
 RECORD = "mla_lm"  # the key of the record in the file

@@ -18,11 +18,10 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from mla_lm import mistakes
 from mla_lm.config import CONFIGS, EvalConfig, RunConfig, YarnConfig
+from mla_lm.config import explain as mistakes
 from mla_lm.config.words import quoted
-from mla_lm.ending import STOPPED, guard
-from mla_lm.errors import UserError, one_line
+from mla_lm.errors import STOPPED, UserError, guard, one_line
 
 OTHERS = (ValueError, RecursionError, OSError)  # that composing raises besides Hydra's own
 Config = TypeVar("Config", RunConfig, EvalConfig)

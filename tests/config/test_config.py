@@ -9,8 +9,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from mla_lm import cli, load_config
+from mla_lm import load_config
 from mla_lm.config import EvalConfig, RunConfig, YarnConfig
+from mla_lm.config import compose as cli
 from mla_lm.errors import UserError
 from tests.processes import ROOT, environment
 
@@ -163,7 +164,7 @@ def test_eval_options_compose() -> None:
 def test_configuration_needs_neither_torch_nor_lightning(tmp_path: Path) -> None:
     heavy = "[m for m in ('torch', 'lightning', 'transformers', 'wandb') if m in sys.modules]"
     code = (
-        "import sys, mla_lm, mla_lm.config, mla_lm.cli\n"
+        "import sys, mla_lm, mla_lm.config, mla_lm.config.compose\n"
         f"print({heavy}, 'hydra' in sys.modules)\n"
         "mla_lm.load_config(['model=nano'])\n"
         f"print({heavy})\n"

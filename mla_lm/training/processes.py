@@ -19,8 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from mla_lm.config import TrainerConfig
-from mla_lm.ending import INTERRUPTED, STOPPED, UNREAD
-from mla_lm.errors import UserError
+from mla_lm.errors import INTERRUPTED, STOPPED, UNREAD, UserError
 from mla_lm.machine import accelerator_type
 
 VARIABLES = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mla_lm import load_config
-from mla_lm.checkpoint import Record
+from mla_lm.checkpoint.record import Record
 from mla_lm.config import RunConfig
 from mla_lm.data.corpora.synthetic import FILLER
 from mla_lm.machine import resolve_precision

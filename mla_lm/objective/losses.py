@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mla_lm.balance import count, of_layer
 from mla_lm.data.batch import IGNORED
 from mla_lm.model.moe import Routing
+from mla_lm.objective.balance import count, of_layer
 
 LOGITS = 2**23  # at once
 IN_CACHE = 2**19  # of them, for a CPU

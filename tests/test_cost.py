@@ -6,13 +6,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mla_lm import load_config
-from mla_lm.accounting import (
+from mla_lm.config import ModelConfig
+from mla_lm.cost import (
     cache_numbers_per_token,
     count_parameters,
     describe,
     train_flops_per_token,
 )
-from mla_lm.config import ModelConfig
 from mla_lm.model import Transformer
 from mla_lm.model import attention as attention_module
 from mla_lm.model import experts as experts_module

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mla_lm import cli
+from mla_lm.config import compose as cli
 from mla_lm.config.words import leaves
-from tests.test_config import CONFIGS
+from tests.config.test_config import CONFIGS
 
 KEY = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value> +[^#\s].*)?")
 COMMENT = re.compile(r" # \w")

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mla_lm.atomic import replacing
 from mla_lm.errors import UserError
+from mla_lm.files import replacing
 
 FORMAT = 1
 KEY = "mla_lm"  # the only key of the metadata

@@ -1,6 +1,6 @@
 """Malformed command lines: status 2 and one line that names the key, before torch is imported.
 
-What `tests/test_overrides.py` says of values and rules is not said again here.
+What `tests/config/test_overrides.py` says of values and rules is not said again here.
 """
 
 import json
@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from mla_lm import __main__ as verbs
-from mla_lm import cli
 from mla_lm.config import EvalConfig, RunConfig
+from mla_lm.config import compose as cli
 from mla_lm.config.words import DATA, LOGGER
-from tests.malformed_lines import ELSEWHERE, REFUSED, TYPOS
+from tests.config.malformed_lines import ELSEWHERE, REFUSED, TYPOS
 from tests.processes import environment, run
 
 SECONDS = 2.0
@@ -115,7 +115,7 @@ def test_mistake_is_named_first(line: str, capsys: pytest.CaptureFixture[str]) -
 def test_none_of_them_needs_torch(tmp_path: Path) -> None:
     code = (
         "import json, sys\n"
-        "from tests.test_malformed import start\n"
+        "from tests.config.test_malformed import start\n"
         "for line in json.load(sys.stdin):\n"
         "    try:\n"
         "        start(line)\n"

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import Optimizer
 
-from mla_lm import optim
 from mla_lm.config import LossConfig, OptimConfig
 from mla_lm.model import Transformer
-from mla_lm.optim import build_optimizer, build_schedule, lr_multiplier, mtp_weight, orthogonalize
+from mla_lm.objective import optimizer as optim
+from mla_lm.objective.optimizer import build_optimizer, orthogonalize
+from mla_lm.objective.schedules import build_schedule, lr_multiplier, mtp_weight
 from tests.conftest import tiny_config
 
 FRACTIONS = st.floats(0, 1)

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mla_lm import losses
 from mla_lm.data.batch import IGNORED
-from mla_lm.losses import (
+from mla_lm.model import Routing
+from mla_lm.objective import losses
+from mla_lm.objective.losses import (
     head_loss,
     mtp_targets,
     next_token_loss,
     sequence_balance_loss,
     switch_balance_loss,
 )
-from mla_lm.model import Routing
 
 
 def routing_of(scores: Tensor, top_k: int) -> Routing:

@@ -6,9 +6,9 @@ Only its context may grow: `model/rope=yarn` stretches the positions to `data.se
 
 from collections.abc import Sequence
 
-from mla_lm.checkpoint import RECORD, locate, read
-from mla_lm.cli import load_config
+from mla_lm.checkpoint.record import RECORD, locate, read
 from mla_lm.config import ModelConfig, RunConfig
+from mla_lm.config.compose import load_config
 from mla_lm.config.words import OF_TOKENIZER, model_words, quoted, tokenizer_words
 from mla_lm.errors import UserError
 

@@ -1,44 +1,19 @@
-"""AdamW and Muon in one optimizer, and schedules as pure functions step -> multiplier."""
+"""AdamW and Muon in one optimizer."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
-from torch.optim.lr_scheduler import LambdaLR
 
-from mla_lm.config import LossConfig, OptimConfig
+from mla_lm.config import OptimConfig
 from mla_lm.machine import resolve_precision
-from mla_lm.sharding import part, whole
+from mla_lm.model.sharding import part, whole
 
 MUON_MOMENTUM = 0.95
-
-
-def lr_multiplier(step: int, *, cfg: OptimConfig, max_steps: int) -> float:
-    """Multiplier of `cfg.lr` for optimizer step `step` (from 0): warm-up, then cosine or WSD.
-
-    `cosine` decays from the end of the warm-up on; `wsd` stays at 1 and falls linearly over the
-    last `decay_fraction` of the run. Both end at `min_lr_ratio`.
-    """
-    warmup_steps = round(cfg.warmup_fraction * max_steps)
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    decay_steps = max_steps - warmup_steps
-    if cfg.schedule == "wsd":
-        decay_steps = min(decay_steps, round(cfg.decay_fraction * max_steps))
-    left = min(1.0, max(0, max_steps - step) / max(1, decay_steps))
-    shape = left if cfg.schedule == "wsd" else 0.5 * (1 - math.cos(math.pi * left))
-    return cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * shape
-
-
-def mtp_weight(step: int, *, cfg: LossConfig, max_steps: int) -> float:
-    """Weight of the MTP loss at `step`: DeepSeek-V3 used 0.3 for 10 of 14.8 T tokens, then 0.1."""
-    return cfg.mtp_weight if step < cfg.mtp_switch * max_steps else cfg.mtp_final_weight
 
 
 class MuonAdamW(Optimizer):
@@ -178,8 +153,3 @@ def build_optimizer(model: nn.Module, cfg: OptimConfig) -> Optimizer:
             for name, sizes in getattr(module, "row_parts", {}).items()
         },
     )
-
-
-def build_schedule(optimizer: Optimizer, cfg: OptimConfig, *, max_steps: int) -> LambdaLR:
-    """The learning-rate schedule, stepped once per optimizer step."""
-    return LambdaLR(optimizer, partial(lr_multiplier, cfg=cfg, max_steps=max_steps))

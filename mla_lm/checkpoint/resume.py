@@ -11,13 +11,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mla_lm.checkpoint import CONFIG_FILE, RECORD, STEP, locate, newest, read, run_folder, saved
-from mla_lm.cli import load_config
+from mla_lm.checkpoint.record import (
+    CONFIG_FILE,
+    RECORD,
+    STEP,
+    locate,
+    newest,
+    read,
+    run_folder,
+    saved,
+)
 from mla_lm.config import RunConfig
+from mla_lm.config.compose import load_config
+from mla_lm.config.explain import nearest, shown
 from mla_lm.config.words import leaves, quoted
 from mla_lm.errors import UserError
 from mla_lm.machine import accelerator_type, environment, resolve_precision
-from mla_lm.mistakes import nearest, shown
 
 NEVER = ("model.", "optim.", "data.kind", "data.val_fraction", "data.tokenizer.")
 UNLESS_ALLOWED = ("balance.", "loss.", "data.", "seed", "trainer.accumulate_grad_batches")

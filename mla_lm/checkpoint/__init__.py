@@ -1,0 +1,1 @@
+"""Checkpoints: the file, the record of a run, finding, resuming and starting from it."""

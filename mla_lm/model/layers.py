@@ -1,0 +1,46 @@
+"""What every block is built of: RMSNorm, SwiGLU, and buffers that stay float32."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm (arXiv 1910.07467), (..., dim) -> (..., dim) in the type of the input.
+
+    Fused kernels want weight and input of one type, and sum in float32 whatever that type is.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps)
+
+
+class SwiGLU(nn.Module):
+    """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x)), (..., dim) -> (..., dim)."""
+
+    def __init__(self, dim: int, inter_dim: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, inter_dim, bias=False)
+        self.up_proj = nn.Linear(dim, inter_dim, bias=False)
+        self.down_proj = nn.Linear(inter_dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class KeepsFloat32(nn.Module):
+    """A module whose own buffers stay as they are under `.to(bfloat16)`; they still move devices.
+
+    A bias of selection sticks in bfloat16 as it grows, and rotary angles lose whole turns.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before = dict(self.named_buffers(recurse=False))
+        nn.Module._apply(self, fn, recurse)
+        for name, buffer in before.items():
+            after = getattr(self, name)
+            if after.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(after.device))
+        return self

@@ -1,0 +1,84 @@
+"""Language-model metrics summed over tokens, so that batch size and padding cannot change them.
+
+B batch, T tokens, V vocabulary.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mla_lm.data.batch import IGNORED, Batch
+from mla_lm.objective.losses import mtp_targets
+
+
+class Sums(NamedTuple):
+    """What batches add up to; `loss_sums` gives it as a tensor."""
+
+    nats: float
+    tokens: float
+    bytes: float  # of text
+    right: float  # answers whose every token is the greedy choice
+    answers: float  # runs of labels that count
+
+
+N_SUMS = len(Sums._fields)
+
+
+def loss_sums(logits: Tensor, labels: Tensor, byte_lengths: Tensor) -> Tensor:
+    """`Sums` over a batch, (5,) float64; labels that are `IGNORED` do not count.
+
+    logits (B, T, V), labels (B, T), byte_lengths (V,) the bytes of text behind each id.
+    """
+    flat = logits.float().flatten(0, 1)
+    nats = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    counted = labels[labels != IGNORED]
+    sums = (nats, nats.new_tensor(counted.numel()), byte_lengths[counted].sum())
+    return torch.stack([part.double() for part in (*sums, *exact_matches(logits, labels))])
+
+
+def bytes_per_target(labels: Tensor, byte_lengths: Tensor) -> Tensor:
+    """Mean bytes of text behind the labels (B, T) that are not `IGNORED`: float32 scalar."""
+    counted = labels != IGNORED
+    lengths = byte_lengths[labels.where(counted, 0)] * counted
+    return lengths.sum().float() / counted.sum().clamp(min=1)
+
+
+def exact_matches(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Answers whose every token is the greedy choice, and all answers: int64 scalars.
+
+    logits (B, T, V), labels (B, T); an answer is a run of labels that are not `IGNORED`.
+    """
+    counted = labels != IGNORED
+    starts = counted & ~F.pad(counted, (1, 0))[:, :-1]
+    answer = starts.flatten().cumsum(dim=0)  # which answer a token belongs to, from 1
+    wrong = counted & (logits.argmax(dim=-1) != labels)
+    missed = torch.zeros_like(answer).index_fill(0, answer[wrong.flatten()] - 1, 1)
+    return answer[-1] - missed.sum(), answer[-1]
+
+
+def summarize(sums: Tensor, *, graded: bool) -> dict[str, float]:
+    """Mean loss in nats a token, perplexity and bits per byte, from summed `loss_sums`.
+
+    `val/exact_match`, the share of right answers, only where answers are graded.
+    """
+    total = Sums(*sums.tolist())
+    metrics = {
+        "val/loss": total.nats / total.tokens,
+        "val/perplexity": math.exp(min(total.nats / total.tokens, 700.0)),
+        "val/bpb": total.nats / math.log(2) / total.bytes,
+    }
+    if graded:
+        metrics["val/exact_match"] = total.right / total.answers
+    return metrics
+
+
+def kept_drafts(drafts: Tensor, greedy: Tensor, batch: Batch, *, depth: int) -> Tensor:
+    """How many of the drafts (B, T - depth) are the main model's choice (B, T), and of how many.
+
+    Those whose target does not count are left out. Returns (2,) int64.
+    """
+    counted = mtp_targets(batch.labels, depth, batch.documents) != IGNORED
+    return torch.stack([(counted & (drafts == greedy[:, depth:])).sum(), counted.sum()])
