@@ -41,7 +41,6 @@ class Options(BaseModel):
     precision: Literal["auto", "32-true", "bf16-true"] = Field(
         "auto", description="auto | 32-true | bf16-true"
     )
-    graph: bool = Field(False, description="on a GPU: replay a step as a CUDA graph")
     seed: int = Field(0, ge=0, lt=2**32, description="of the sampling")
 
 
@@ -94,7 +93,6 @@ def _complete(
         stops=options.stop,
         n_drafts=options.n_drafts,
         seed=options.seed,
-        graph=options.graph,
     )
     texts = list(completion.prompts)
     if len(texts) == 1:

@@ -7,8 +7,7 @@ distributed as without them, and the caches are cut back to what was kept, row b
 B rows, D = n_drafts, V vocabulary. A row that holds n tokens has n - 1 of them in the cache.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,10 +16,9 @@ from torch import Tensor
 
 from mla_lm.errors import UserError
 from mla_lm.generation.drafting import Drafter
-from mla_lm.generation.recorded import Recorded
 from mla_lm.generation.sampling import Sampling, choose, verify
 from mla_lm.machine import kernels_for
-from mla_lm.model import ModelOutput, Transformer
+from mla_lm.model import Transformer
 
 
 class Counts(NamedTuple):
@@ -46,8 +44,7 @@ class Decoder:
     """Iterate over it for `{row: new ids}`, one step at a time, until every row has ended.
 
     A row ends with the id `stop`, after `max_new_tokens`, one token past the context, or by
-    `finish`. `first` (B, at most V) bool limits a row's first new token to the ids it marks. With
-    `graph` the model's passes behind the prompts are replayed as a CUDA graph, see `Recorded`.
+    `finish`. `first` (B, at most V) bool limits a row's first new token to the ids it marks.
     Raises UserError for an empty prompt, one longer than the context, or impossible options.
     """
 
@@ -63,7 +60,6 @@ class Decoder:
         seed: int = 0,
         first: Tensor | None = None,
         absorb: bool | None = None,
-        graph: bool = False,
     ) -> None:
         sampling.check()
         context = model.cfg.max_seq_len
@@ -86,9 +82,6 @@ class Decoder:
         self.tokens = torch.tensor(padded, device=device)  # (B, width)
         self.cache = model.new_cache(len(prompts), self.capacity, absorb=absorb)
         self.drafter = Drafter(model, len(prompts), self.capacity, n_drafts) if n_drafts else None
-        self.forward: Callable[[Tensor], ModelOutput] = (
-            Recorded(model, self.cache) if graph else partial(model, cache=self.cache)
-        )
         self.counts = Counts(0, 0, (0,) * n_drafts, (0,) * n_drafts)
 
     def __iter__(self) -> Iterator[dict[int, list[int]]]:
@@ -128,7 +121,7 @@ class Decoder:
         newest = torch.tensor(self.lengths, device=self.tokens.device) - 1
         places = newest.unsqueeze(1) + torch.arange(n_drafts + 1, device=newest.device)
         tokens = self.tokens.gather(1, places)  # (B, k + 1)
-        out = self.forward(tokens)
+        out = self.model(tokens, cache=self.cache)
         assert out.logits is not None
         if self.drafter is not None:
             self.drafter.see(out.mtp_input, [length - 1 for length in self.lengths])
@@ -198,7 +191,6 @@ def generate(
     stop: int | None = None,
     n_drafts: int = 0,
     seed: int = 0,
-    graph: bool = False,
 ) -> Tensor:
     """Continue tokens (B, T) by up to `max_new_tokens`: (B, T + n) int64.
 
@@ -216,7 +208,6 @@ def generate(
         stop=stop,
         n_drafts=n_drafts,
         seed=seed,
-        graph=graph,
     )
     for new in decoder:
         for row, ids in new.items():

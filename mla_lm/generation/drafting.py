@@ -55,7 +55,7 @@ class Drafter:
         state = self.states[rows.unsqueeze(1), window]
         probabilities = []
         for depth, cache in enumerate(self.caches, start=1):
-            state = self.model.further(
+            state = self.model.mtp_step(
                 depth, state, tokens.gather(1, window + depth), cache=cache
             )  # (B, T, dim)
             logits = self.model.lm_head(state[rows, newest])

@@ -72,7 +72,6 @@ class Completion:
         stops: Sequence[str] = (),
         n_drafts: int = 0,
         seed: int = 0,
-        graph: bool = False,
     ) -> None:
         self.prompts = [prompt.removesuffix(" ") for prompt in prompts]  # what pieces follow
         encoded = [tokenizer.encode_prompt(prompt) for prompt in prompts]
@@ -90,7 +89,6 @@ class Completion:
             n_drafts=n_drafts,
             seed=seed,
             first=first.to(model.embed.weight.device),
-            graph=graph,
         )
 
     def __iter__(self) -> Iterator[tuple[int, str]]:

@@ -31,15 +31,14 @@ class LayerCache:
                 rows = torch.arange(len(kept), device=kept.device).unsqueeze(1)
                 kept[rows, :, at.slots] = tensor.transpose(1, 2).to(kept.dtype)
         pairs = zip(self.tensors, new, strict=True)
-        return tuple(kept[:, :, : at.n_held].type_as(tensor) for kept, tensor in pairs)
+        return tuple(kept[:, :, : at.cache_len].type_as(tensor) for kept, tensor in pairs)
 
 
 class Cache:
     """The layers' caches and how many tokens each row holds (`lengths`).
 
     `absorb` makes MLA attend in latent space (True), through keys and values (False), or choose
-    by the number of new tokens (None). While `held` has the lengths as a tensor (B,), they are read
-    from it on its device, and all shapes follow from the capacity alone.
+    by the number of new tokens (None).
     """
 
     def __init__(
@@ -55,8 +54,7 @@ class Cache:
     ) -> None:
         self.capacity, self.dtype = capacity, dtype
         self.lengths = [0] * batch_size
-        self.held: Tensor | None = None
-        shapes = [(batch_size, heads, capacity, width) for heads, width in kept_widths(cfg)]
+        shapes = [(batch_size, heads, capacity, width) for heads, width in cached_widths(cfg)]
         self.layers = [
             LayerCache(
                 [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes], absorb=absorb
@@ -83,19 +81,15 @@ class Cache:
             if longest > limit:
                 raise UserError(f"{longest} tokens exceed {name}={limit}")
         self.lengths = [length + n_new for length in before]
-        held = self.held
-        if held is None and len(set(before)) < 2:
+        if len(set(before)) < 2:
             slots = slice(longest - n_new, longest)
             mask = None
             if 1 < n_new < longest:
                 shape = (1, 1, n_new, longest)
                 mask = torch.ones(shape, dtype=torch.bool, device=cos.device).tril(longest - n_new)
             return Positions(cos[slots], sin[slots], mask, slots, longest)
-        if held is None:
-            held = torch.tensor(before, device=cos.device)
-        else:
-            longest = self.capacity
-        where = held.unsqueeze(1) + torch.arange(n_new, device=cos.device)  # (B, T)
+        starts = torch.tensor(before, device=cos.device).unsqueeze(1)
+        where = starts + torch.arange(n_new, device=cos.device)  # (B, T)
         mask = torch.arange(longest, device=cos.device) <= where.unsqueeze(-1)  # (B, T, L)
         return Positions(cos[where], sin[where], mask.unsqueeze(1), where, longest)
 
@@ -113,7 +107,7 @@ class Cache:
         self.lengths = [self.lengths[row] for row in rows]
 
 
-def kept_widths(cfg: ModelConfig) -> list[tuple[int, int]]:
+def cached_widths(cfg: ModelConfig) -> list[tuple[int, int]]:
     """Heads and width of each tensor a layer keeps."""
     attention = cfg.attention
     if isinstance(attention, MLAConfig):

@@ -35,22 +35,19 @@ class Experts(nn.Module):
         inputs = x.to(dtype)
         matrices: list[Tensor] = [self.gate_up_proj, self.down_proj]
         way = fastest(inputs, matrices[0]) if self.execution == "auto" else self.execution
-        if way not in ("few_tokens", "gathered"):  # there autocast converts the chosen ones only
+        if way != "few_tokens":  # there autocast converts the chosen ones only
             matrices = [matrix.to(dtype) for matrix in matrices]
         return WAYS[way](inputs, experts, weights, *matrices).type_as(x)
 
 
 def fastest(x: Tensor, gate_up: Tensor) -> str:
     """The way that takes least for tokens x (N, dim) and gate_up (E, 2 * inter_dim, dim)."""
-    few, on_gpu = 0 < len(x) < ROW_BLOCK, x.device.type == "cuda"
     aligned = gate_up.shape[1] % (2 * ALIGNED) == gate_up.shape[2] % ALIGNED == 0
-    if on_gpu and x.dtype == torch.bfloat16 and aligned:
+    if x.device.type == "cuda" and x.dtype == torch.bfloat16 and aligned:
         major, _ = torch.cuda.get_device_capability(x.device)
         if major in (9, 10):  # elsewhere it is a loop that waits
             return "grouped_mm"
-    if few:
-        return "gathered" if on_gpu else "few_tokens"
-    return "padded"
+    return "few_tokens" if 0 < len(x) < ROW_BLOCK else "padded"
 
 
 def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -86,16 +83,6 @@ def few_tokens(
     y = torch.cat([F.linear(part, down[expert]) for part, expert in rows])
     weighted = y * weights.flatten()[slots].unsqueeze(-1)
     return torch.zeros_like(x, dtype=weighted.dtype).index_add(0, token, weighted)
-
-
-def gathered(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """For decoding on a GPU: a copy of the matrices of every slot, and no wait for the choice."""
-    n_tokens, top_k = experts.shape
-    chosen = experts.flatten()
-    inputs = x.repeat_interleave(top_k, dim=0).unsqueeze(-1)  # (N * K, dim, 1)
-    gate, up = torch.bmm(gate_up[chosen], inputs).chunk(2, dim=1)
-    y = torch.bmm(down[chosen], F.silu(gate) * up).view(n_tokens, top_k, -1)
-    return (y * weights.unsqueeze(-1)).sum(dim=1)
 
 
 def grouped_mm(
@@ -200,5 +187,4 @@ WAYS = {
     "padded": padded,
     "grouped_mm": grouped_mm,
     "few_tokens": few_tokens,
-    "gathered": gathered,
 }

@@ -43,7 +43,7 @@ class Router(KeepsFloat32):
         moe = self.moe
         with torch.autocast(x.device.type, enabled=False):  # bf16 scores would tie and flip experts
             scores = F.linear(x.float(), self.weight.float()).sigmoid()  # (B, T, E)
-        experts = self.in_turn(scores) if moe.force_balance else self.best(scores.detach())
+        experts = self.round_robin(scores) if moe.force_balance else self.best(scores.detach())
         weights = scores.gather(-1, experts)  # unbiased
         if moe.norm_topk:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
@@ -54,7 +54,7 @@ class Router(KeepsFloat32):
         choice = self.keep_best_groups(scores + self.e_score_correction_bias)
         return choice.topk(self.moe.n_activated_experts, dim=-1, sorted=False).indices
 
-    def in_turn(self, scores: Tensor) -> Tensor:
+    def round_robin(self, scores: Tensor) -> Tensor:
         """Experts (B, T, K) one after the other whatever they score: a ceiling of throughput."""
         batch, n_tokens, n_experts = scores.shape
         top_k = self.moe.n_activated_experts

@@ -12,4 +12,4 @@ class Positions(NamedTuple):
     sin: Tensor
     mask: Tensor | None = None  # (1 | B, 1, T, L) what may be attended to; None: all that came
     slots: slice | Tensor = slice(0)  # of a cache: the same in all rows, or (B, T)
-    n_held: int = 0  # L, the new tokens included
+    cache_len: int = 0  # L, the new tokens included

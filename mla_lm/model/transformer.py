@@ -70,7 +70,7 @@ class Transformer(KeepsFloat32):
 
         With documents (B, T), the number of the document a token belongs to, attention stays
         inside a document. With a cache the tokens follow those it holds and are added to it; the
-        MTP modules then run by `further` only. `checkpointing` keeps only the input of each block
+        MTP modules then run by `mtp_step` only. `checkpointing` keeps only the input of each block
         for the backward pass, which runs it again. Raises UserError beyond `max_seq_len` tokens.
         """
         n_tokens = tokens.shape[1]
@@ -124,7 +124,7 @@ class Transformer(KeepsFloat32):
             fully_shard(module, mesh=mesh)
         fully_shard(self, mesh=mesh)
 
-    def at_nodes(self, tokens: Tensor, positions: Tensor, seen: Tensor | None) -> Tensor:
+    def forward_tree(self, tokens: Tensor, positions: Tensor, seen: Tensor | None) -> Tensor:
         """Final hidden states (B, T, dim) of rows that are no plain texts.
 
         tokens (B, T) stand at positions (B, T); token i attends to those where seen (B, T, T)
@@ -140,7 +140,7 @@ class Transformer(KeepsFloat32):
             x, _ = run(block, x, at=at)
         return self.norm(x)
 
-    def further(self, depth: int, state: Tensor, tokens: Tensor, *, cache: Cache) -> Tensor:
+    def mtp_step(self, depth: int, state: Tensor, tokens: Tensor, *, cache: Cache) -> Tensor:
         """State of MTP depth 1.. at the positions behind those its own cache holds: (B, T, dim).
 
         state (B, T, dim) of the depth before, or `ModelOutput.mtp_input`; tokens (B, T): at

@@ -52,18 +52,6 @@ def test_ways_through_the_cache_agree(attention: tuple[str, ...]) -> None:
     assert free == latent == keys
 
 
-@each_attention
-@pytest.mark.parametrize("n_drafts", [0, 1])
-def test_a_pass_over_the_whole_capacity_changes_nothing(
-    attention: tuple[str, ...], n_drafts: int
-) -> None:
-    """What a CUDA graph replays; rows leave on the way."""
-    model = random_model(*attention, "model.mtp_depth=1", "model.ffn.execution=gathered")
-    prompts = random_prompts(RAGGED, seed=4)
-    stop, expected = ends_early(model, prompts, 8)
-    assert decode(model, prompts, 8, stop=stop, n_drafts=n_drafts, graph=True) == expected
-
-
 def ends_early(model: Transformer, prompts: list[Ids], n_new: int) -> tuple[int, list[Ids]]:
     """An id that ends some rows at different steps and others not, and the rows cut at it."""
     free = [greedy_by_hand(model, prompt, n_new) for prompt in prompts]

@@ -256,14 +256,14 @@ def test_what_rests_on_rejected_drafts_is_found_where_it_is_kept(trained: Transf
 def test_a_shifted_embedding_is_found(
     trained: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = Transformer.further
+    honest = Transformer.mtp_step
 
     def shifted(
         self: Transformer, depth: int, state: Tensor, tokens: Tensor, *, cache: Cache
     ) -> Tensor:
         return honest(self, depth, state, tokens.roll(1, dims=1), cache=cache)
 
-    monkeypatch.setattr(Transformer, "further", shifted)
+    monkeypatch.setattr(Transformer, "mtp_step", shifted)
     recording = record(trained, counting_prompts((6, 6)), n_drafts=1)
     with pytest.raises(AssertionError):
         check_drafts(trained, recording.steps)

@@ -74,7 +74,7 @@ def check_mtp(model: Transformer, size: int, *, absorb: bool | None = None) -> N
             tokens[:, depth:].split(size, dim=1),
             strict=True,
         )
-        state = torch.cat([model.further(depth, *chunk, cache=held) for chunk in chunks], dim=1)
+        state = torch.cat([model.mtp_step(depth, *chunk, cache=held) for chunk in chunks], dim=1)
         torch.testing.assert_close(state, expected[depth - 1], **CLOSE)
         assert held.lengths == [CONTEXT - depth] * 2
 
@@ -98,12 +98,12 @@ def test_mtp_modules_that_read_the_wrong_token_are_found(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     model = build(*KINDS[name])
-    honest = Transformer.further
+    honest = Transformer.mtp_step
 
     def late(self: Transformer, depth: int, state: Tensor, tokens: Tensor, cache: Cache) -> Tensor:
         return honest(self, depth, state, tokens.roll(1, dims=1), cache=cache)
 
-    monkeypatch.setattr(Transformer, "further", late)
+    monkeypatch.setattr(Transformer, "mtp_step", late)
     with pytest.raises(AssertionError, match="not close"):
         check_mtp(model, 3)
 
@@ -114,11 +114,11 @@ def test_ragged_mtp_rows_go_on_as_if_alone() -> None:
     tokens, lengths = random_tokens(model.cfg, 3, CONTEXT), [9, 2, 5]
     full = model(tokens)
     held = model.new_cache(3, CONTEXT, mtp=True)
-    model.further(1, full.mtp_input[:, :9], tokens[:, 1:10], cache=held)
+    model.mtp_step(1, full.mtp_input[:, :9], tokens[:, 1:10], cache=held)
     held.truncate(lengths)
     where = torch.tensor(lengths)[:, None] + torch.arange(4)
     rows = torch.arange(3)[:, None]
-    state = model.further(1, full.mtp_input[rows, where], tokens[rows, where + 1], cache=held)
+    state = model.mtp_step(1, full.mtp_input[rows, where], tokens[rows, where + 1], cache=held)
     torch.testing.assert_close(state, full.mtp[0][rows, where], **CLOSE)
 
 
@@ -131,7 +131,7 @@ def test_mtp_modules_refuse_what_does_not_fit(capacity: int, name: str) -> None:
     n_new = min(capacity, CONTEXT) + 1
     state, tokens = torch.zeros(1, n_new, model.cfg.dim), random_tokens(model.cfg, 1, n_new)
     with pytest.raises(UserError) as caught:
-        model.further(1, state, tokens, cache=held)
+        model.mtp_step(1, state, tokens, cache=held)
     assert str(caught.value) == f"{n_new} tokens exceed {name}"
 
 
@@ -171,14 +171,14 @@ def build_mla(changes: dict[str, int]) -> tuple[MultiHeadLatentAttention, MLACon
 @each_shape
 def test_absorbed_equals_materialised(changes: dict[str, int], n_new: int) -> None:
     layer, mla = build_mla(changes)
-    n_held = 9
+    cache_len = 9
     q_nope = torch.randn(2, n_new, layer.n_heads, mla.qk_nope_head_dim, dtype=torch.float64)
     q_rope = torch.randn(2, n_new, layer.n_heads, mla.qk_rope_head_dim, dtype=torch.float64)
-    kept = torch.randn(2, 1, n_held, layer.kv_lora_rank + layer.rope_dim, dtype=torch.float64)
+    kept = torch.randn(2, 1, cache_len, layer.kv_lora_rank + layer.rope_dim, dtype=torch.float64)
     latent, k_rope = kept.squeeze(1).split((layer.kv_lora_rank, layer.rope_dim), dim=-1)
-    mask = torch.rand(2, 1, n_new, n_held) < 0.6
+    mask = torch.rand(2, 1, n_new, cache_len) < 0.6
     mask[..., 0] = True
-    for allowed in (mask, mask[:1], None)[: 2 + (n_new in (1, n_held))]:
+    for allowed in (mask, mask[:1], None)[: 2 + (n_new in (1, cache_len))]:
         absorbed = layer.absorbed(q_nope, q_rope, kept, allowed)
         materialised = layer.materialised(q_nope, q_rope, latent, k_rope, allowed)
         assert materialised.std() > 0.1
@@ -253,7 +253,7 @@ def test_training_makes_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_cache_of_fewer_bits_serves_a_float32_model(name: str, absorb: bool) -> None:
     model = build(*ATTENTION[name])
     x = torch.randn(2, 9, model.cfg.dim)
-    at = Positions(model.cos[:9], model.sin[:9], slots=slice(0, 9), n_held=9)
+    at = Positions(model.cos[:9], model.sin[:9], slots=slice(0, 9), cache_len=9)
 
     def run(dtype: torch.dtype) -> Tensor:
         held = model.new_cache(2, 9, absorb=absorb).layers[0]

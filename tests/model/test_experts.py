@@ -127,9 +127,9 @@ def test_few_tokens_take_another_way_than_many(n_tokens: int, way: str) -> None:
         ((9, 0), torch.bfloat16, DIM, 1, "grouped_mm"),
         ((10, 0), torch.bfloat16, DIM, 4096, "grouped_mm"),
         ((8, 0), torch.bfloat16, DIM, 4096, "padded"),
-        ((8, 0), torch.bfloat16, DIM, 63, "gathered"),
+        ((8, 0), torch.bfloat16, DIM, 63, "few_tokens"),
         ((9, 0), torch.float32, DIM, 4096, "padded"),
-        ((9, 0), torch.float32, DIM, 1, "gathered"),
+        ((9, 0), torch.float32, DIM, 1, "few_tokens"),
         ((9, 0), torch.bfloat16, DIM + 4, 4096, "padded"),
     ],
 )

@@ -15,7 +15,7 @@ from mla_lm.model.moe import MoE, Router
 from mla_lm.objective.balance import expert_load
 
 DIM, INTER_DIM, BATCH, LENGTH = 11, 7, 2, 5
-Execution = Literal["auto", "padded", "grouped_mm", "few_tokens", "gathered", "loop"]
+Execution = Literal["auto", "padded", "grouped_mm", "few_tokens", "loop"]
 many = settings(max_examples=300)
 
 
@@ -63,7 +63,7 @@ def cases(draw: st.DrawFn) -> Case:
         kept=kept,
         scale=draw(st.sampled_from([1.0, 2.5])),
         norm=draw(st.booleans()),
-        execution=draw(st.sampled_from(["padded", "few_tokens", "gathered", "loop"])),
+        execution=draw(st.sampled_from(["padded", "few_tokens", "loop"])),
     )
     bias = st.floats(-10, 10, width=32)
     biases = draw(st.lists(bias, min_size=n_experts, max_size=n_experts))
