@@ -18,10 +18,10 @@ from mla_lm.interop.weights import require_state, to_hugging_face, write_shards
 def export(
     checkpoint: Path, out: Path, *, dtype: torch.dtype, max_shard_bytes: int, licence: str
 ) -> str:
-    """Write `out`, whole or not at all; the name of the class that runs it.
+    """Write `out`, whole or not at all; return the name of the class that runs it.
 
-    Raises UserError for a model that no class of `transformers` computes exactly, and where `out`
-    holds anything or the file system refuses.
+    Raises UserError for a model that no class of `transformers` computes exactly, or if `out` is
+    not empty or cannot be written.
     """
     record, state, step = read_weights(checkpoint)
     cfg = record.run_config()
@@ -50,7 +50,7 @@ def export(
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int) -> None:
-    """Ours, made to begin every text with the token that separates documents, as in training."""
+    """The run's tokenizer, beginning every text with the separator of documents as in training."""
     bpe = tokenizers.Tokenizer.from_str(tokenizer.json)
     token = bpe.id_to_token(tokenizer.end_of_text)
     bpe.post_processor = tokenizers.processors.TemplateProcessing(
@@ -69,7 +69,7 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int) -> 
 
 
 def _metrics(checkpoint: Path) -> dict[str, Any] | None:
-    """What `eval.py` has measured of this checkpoint."""
+    """What `eval.py` measured on this checkpoint, if it did."""
     try:
         metrics = json.loads((run_folder(checkpoint) / "metrics.json").read_text())
     except (OSError, ValueError):
