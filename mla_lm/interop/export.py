@@ -9,10 +9,12 @@ import torch
 
 from mla_lm.checkpoint.record import read_weights, run_folder
 from mla_lm.data.tokenizer import Tokenizer
+from mla_lm.errors import UserError, one_line
 from mla_lm.files import new_folder
 from mla_lm.interop.card import model_card
 from mla_lm.interop.hf_config import config_dict
-from mla_lm.interop.weights import require_state, to_hugging_face, write_shards
+from mla_lm.interop.weights import to_hugging_face, write_shards
+from mla_lm.model import Transformer
 
 
 def export(
@@ -25,7 +27,11 @@ def export(
     """
     record, state, step = read_weights(checkpoint)
     cfg = record.run_config()
-    require_state(state, cfg.model, where=checkpoint)
+    try:
+        with torch.device("meta"):
+            Transformer(cfg.model).load_state_dict(state, assign=True)  # names and shapes
+    except RuntimeError as error:
+        raise UserError(f"{checkpoint}: {one_line(error)}") from None
     tokenizer = record.own_tokenizer()
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
     config = config_dict(cfg.model) | ends | {"dtype": str(dtype).removeprefix("torch.")}

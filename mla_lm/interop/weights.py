@@ -4,7 +4,7 @@ Importing holds the model and at most `BLOCK` elements of one foreign tensor.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -130,32 +130,27 @@ def read_state(shards: Shards, cfg: ModelConfig) -> dict[str, Tensor]:
 
     Raises UserError naming a tensor that is missing, left over, of another shape or no copy.
     """
-    wanted = _empty_state(cfg)
+    with torch.device("meta"):
+        wanted = Transformer(cfg).state_dict()
     plan = {name: parts(name, cfg) for name in _own_names(wanted, cfg)}
-    copy_of = {part.name: part.copy for found in plan.values() for part in found}
+    copy_of = {part.name: part.copy for pieces in plan.values() for part in pieces}
     optional = {name for name, copy in copy_of.items() if copy}
-    _require_same(shards.file_of.keys() - optional, copy_of.keys() - optional, shards.folder)
-    state = {name: _assembled(shards, found, wanted[name]) for name, found in plan.items()}
+    found, needed = shards.file_of.keys() - optional, copy_of.keys() - optional
+    for names, what in ((found - needed, "that are not used"), (needed - found, "missing")):
+        if names:
+            few = ", ".join(sorted(names)[:8]) + (", ..." if len(names) > 8 else "")
+            raise UserError(f"{shards.folder}: tensors {what} ({len(names)}): {few}")
+    state = {name: _assembled(shards, pieces, wanted[name]) for name, pieces in plan.items()}
     if cfg.tie_embeddings:
         state["lm_head.weight"] = state["embed.weight"]
     return state
 
 
-def require_state(state: Mapping[str, Tensor], cfg: ModelConfig, *, where: Path) -> None:
-    """Raise UserError unless `state` is a state dict of `Transformer(cfg)`."""
-    wanted = _empty_state(cfg)
-    _require_same(state.keys(), wanted.keys(), where)
-    for name, tensor in state.items():
-        if tensor.shape != wanted[name].shape:
-            shapes = f"{list(tensor.shape)}, not {list(wanted[name].shape)}"
-            raise UserError(f"{where}: {name} has shape {shapes}")
-
-
-def _assembled(shards: Shards, found: list[Part], wanted: Tensor) -> Tensor:
-    first = found[0]
+def _assembled(shards: Shards, pieces: list[Part], wanted: Tensor) -> Tensor:
+    first = pieces[0]
     dtype = wanted.dtype if ALWAYS_FLOAT32 in first.name else shards.dtype(first.name)
     ours = torch.empty(wanted.shape, dtype=dtype)
-    for part in found:
+    for part in pieces:
         if part.copy and part.name not in shards.file_of:
             continue
         if (theirs := shards.dtype(part.name)) != dtype and ALWAYS_FLOAT32 not in part.name:
@@ -168,19 +163,6 @@ def _assembled(shards: Shards, found: list[Part], wanted: Tensor) -> Tensor:
             elif not torch.equal(rows, block):
                 raise UserError(f"{shards.folder}: {part.name} is no copy of {first.name}")
     return ours
-
-
-def _empty_state(cfg: ModelConfig) -> dict[str, Tensor]:
-    """Names, shapes and dtypes without data."""
-    with torch.device("meta"):
-        return Transformer(cfg).state_dict()
-
-
-def _require_same(found: Set[str], wanted: Set[str], where: Path) -> None:
-    for names, what in ((found - wanted, "that are not used"), (wanted - found, "missing")):
-        if names:
-            few = ", ".join(sorted(names)[:8]) + (", ..." if len(names) > 8 else "")
-            raise UserError(f"{where}: tensors {what} ({len(names)}): {few}")
 
 
 def _own_names(state: Mapping[str, Any], cfg: ModelConfig) -> list[str]:

@@ -152,11 +152,3 @@ def test_rows_drift_apart_at_the_context_end(n_drafts: int) -> None:
     for spare in range(1, 6):
         prompts = random_prompts((5, CONTEXT - spare, CONTEXT - spare), seed=spare)
         check_script(prompts, n_drafts, lambda row: (n_drafts, n_drafts - 1, 0)[row])
-
-
-def test_without_drafts_nothing_is_drafted(trained: Transformer) -> None:
-    decoder = Decoder(trained, counting_prompts((4, 6)), max_new_tokens=7, sampling=GREEDY)
-    collected(decoder)
-    assert decoder.drafter is None
-    assert decoder.counts == Counts(steps=12, tokens=12, drafted=(), accepted=())
-    assert decoder.counts.tokens_per_step == 1

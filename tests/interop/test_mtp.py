@@ -12,7 +12,7 @@ from torch import Tensor
 from mla_lm.interop import config_dict, to_hugging_face
 from mla_lm.model import Transformer
 from tests.conftest import random_tokens
-from tests.interop.folders import build, continued, load, theirs_class, write
+from tests.interop.folders import build, load, theirs_class, write
 
 Fault = Callable[[dict[str, Tensor]], None]
 
@@ -96,19 +96,3 @@ def test_an_input_before_the_norm_is_found(tmp_path: Path, monkeypatch: pytest.M
     model.cfg = model.cfg.model_copy(update={"mtp_input": "pre_norm"})
     with pytest.raises(AssertionError, match="not close"):
         check_mtp(model, tmp_path, monkeypatch)
-
-
-def test_their_generate_drafts_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(depth=1)
-    write(model, to_hugging_face(model.state_dict(), model.cfg), tmp_path)
-    theirs = load_with_heads(model, tmp_path, monkeypatch)
-    heads, drafted = transformers.modeling_layers.MtpModel, []
-    forward = heads.forward
-    monkeypatch.setattr(
-        heads, "forward", lambda *args, **more: drafted.append(1) or forward(*args, **more)
-    )
-    prompt = random_tokens(model.cfg, 1, 5)
-    plain = continued(theirs, prompt, 20)
-    assert not drafted
-    assert continued(theirs, prompt, 20, use_mtp=True) == plain
-    assert drafted

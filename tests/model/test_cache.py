@@ -81,24 +81,6 @@ class Decoding:
         self.cache.reorder(rows)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("size", [1, 3, 7])
-@each_path
-def test_chunks_up_to_the_last_position_equal_one_run(
-    overrides: tuple[str, ...], absorb: bool | None, size: int
-) -> None:
-    model = build(*overrides)
-    tokens = random_tokens(model.cfg, 2, CONTEXT)
-    cache = model.new_cache(2, CONTEXT, absorb=absorb)
-    chunks = [model(chunk, cache=cache) for chunk in tokens.split(size, dim=1)]
-    full = model(tokens, mtp=False)
-    assert full.logits.std() > 0.1
-    logits, states = zip(*((out.logits, out.mtp_input) for out in chunks), strict=True)
-    torch.testing.assert_close(torch.cat(logits, dim=1), full.logits, **CLOSE)
-    torch.testing.assert_close(torch.cat(states, dim=1), full.mtp_input, **CLOSE)
-    assert cache.lengths == [CONTEXT, CONTEXT]
-
-
 def decode_all_ways(model: Transformer, absorb: bool | None) -> None:
     """Ragged chunks, cuts of some rows, one row to nothing, rows swapped, repeated, dropped."""
     decoding = Decoding(model, 3, absorb=absorb)
@@ -185,13 +167,6 @@ def keeps_the_old_lengths(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Cache, "truncate", lambda self, lengths: None)
 
 
-def cuts_all_rows_alike(patch: pytest.MonkeyPatch) -> None:
-    honest = Cache.truncate
-    patch.setattr(
-        Cache, "truncate", lambda self, lengths: honest(self, [min(lengths)] * len(lengths))
-    )
-
-
 def reorders_the_lengths_only(patch: pytest.MonkeyPatch) -> None:
     def reorder(self: Cache, rows: Sequence[int]) -> None:
         self.lengths = [self.lengths[row] for row in rows]
@@ -210,7 +185,6 @@ FAULTS = [
     starts_every_chunk_at_position_zero,
     stands_where_the_first_row_does,
     keeps_the_old_lengths,
-    cuts_all_rows_alike,
     reorders_the_lengths_only,
 ]
 FAULTY = [("mla", True), ("mla", False), ("gqa", None)]
