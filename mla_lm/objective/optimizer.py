@@ -20,8 +20,8 @@ class MuonAdamW(Optimizer):
     """AdamW for groups of `kind: adamw`, Muon (arXiv 2502.16982) for matrices of `kind: muon`.
 
     Muon steps along the orthogonalised momentum, scaled to the RMS of an AdamW step, so both kinds
-    share learning rate and decay. Each stacked expert (E, rows, columns) is a matrix of its own, and
-    so is each block of rows of a projection, such as a head; `parts` has their numbers of rows.
+    share learning rate and decay. Each stacked expert (E, rows, columns) is a matrix of its own, as
+    is each block of rows of a projection, such as a head; `parts` has their numbers of rows.
     Sharded matrices are gathered on every rank, one shape at a time; each rank keeps its shard.
     """
 

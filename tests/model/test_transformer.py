@@ -25,7 +25,7 @@ def test_learns_one_batch_by_heart(attention: tuple[str, ...]) -> None:
     model, batch = Transformer(cfg), random_tokens(cfg, 2, 13)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
-    for _ in range(30):
+    for _ in range(45):
         loss = next_token_loss(model(batch[:, :-1]).logits, batch[:, 1:])
         optimizer.zero_grad()
         loss.backward()
