@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-from mla_lm.ablation.stub import with_values
 from mla_lm.config import RunConfig
+from mla_lm.config.compose import with_values
 from mla_lm.config.section import value_at
 from mla_lm.cost import cache_numbers_per_token, count_parameters, train_flops_per_token
 from mla_lm.errors import UserError

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from mla_lm.config import RunConfig
 from mla_lm.errors import STOPPED, guard
-from mla_lm.files import replacing
+from mla_lm.files import read_object, replacing
 
 CONFIG, COST, LOCK = ".cell.json", "cost.json", ".cell.lock"  # hidden: the run's folder is empty
 PROFILE = "profile"
@@ -32,9 +32,7 @@ def write_config(folder: Path, cfg: RunConfig) -> None:
 
 def costs(folder: Path) -> dict[str, Any]:
     """`peak_memory` in bytes once it is trained, speeds by context and batch once profiled."""
-    path = folder / COST
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
+    return read_object(folder / COST) if (folder / COST).exists() else {}
 
 
 def done(folder: Path, *, profiled: bool) -> bool:
@@ -61,15 +59,14 @@ def main(name: str, *options: str) -> None:
 
 
 def train(cfg: RunConfig, name: str) -> None:
-    """As `train.py` does."""
+    """As `train.py` does; where a run has several processes, each is `cell FOLDER` again."""
     from mla_lm.training import processes as ranks
+    from mla_lm.training.run import fit
 
-    if ranks.launched(cfg.trainer, [name]):
-        return
-    with ranks.joined(cfg.trainer):
-        from mla_lm.training.run import fit
-
-        fit(cfg, [f"run_dir={name}"])
+    sys.argv[0] = "-m"
+    if not ranks.launched(cfg.trainer, ["mla_lm.ablation.cell", name]):
+        with ranks.joined(cfg.trainer):
+            fit(cfg)
 
 
 def speeds(cfg: RunConfig) -> dict[str, float]:

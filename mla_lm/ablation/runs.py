@@ -18,8 +18,9 @@ from mla_lm.ablation.budget import axes
 from mla_lm.ablation.cell import COST
 from mla_lm.checkpoint.record import CONFIG_FILE
 from mla_lm.config import RunConfig
-from mla_lm.config.words import leaves
+from mla_lm.config.section import leaves
 from mla_lm.errors import UserError, one_line
+from mla_lm.files import read_object
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -186,13 +187,4 @@ def _logged(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty where there is no file. Raises UserError for anything else."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path}: no JSON ({one_line(error)})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: no JSON object")
-    return content
+    return read_object(path) if path.exists() else {}

@@ -14,9 +14,9 @@ import yaml
 from pydantic import BeforeValidator, Field, Strict
 
 from mla_lm.ablation.budget import solve
-from mla_lm.ablation.stub import with_values
 from mla_lm.config import CONFIGS, RunConfig
-from mla_lm.config.compose import load_config, validate
+from mla_lm.config.compose import load_config, validate, with_values
+from mla_lm.config.explain import key_of
 from mla_lm.config.section import Rules, Section, Strings, value_at
 from mla_lm.errors import UserError
 
@@ -25,12 +25,8 @@ OWN = ("run_dir", "run_id", "seed", "resume")  # of each cell
 PLACE = {"run_dir": "RUN_DIR", "run_id": "RUN_ID"}  # in an arm, until a cell has its own
 
 
-def _key(override: str) -> str:
-    return override.lstrip("+").partition("=")[0]
-
-
 def _without_own(overrides: Sequence[str]) -> tuple[bool, str]:
-    free = set(OWN).isdisjoint(map(_key, overrides))
+    free = set(OWN).isdisjoint(map(key_of, overrides))
     return free, f"must leave {', '.join(OWN)} to the study"
 
 
@@ -98,7 +94,7 @@ def load_study(name: str, changes: Mapping[str, Any], overrides: Sequence[str]) 
         raise UserError(f"{path}: must be a mapping")
     study = validate(Study, {"base": [], **values, **changes})
     for override in overrides:
-        if (key := _key(override)) in OWN:
+        if (key := key_of(override)) in OWN:
             raise UserError(f"{key}: the study gives each cell its own; leave it out")
     return study.model_copy(update={"base": (*study.base, *overrides)})
 
@@ -112,11 +108,10 @@ class Plan(NamedTuple):
 
 def plan(study: Study) -> Plan:
     """Compose every arm and solve its budget; UserError where one cannot be matched or trained."""
-    place = [f"{key}={value}" for key, value in PLACE.items()]
     configs, solved = {}, {}
-    reference = load_config([*study.base, *study.arms[study.reference].overrides, *place])
+    reference = load_config([*study.base, *study.arms[study.reference].overrides], **PLACE)
     for name, arm in study.arms.items():
-        cfg = load_config([*study.base, *arm.overrides, *place])
+        cfg = load_config([*study.base, *arm.overrides], **PLACE)
         try:
             free = arm.free or study.free
             cfg, solved[name] = solve(reference, cfg, match=study.match, free=free)
