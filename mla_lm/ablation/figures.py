@@ -62,7 +62,7 @@ def draw(
     """The figures that there is something to show in; `best` as `statistics.chosen` gives it."""
     import matplotlib
 
-    curves = curves.merge(best[["run", "arm"]], on="run")
+    curves = best[["run", "arm"]].merge(curves, on="run")  # arms in one order, for one colour
     shown = [one for one in compared if one.verdict != "no interval"]
     with matplotlib.rc_context(STYLE):
         drawn = [_losses(curves), _quality(best), _context(best)] if len(best) else []
@@ -94,7 +94,8 @@ def _losses(curves: "DataFrame") -> Drawn:
     curves = curves[curves.validated]
     times = curves.groupby(["arm", "step"]).seconds
     curves = curves.assign(seconds=times.transform("mean"))  # of the seeds, to average at
-    spent = {"tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds of training"}
+    spent = {"tokens": "tokens", "flops": "training FLOPs"}
+    spent |= {"seconds": "seconds of training"} if curves.seconds.notna().any() else {}
     figure, panels = _panels(len(spent), sharey=True)
     for (key, label), axes in zip(spent.items(), panels, strict=True):
         _lines(axes, curves, key, "val/loss")
@@ -108,6 +109,7 @@ def _losses(curves: "DataFrame") -> Drawn:
 def _quality(best: "DataFrame") -> Drawn:
     figure, panels = _panels(1)
     _lines(panels[0], best, "kv_bytes", "val/bpb", err_style="bars", markersize=8)
+    panels[0].margins(x=0.1)
     panels[0].set(xlabel="bytes of KV cache per token, bfloat16", xlim=(0, None))
     caption = "Lower and further left is better. Bars are one standard deviation over seeds."
     return Drawn("Quality against KV cache", caption, figure)
@@ -142,7 +144,7 @@ def _balance(curves: "DataFrame") -> Drawn:
     binned = logged.assign(step=(logged.step - 1) // width * width + width / 2)
     means = binned.groupby(["arm", "run", "step"], sort=False, as_index=False)
     figure, panels = _panels(1)
-    _lines(panels[0], means["moe/max_violation"].mean(), "step", "moe/max_violation", marker="")
+    _lines(panels[0], means["moe/max_violation"].mean(), "step", "moe/max_violation", markers=False)
     panels[0].set(ylabel="max_violation", xlim=(0, None), ylim=(0, None))
     caption = (
         "The busiest expert's load over the mean of its layer, less 1: 0 is balance. Mean over "

@@ -96,6 +96,7 @@ def _rendered(name: str, content: dict[str, Any]) -> str:
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
+            keep_trailing_newline=True,
         )
         .get_template(name)
         .render(content)

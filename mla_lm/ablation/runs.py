@@ -56,6 +56,7 @@ def read_runs(folders: Mapping[str, Path], arms: Mapping[str, str] | None = None
     """
     import pandas as pd
 
+    folders = dict(sorted(folders.items()))
     configs = {name: _config(folder) for name, folder in folders.items()}
     settings = pd.DataFrame.from_dict({n: _settings(c) for n, c in configs.items()}, "index")
     settings = settings.fillna("")

@@ -25,9 +25,6 @@ def tables(runs: Runs, best: "DataFrame", compared: Sequence[Comparison]) -> Ite
     yield Table("Arms", note, _arms(best, compared))
     note = "Every key that is not the same in all arms, solved widths among them."
     yield Table("What differs", note, _differing(runs.settings, best))
-    note = "val/loss of the first seed, which decides the rate at which an arm is compared."
-    yield Table("Learning rates", note, _rates(runs.table))
-    yield Table("Expert load", "At the last logged step, mean over seeds.", _load(runs, best))
     yield Table("Runs", "Each links to its folder.", _runs(runs.table))
 
 
@@ -56,26 +53,6 @@ def _differing(settings: "DataFrame", best: "DataFrame") -> "DataFrame":
     return found.loc[:, found.nunique() > 1].T.rename_axis("key").reset_index()
 
 
-def _rates(table: "DataFrame") -> "DataFrame":
-    swept = table[table.groupby("arm").lr.transform("nunique") > 1]
-    first = swept[swept.seed == swept.groupby("arm").seed.transform("min")]
-    rates = first.pivot(index="arm", columns="lr", values="val/loss")
-    return rates.map(number).rename(columns=lambda lr: f"{lr:g}").reset_index()
-
-
-def _load(runs: Runs, best: "DataFrame") -> "DataFrame":
-    import pandas as pd
-
-    names = [name for name in runs.curves if name.startswith("moe/") and name.count("/") == 2]
-    last = runs.curves.groupby("run")[names].last()
-    load = best[["run", "arm"]].join(last, on="run").groupby("arm", sort=False)[names].mean()
-    if load.empty:
-        return load
-    load.columns = pd.MultiIndex.from_tuples([name.split("/")[1:] for name in names])
-    load = load.stack(0).rename_axis(["arm", "layer"])
-    return load.map(lambda value: number(value, 3)).reset_index()
-
-
 def _runs(table: "DataFrame") -> "DataFrame":
     numbers = {
         **{metric: table[metric].map(number) for metric in [*graded_by(table), "val/loss"]},
@@ -94,11 +71,10 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def quantity(value: float) -> str:
-    """A count with its first three digits: 3.9M."""
-    for power, suffix in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if value >= 10**power * (10 if power == 3 else 0.9995):  # what three digits round up to
-            return f"{value / 10**power:.3g}{suffix}"
-    return f"{value:.0f}"
+    """A count with a suffix: 3.90M."""
+    from matplotlib.ticker import EngFormatter
+
+    return str(EngFormatter(places=2 if value >= 1e4 else 0, sep="")(value))
 
 
 def _spread(values: "Series") -> str:
