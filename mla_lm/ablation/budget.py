@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-from mla_lm.config import RunConfig
+from mla_lm.config import MLAConfig, RunConfig
 from mla_lm.config.compose import with_values
 from mla_lm.config.section import value_at
 from mla_lm.cost import cache_numbers_per_token, count_parameters, train_flops_per_token
@@ -98,9 +98,9 @@ def _keys(arm: RunConfig, free: str) -> list[str]:
     }.get(free, [free])
     if free == "heads" and attention.kind == "mha":
         keys.append("model.attention.n_kv_heads")
-    if free == "head" and attention.kind == "mla":
+    if free == "head" and isinstance(attention, MLAConfig):
         keys = ["model.attention.v_head_dim"]
-    elif free == "head" and attention.rope_head_dim == attention.head_dim:
+    elif free == "head" and attention.rope_dim == value_at(arm, keys[0]):
         keys.append("model.attention.rope_head_dim")
     try:
         values: list[Any] = [value_at(arm, key) for key in keys]

@@ -30,7 +30,7 @@ def show(study: Study, planned: Plan) -> None:
         table.add_column(axis, justify="right")
     table.add_column("solved", overflow="fold")
     for arm, cfg in planned.configs.items():
-        solved = [f"{key}={width}" for key, width in planned.solved[arm].items()]
+        solved = [f"{k.rpartition('.')[2]}={width}" for k, width in planned.solved[arm].items()]
         table.add_row(arm, *(f"{value:,}" for value in axes(cfg)), " ".join(solved))
     Console(markup=False).print(table)
 

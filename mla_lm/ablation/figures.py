@@ -1,10 +1,7 @@
-"""The figures of a report, as SVG to stand inside a page: the same bytes from the same runs.
+"""The figures of a report as SVG images: the same bytes from the same runs."""
 
-Lines and letters take the colour of the page's text, so that a dark page stays readable.
-"""
-
+import base64
 import io
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,25 +11,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-PALETTE = "colorblind"
-VERDICTS = {"better": "#0072B2", "worse": "#D55E00", "not distinguishable": "#808080"}
-INK = "#010203"  # becomes the colour of the page's text
+VERDICTS = {"better": "C0", "worse": "C3", "not distinguishable": "C7"}
 CONTEXTS = {4096: "4k", 32768: "32k", 131072: "128k"}  # tokens
 BINS = 40  # of the steps, for what is logged often
 STYLE: dict[Any, Any] = {
-    "axes.facecolor": "none",
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "figure.facecolor": "none",
-    "font.size": 10.0,
-    "grid.alpha": 0.15,
+    "grid.alpha": 0.3,
     "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "text.parse_math": False,  # arms are named by users
-    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color"), INK),
-    **dict.fromkeys(("grid.color", "xtick.color", "ytick.color"), INK),
 }
 
 
@@ -43,17 +33,15 @@ class Drawn(NamedTuple):
     caption: str
     figure: "Figure"
 
-    def svg(self) -> str:
-        """An element without a prolog."""
+    def uri(self) -> str:
+        """The figure as the source of an image in a page."""
         import matplotlib
 
-        written = io.StringIO()
+        written = io.BytesIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # differ between machines
         with matplotlib.rc_context(STYLE):
             self.figure.savefig(written, format="svg", metadata=metadata)
-        svg = written.getvalue()
-        svg = re.sub(r'<g id="[\w.]+">', "<g>", svg[svg.index("<svg") :])  # not unique in a page
-        return svg.replace(INK, "currentColor")
+        return f"data:image/svg+xml;base64,{base64.b64encode(written.getvalue()).decode()}"
 
 
 def draw(
@@ -65,8 +53,8 @@ def draw(
     curves = best[["run", "arm"]].merge(curves, on="run")  # arms in one order, for one colour
     shown = [one for one in compared if one.verdict != "no interval"]
     with matplotlib.rc_context(STYLE):
-        drawn = [_losses(curves), _quality(best), _context(best)] if len(best) else []
-        drawn = [_differences(shown, reference), *drawn] if shown else drawn
+        drawn = [_differences(shown, reference)] if shown else []
+        drawn += [_losses(curves), _quality(best), _context(best)] if len(best) else []
         return drawn + ([_balance(curves)] if curves["moe/max_violation"].notna().any() else [])
 
 
@@ -75,12 +63,12 @@ def _differences(compared: Sequence[Comparison], reference: str) -> Drawn:
     arms = list(dict.fromkeys(one.arm for one in compared))
     figure, panels = _panels(len(metrics), height=1.2 + 0.35 * len(arms))
     for metric, axes in zip(metrics, panels, strict=True):
-        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.axvline(0, color="black", linewidth=0.8)
         for one in compared:
             if one.metric == metric:
-                row, colour = arms.index(one.arm), VERDICTS[one.verdict]
-                axes.plot([one.low, one.high], [row, row], linewidth=2, color=colour)
-                axes.plot([one.difference], [row], marker="o", markersize=6, color=colour)
+                half = (one.high - one.low) / 2
+                look = {"fmt": "o", "color": VERDICTS[one.verdict], "capsize": 3}
+                axes.errorbar(one.difference, arms.index(one.arm), xerr=half, **look)
         axes.set_yticks(range(len(arms)), arms)
         axes.set(xlabel=f"{metric}, arm - {reference}", ylim=(len(arms) - 0.5, -0.5))
         axes.locator_params(axis="x", nbins=5)
@@ -96,7 +84,7 @@ def _losses(curves: "DataFrame") -> Drawn:
     curves = curves.assign(seconds=times.transform("mean"))  # of the seeds, to average at
     spent = {"tokens": "tokens", "flops": "training FLOPs"}
     spent |= {"seconds": "seconds of training"} if curves.seconds.notna().any() else {}
-    figure, panels = _panels(len(spent), sharey=True)
+    figure, panels = _panels(len(spent))
     for (key, label), axes in zip(spent.items(), panels, strict=True):
         _lines(axes, curves, key, "val/loss")
         axes.set(xlabel=label, ylabel="val/loss, nats per token", xlim=(0, None))
@@ -122,10 +110,10 @@ def _context(best: "DataFrame") -> Drawn:
     names = measured.variable.str.extract(r"decode/(?P<context>\d+)/(?P<batch>\d+)").astype(int)
     speeds = measured.join(names)
     caches = best[["arm", "kv_bytes"]].merge(pd.DataFrame({"context": [*CONTEXTS]}), how="cross")
-    caches["MiB"] = caches.kv_bytes * caches.context / 2**20
+    caches["MiB of KV cache per sequence"] = caches.kv_bytes * caches.context / 2**20
     figure, panels = _panels(1 + speeds.batch.nunique())
-    _lines(panels[0], caches, "context", "MiB")
-    panels[0].set(xscale="log", yscale="log", ylabel="MiB of KV cache per sequence")
+    _lines(panels[0], caches, "context", "MiB of KV cache per sequence")
+    panels[0].set(xscale="log", yscale="log")
     panels[0].set_xticks([*CONTEXTS], [*CONTEXTS.values()])
     panels[0].set_xticks([], minor=True)
     panels[0].yaxis.set_major_formatter("{x:g}")
@@ -145,7 +133,7 @@ def _balance(curves: "DataFrame") -> Drawn:
     means = binned.groupby(["arm", "run", "step"], sort=False, as_index=False)
     figure, panels = _panels(1)
     _lines(panels[0], means["moe/max_violation"].mean(), "step", "moe/max_violation", markers=False)
-    panels[0].set(ylabel="max_violation", xlim=(0, None), ylim=(0, None))
+    panels[0].set(xlim=(0, None), ylim=(0, None))
     caption = (
         "The busiest expert's load over the mean of its layer, less 1: 0 is balance. Mean over "
         "layers, seeds and neighbouring steps; the band is one standard deviation between seeds."
@@ -153,24 +141,20 @@ def _balance(curves: "DataFrame") -> Drawn:
     return Drawn("Expert load balance over training", caption, figure)
 
 
-def _panels(n: int, *, height: float = 3.4, **options: bool) -> tuple["Figure", Any]:
+def _panels(n: int, *, height: float = 3.4) -> tuple["Figure", Any]:
     """A figure of `n` axes side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.0 + 3.6 * n, height), layout="constrained")
-    return figure, figure.subplots(1, n, squeeze=False, **options)[0]
+    return figure, figure.subplots(1, n, squeeze=False)[0]
 
 
 def _lines(axes: Any, data: "DataFrame", x: str, y: str, **options: Any) -> None:
     """The mean of each arm with its standard deviation; the legend once, below the figure."""
     import seaborn
 
-    markers = {"style": "arm", "markers": True, "dashes": False}
-    seaborn.lineplot(
-        data,
-        **{"x": x, "y": y, "hue": "arm", "errorbar": "sd", "palette": PALETTE, "ax": axes},
-        **(markers | options),
-    )
+    look = {"hue": "arm", "style": "arm", "palette": "colorblind", "markers": True, "dashes": False}
+    seaborn.lineplot(data, x=x, y=y, errorbar="sd", ax=axes, **(look | options))
     handles, labels = axes.get_legend_handles_labels()
     axes.get_legend().remove()
     if not axes.figure.legends:

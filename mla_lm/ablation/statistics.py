@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PHRASES = {
     "better": "is better than",
     "worse": "is worse than",
-    "not distinguishable": "is at this budget not distinguishable from",
+    "not distinguishable": "is not distinguishable at this budget from",
     "no interval": "has no interval against",
 }
 
@@ -96,10 +96,10 @@ def compare(
         for arm in runs.arm.unique():
             pairs = by_arm.reindex(columns=[arm, reference]).dropna().to_numpy()
             if arm != reference and len(pairs):
-                interval = _interval(*pairs.T, confidence=confidence)
-                means = pairs.mean(axis=0)
+                mean, other = map(float, pairs.mean(axis=0))
+                low, high = _interval(*pairs.T, confidence=confidence)
                 about = (metric, arm, reference, len(pairs))
-                found.append(Comparison(*about, *map(float, (*means, *interval)), confidence))
+                found.append(Comparison(*about, mean, other, low, high, confidence))
     return found
 
 
@@ -111,4 +111,4 @@ def _interval(ours: Any, theirs: Any, *, confidence: float | None) -> tuple[floa
         return math.nan, math.nan
     with warnings.catch_warnings(action="ignore"):  # of differences that are all equal
         found = stats.ttest_rel(ours, theirs).confidence_interval(confidence)
-    return found.low, found.high
+    return float(found.low), float(found.high)

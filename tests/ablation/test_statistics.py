@@ -35,7 +35,7 @@ def test_interval_by_hand() -> None:
     assert found.difference == pytest.approx(0.2)
     assert (found.low, found.high) == (pytest.approx(0.2 - half), pytest.approx(0.2 + half))
     assert found.sentence == (
-        "a is at this budget not distinguishable from b: val/bpb 1.2000 against 1.0000, "
+        "a is not distinguishable at this budget from b: val/bpb 1.2000 against 1.0000, "
         "difference +0.2000 [-1.0706, +1.4706] (2 paired seeds; 95 % CI)."
     )
 
