@@ -78,7 +78,7 @@ def report_folder(out: Path, *, command: str) -> None:
         raise UserError(f"report={out}: holds no run")
     runs = read_runs(found)
     reference = runs.table.set_index("run").arm[next(iter(found))]
-    write_report(out, runs, About(out.resolve().name, command, reference))
+    write_report(out, runs, About(command, reference))
 
 
 def _keep(study: Study, planned: Plan, out: Path, command: str) -> None:
@@ -114,7 +114,6 @@ def _begun(out: Path, study: Study) -> Runs | None:
 def _report(out: Path, study: Study, command: str, **more: Any) -> None:
     """Write the report of a study as far as it has come; `more` are fields of `About`."""
     about = About(
-        title=out.resolve().name,
         question=study.question,
         command=command,
         reference=study.reference,

@@ -36,7 +36,6 @@ NOTE = (
 class About(NamedTuple):
     """What was asked, and how to ask it again; `match` is an axis of `budget.Axes` or `none`."""
 
-    title: str
     command: str
     reference: str
     question: str = ""
@@ -60,6 +59,7 @@ def write_report(out: Path, runs: Runs, about: About) -> None:
     compared = compare(best, reference=about.reference, confidence=about.confidence)
     folders = runs.table.set_index("run").folder
     content = {
+        "title": out.resolve().name,
         "about": about,
         "outcome": [*outcome(runs, best, compared, about)],
         "figures": draw(best, runs.curves, compared, about.reference),
@@ -89,18 +89,11 @@ def _csv(table: "DataFrame") -> str:
 def _rendered(name: str, content: dict[str, Any]) -> str:
     import jinja2
 
-    return (
-        jinja2.Environment(
-            loader=jinja2.FileSystemLoader(Path(__file__).parent),
-            autoescape=name.endswith(".html.j2"),
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            keep_trailing_newline=True,
-        )
-        .get_template(name)
-        .render(content)
-    )
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    escape = jinja2.select_autoescape(["html.j2"])
+    blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = jinja2.Environment(loader=loader, autoescape=escape, **blocks)
+    return str(environment.get_template(name).render(content))
 
 
 def _link(folder: Path, out: Path) -> str:
@@ -118,8 +111,7 @@ def outcome(
         yield "", f"The reference {about.reference} has no finished run: nothing is compared."
     if any(not math.isnan(one.low) for one in compared):
         yield "", NOTE
-    for sentence in cautions(runs, about):
-        yield "", sentence
+    yield from (("", sentence) for sentence in cautions(runs, about))
     if about.match != "none" and len(best):
         apart = best[about.match].max() / best[about.match].min() - 1
         yield "", f"Matched on {about.match}: highest and lowest {100 * apart:.1f} % apart."

@@ -15,7 +15,7 @@ from mla_lm.ablation.runs import Runs
 from mla_lm.commands import ablate
 from tests.ablation.folders import GQA, read, row, usual, write_run
 
-ABOUT = About("a title", "python -m mla_lm ablate x", "mla", "a question?")
+ABOUT = About("python -m mla_lm ablate x", "mla", "a question?")
 FILES = ("results.csv", "costs.csv", "report.md", "report.html")
 SPEEDS = {"decode/32/1": 90.0, "decode/64/1": 80.0, "decode/64/8": 700.0, "prefill/64/1": 4e3}
 TITLES = {
