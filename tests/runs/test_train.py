@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from mla_lm import load_checkpoint, load_config
-from mla_lm.ablation.runner import PROGRESS
 from mla_lm.checkpoint.record import newest
 from mla_lm.config import RunConfig
 from mla_lm.cost import count_parameters
@@ -122,12 +121,6 @@ def test_the_console_shows_a_sample_below_each_validation(trained: Run) -> None:
     validations = [i for i, line in enumerate(lines) if "  val/loss " in line]
     assert len(validations) == 3
     assert all(lines[i + 1].startswith("    def ") for i in validations)
-
-
-def test_a_study_reads_the_lines_of_its_cells(trained: Run) -> None:
-    read = [found for line in trained.stdout.splitlines() if (found := PROGRESS.search(line))]
-    assert [found.groups()[:2] for found in read] == [(f"{i}", "12") for i in range(1, STEPS + 1)]
-    assert all(re.fullmatch(r"loss [\d.]+  .*[\d,]+ tokens/s", found[3]) for found in read)
 
 
 def test_console_says_what_is_coming_before_the_first_step(trained: Run) -> None:
