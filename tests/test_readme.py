@@ -80,12 +80,13 @@ def shortened(command: str) -> list[str]:
     program, *words = shlex.split(command)[1:]
     given = {word.partition("=")[0] for word in words}
     if program == "train.py":
-        continues = "init_from" in given
-        if continues or {"data=synthetic", "data/tokenizer=bytes"} & {*words}:
-            given.add("data.tokenizer.vocab_size")
-        words = ["model=nano" if word.startswith("model=") else word for word in words]
-        words += [f"{k}={v}" for k, v in SHORT.items() if k not in given]
-        words = [word for word in words if not (continues and word.startswith("model="))]
+        short = dict(SHORT)
+        if "init_from" in given:
+            del short["model"], short["data.tokenizer.vocab_size"]
+        elif {"data=synthetic", "data/tokenizer=bytes"} & {*words}:
+            del short["data.tokenizer.vocab_size"]
+        words = [word for word in words if word.partition("=")[0] not in SHORT]
+        words += [f"{key}={value}" for key, value in short.items()]
         words += ["data.n_documents=300"] if "data=synthetic" in words else []
     if program in ("train.py", "data/prepare.py") and not given & {"data", "data.path"}:
         words += ["data=text", "data.path=my.txt"]
