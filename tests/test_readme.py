@@ -12,11 +12,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from mla_lm.config import EvalConfig
+from mla_lm.config.cli import parse_options
 from mla_lm.config.compose import compose, load_config, validate
 from tests.processes import ROOT, environment
 from tests.reliability.record import table
@@ -163,6 +165,8 @@ def test_commands_compose(page: Path) -> None:
         elif program == "eval.py":
             own = [word for word in words if not word.startswith(("data", "logger"))]
             validate(EvalConfig, compose("eval", own))
+        elif words[1] in ("bench", "export", "generate"):
+            parse_options(import_module(f"mla_lm.commands.{words[1]}").Options, words[2:])
 
 
 def test_the_first_commands_run(trained: Path) -> None:
