@@ -184,8 +184,11 @@ def test_the_first_commands_run(trained: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_run(page: Path, trained: Path, tmp_path: Path) -> None:
-    """Those of a page in their order, in a folder of their own."""
+    """Those of a page in their order, in a folder of their own; YAML files it shows are there."""
     place = shutil.copytree(trained, tmp_path / "place", symlinks=True)
+    for block in blocks(page, "yaml"):
+        if named := re.match(r"# (\S+\.yaml)\n", block):
+            (place / named[1]).write_text(block)
     for command in filter(is_run, commands(page)):
         words = shortened(command)
         supply(place, words)
