@@ -73,7 +73,7 @@ def attention_width(cfg: ModelConfig) -> int:
     return 2 * attention.head_dim
 
 
-def cache_numbers_per_token(cfg: ModelConfig) -> int:
+def cache_elements_per_token(cfg: ModelConfig) -> int:
     """Numbers a decoding cache holds per token in the main model's layers; times bytes a number."""
     attention = cfg.attention
     if isinstance(attention, MLAConfig):
@@ -126,7 +126,7 @@ def _norms(cfg: ModelConfig) -> int:
 def describe(cfg: RunConfig, precision: str) -> str:
     """What a run is about to do, in a few lines for the console."""
     parameters = count_parameters(cfg.model)
-    numbers = cache_numbers_per_token(cfg.model)
+    numbers = cache_elements_per_token(cfg.model)
     flops = train_flops_per_token(cfg.model, cfg.data.seq_len)
     per_step = cfg.data.batch_size * cfg.data.seq_len * cfg.trainer.accumulate_grad_batches
     rows = {
@@ -134,7 +134,7 @@ def describe(cfg: RunConfig, precision: str) -> str:
         "parameters": f"{parameters.total / 1e6:.2f}M, {parameters.active / 1e6:.2f}M active; "
         f"MTP {parameters.mtp / 1e6:.2f}M, {parameters.mtp_active / 1e6:.2f}M active",
         "training FLOPs": f"{flops / 1e6:.1f}M a token",
-        "cache": f"{numbers} numbers a token ({2 * numbers} bytes in bfloat16)",
+        "cache": f"{numbers} elements per token ({2 * numbers} bytes in bfloat16)",
         "precision": precision,
         "plan": f"{cfg.trainer.max_steps} steps of {per_step} tokens, "
         f"{cfg.trainer.max_steps * per_step / 1e6:.2f}M tokens",

@@ -12,7 +12,7 @@ from itertools import groupby
 
 from mla_lm.config import RunConfig
 from mla_lm.config.compose import variants
-from mla_lm.cost import cache_numbers_per_token, count_parameters, train_flops_per_token
+from mla_lm.cost import cache_elements_per_token, count_parameters, train_flops_per_token
 from mla_lm.errors import UserError
 
 TOLERANCE = 0.01  # share of the reference's figure
@@ -34,7 +34,7 @@ AXES: dict[str, Callable[[RunConfig], float]] = {
     "params": _params,  # MTP modules included
     "active_params": _active_params,
     "train_flops": lambda cfg: train_flops_per_token(cfg.model, cfg.data.seq_len),  # per token
-    "kv_bytes": lambda cfg: 2 * cache_numbers_per_token(cfg.model),  # per token, in bfloat16
+    "kv_bytes": lambda cfg: 2 * cache_elements_per_token(cfg.model),  # per token, in bfloat16
 }
 FREE = {
     "ffn": "model.inter_dim",

@@ -18,7 +18,7 @@ from torch import Tensor
 from mla_lm.bench.peer import Peer, write_peer
 from mla_lm.bench.report import Row, fastest, interleaved, median_row, timed
 from mla_lm.config.compose import load_config
-from mla_lm.cost import cache_numbers_per_token
+from mla_lm.cost import cache_elements_per_token
 from mla_lm.generation import Decoder, Sampling
 from mla_lm.machine import kernels_for
 from mla_lm.model import Transformer
@@ -195,7 +195,7 @@ def cache_sizes() -> Iterator[Row]:
         model = build(kind, "bfloat16")
         held = model.new_cache(1, 1024)
         n_bytes = held.n_bytes / 1024
-        assert n_bytes == 2 * cache_numbers_per_token(model.cfg)
+        assert n_bytes == 2 * cache_elements_per_token(model.cfg)
         yield Row(f"cache, {kind}, bfloat16", n_bytes, "bytes/token")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mla_lm.bench.decode import KINDS, build, curves
-from mla_lm.cost import cache_numbers_per_token
+from mla_lm.cost import cache_elements_per_token
 
 CONTEXTS = (256, 1024, 2048, 4096, 8192)
 BATCHES = (1, 16)
@@ -31,7 +31,7 @@ def draw(path: Path, speeds: Mapping[str, Mapping[str, Sequence[float]]]) -> Non
             panel.plot(CONTEXTS, lines[kind], marker="o", markersize=3, label=kind)
         panel.set(title=f"decoding, {name}", ylabel="tokens/s", ylim=(0, None))
     for kind in KINDS:
-        n_bytes = 2 * cache_numbers_per_token(build(kind, "float32").cfg)
+        n_bytes = 2 * cache_elements_per_token(build(kind, "float32").cfg)
         sizes = [n_bytes * context / 2**20 for context in CONTEXTS]
         panels[-1].plot(CONTEXTS, sizes, marker="o", markersize=3, label=kind)
     panels[-1].set(title="cache of a row, bfloat16", ylabel="MiB", ylim=(0, None))

@@ -71,18 +71,18 @@ def caches(cfg: "RunConfig", words: Sequence[str]) -> dict[str, int | None]:
 
     `words` made `cfg`; None for another kind that does not go with them.
     """
-    from mla_lm.cost import cache_numbers_per_token
+    from mla_lm.cost import cache_elements_per_token
 
     others = [word for word in words if not OF_ATTENTION.match(word)]
 
     def cache(kind: str) -> int | None:
         if kind == cfg.model.attention.kind:
-            return CACHED * cache_numbers_per_token(cfg.model)
+            return CACHED * cache_elements_per_token(cfg.model)
         try:
             other = load_config([*others, f"model/attention={kind}"])
         except UserError:
             return None
-        return CACHED * cache_numbers_per_token(other.model)
+        return CACHED * cache_elements_per_token(other.model)
 
     options = {path.stem for path in (CONFIGS / "model" / "attention").glob("*.yaml")}
     return {kind: cache(kind) for kind in sorted({*options, cfg.model.attention.kind})}

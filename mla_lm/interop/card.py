@@ -9,7 +9,7 @@ from typing import Any
 from mla_lm.checkpoint.init_from import own_words
 from mla_lm.checkpoint.record import Record, run_folder
 from mla_lm.config import RunConfig
-from mla_lm.cost import cache_numbers_per_token, count_parameters
+from mla_lm.cost import cache_elements_per_token, count_parameters
 
 HEADER = """---
 license: {licence}
@@ -50,7 +50,7 @@ def model_card(
         "width": model.dim,
         "vocabulary": model.vocab_size,
         "context": f"{model.max_seq_len} tokens",
-        "cache": f"{cache_numbers_per_token(model)} numbers a token",
+        "cache": f"{cache_elements_per_token(model)} elements per token",
         "MTP modules": model.mtp_depth,
         "type of the weights": config["dtype"],
     }

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mla_lm.config import MLAConfig
-from mla_lm.cost import cache_numbers_per_token
+from mla_lm.cost import cache_elements_per_token
 from mla_lm.errors import UserError
 from mla_lm.model import Transformer
 from mla_lm.model.attention import MultiHeadLatentAttention
@@ -142,7 +142,7 @@ def test_bytes_are_those_of_the_formula(attention: tuple[str, ...], dtype: torch
     batch, capacity = 3, 11
     held = model.new_cache(batch, capacity)
     tensors = [tensor for layer in held.layers for tensor in layer.tensors]
-    numbers = batch * capacity * cache_numbers_per_token(model.cfg)
+    numbers = batch * capacity * cache_elements_per_token(model.cfg)
     assert held.n_bytes == numbers * dtype.itemsize
     assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) == held.n_bytes
     assert {tensor.dtype for tensor in tensors} == {dtype}
