@@ -145,11 +145,8 @@ def test_cache_by_hand(attention: str, expected: int) -> None:
     assert cache_elements_per_token(tiny_config(f"model/attention={attention}").model) == expected
 
 
-@each_ffn
-@each_attention
-def test_description_of_a_run_names_its_numbers(attention: tuple[str, ...], ffn: str) -> None:
-    cfg = tiny_config(*attention, f"model/ffn={ffn}")
-    text = describe(cfg, "32-true")
-    assert f"{cfg.model.attention.kind} + {ffn}" in text
-    assert f"{cache_elements_per_token(cfg.model)} elements per token" in text
-    assert f"{count_parameters(cfg.model).total / 1e6:.2f}M" in text
+def test_the_plan_of_a_run_names_its_costs() -> None:
+    text = describe(tiny_config("trainer.max_steps=1200", "data.batch_size=4"), "32-true")
+    assert "mla + moe" in text
+    assert f"KV cache    {3 * (20 + 6)} elements per token ({2 * 3 * (20 + 6)} bytes" in text
+    assert "1,200 steps of 128 tokens" in text
