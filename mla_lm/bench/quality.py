@@ -95,7 +95,7 @@ def train_ours(overrides: Sequence[str], seconds: float) -> Trained:
     with TemporaryDirectory() as folder:
         limits = [f"trainer.{key}={n_steps}" for key in ("max_steps", "val_every_n_steps")]
         own = [*overrides, *limits, f"run_dir={folder}/run", "callbacks.samples=null"]
-        fit(load_config(own), own)
+        fit(load_config(own))
         metrics = pandas.read_csv(f"{folder}/run/metrics/version_0/metrics.csv")
     n_tokens = n_steps * cfg.data.batch_size * cfg.data.seq_len
     per_token = (1 / metrics["train/tokens_per_second"].dropna()).mean()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from mla_lm.bench.decode import FORMATS, GREEDY
 from mla_lm.bench.report import Row, ratio, row, timed
-from mla_lm.checkpoint.record import load_checkpoint, locate, require_corpus
+from mla_lm.checkpoint.record import RECORD, load_checkpoint, locate, read, require_corpus
 from mla_lm.data import prepare
 from mla_lm.errors import UserError
 from mla_lm.generation import Counts, Decoder, Sampling
@@ -25,7 +25,7 @@ def run(ckpt: str) -> Iterator[Row]:
     if not model.cfg.mtp_depth:
         raise UserError(f"ckpt={ckpt}: has no MTP module to draft with (model.mtp_depth=0)")
     corpus = prepare(cfg.data)
-    require_corpus(path, corpus.manifest)
+    require_corpus(path, read(path, RECORD)[0], corpus.manifest)
     stride = max(1, (len(corpus.val) - PROMPT) // N_PROMPTS)
     starts = range(0, len(corpus.val) - PROMPT, stride)[:N_PROMPTS]
     prompts = [corpus.val[start : start + PROMPT].tolist() for start in starts]

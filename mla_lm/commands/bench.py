@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mla_lm.config.compose import parse_options
+from mla_lm.config.cli import parse_options
 from mla_lm.errors import UserError
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
 from mla_lm.config import CONFIGS
-from mla_lm.config.compose import load_config, parse_options
+from mla_lm.config.cli import parse_options
+from mla_lm.config.compose import load_config
 from mla_lm.errors import UserError
 
 if TYPE_CHECKING:
