@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from mla_lm.cost import train_flops_per_token
 from mla_lm.errors import UserError
 
 ROUNDS, WARM_UP = 5, 3
+WAYS = {"eager": False, "compiled": True}
 PEAK = 989e12  # dense bfloat16 FLOP/s of an H100 or H200
 MODEL = ("model=small", "data.seq_len=1024", "data.batch_size=64", "optim=adamw")
 
@@ -31,13 +33,13 @@ def run(overrides: tuple[str, ...] = MODEL, device: str = "cuda") -> list[Row]:
     n_tokens = cfg.data.batch_size * cfg.data.seq_len
     with TemporaryDirectory() as name, ExitStack() as stack:
         steps.write_equal_peer(cfg, Path(name))
+        how: dict[str, Any] = {"precision": "bf16-mixed", "device": device}
         tasks: dict[str, Worker] = {}
-        for way in ("eager", "compiled"):
-            compiled = way == "compiled"
-            own = (*overrides, f"trainer.compile={str(compiled).lower()}")
-            ours = partial(steps.our_step, own, "bf16-mixed", device)
-            arguments = (Path(name), "grouped_mm", overrides, "bf16-mixed", device)
-            theirs = partial(steps.peer_step, *arguments, compiled=compiled)
+        for way, compiled in WAYS.items():
+            own = (*overrides, f"trainer.compile={compiled}")
+            ours = partial(steps.our_step, own, **how)
+            arguments = (Path(name), "grouped_mm", overrides)
+            theirs = partial(steps.peer_step, *arguments, compiled=compiled, **how)
             for side, build in (("ours", ours), ("transformers", theirs)):
                 tasks[f"{side}, {way}"] = stack.enter_context(Worker(build))
         for task in tasks.values():
@@ -50,8 +52,8 @@ def run(overrides: tuple[str, ...] = MODEL, device: str = "cuda") -> list[Row]:
         for way, seconds in found.items()
     ]
     fast = found["ours, compiled"]
-    for way in ("eager", "compiled"):
-        theirs = found[f"transformers, {way}"]
-        rows.append(ratio(f"ours, compiled / transformers, {way}", theirs, fast))
+    for way in WAYS:
+        other = f"transformers, {way}"
+        rows.append(ratio(f"ours, compiled / {other}", found[other], fast))
     flops = n_tokens * train_flops_per_token(cfg.model, cfg.data.seq_len)
     return [*rows, row("MFU, compiled", [100 * flops / s / PEAK for s in fast], "%")]

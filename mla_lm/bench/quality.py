@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import chain, repeat
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -129,9 +129,10 @@ def gpt2(shape: dict[str, int], vocab_size: int, seq_len: int) -> nn.Module:
     """`transformers`' GPT-2 without dropout."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    sizes = {"vocab_size": vocab_size, "n_positions": seq_len, **shape}
-    return GPT2LMHeadModel(GPT2Config(**sizes, **dropout, use_cache=False))
+    settings: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    settings |= {"vocab_size": vocab_size, "n_positions": seq_len, "use_cache": False, **shape}
+    model: nn.Module = GPT2LMHeadModel(GPT2Config(**settings))
+    return model
 
 
 @torch.no_grad()

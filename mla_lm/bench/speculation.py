@@ -60,8 +60,14 @@ def write(
     model: Transformer, prompt: Sequence[int], sampling: Sampling, n_drafts: int, seed: int
 ) -> tuple[list[int], float, Counts]:
     """New ids, tokens per second behind the first, and the decoder's counters."""
-    settings = {"sampling": sampling, "n_drafts": n_drafts, "seed": seed}
-    decoder = Decoder(model, [prompt], max_new_tokens=NEW_TOKENS, **settings)
+    decoder = Decoder(
+        model,
+        [prompt],
+        max_new_tokens=NEW_TOKENS,
+        sampling=sampling,
+        n_drafts=n_drafts,
+        seed=seed,
+    )
     steps = iter(decoder)
     ids = next(steps)[0]
     seconds = timed(lambda: ids.extend(token for new in steps for token in new[0]))

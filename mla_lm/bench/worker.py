@@ -3,7 +3,7 @@
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, Self
+from typing import Any
 
 from mla_lm.machine import keep_freed_memory, resident
 
@@ -11,27 +11,19 @@ _action: Callable[[], Any]  # of this process
 _before: int
 
 
-class Worker:
+class Worker(ProcessPoolExecutor):
     """Calls `build()` in another process, and there its result at every call; both are pickled."""
 
     def __init__(self, build: Callable[[], Callable[[], Any]]) -> None:
         spawn = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(
-            1, mp_context=spawn, initializer=_prepare, initargs=(build,)
-        )
+        super().__init__(1, mp_context=spawn, initializer=_prepare, initargs=(build,))
 
     def __call__(self) -> Any:
-        return self.pool.submit(_act).result()
+        return self.submit(_act).result()
 
     def peak(self) -> int:
         """Peak bytes of GPU memory, or by how much the process grew since before the build."""
-        return self.pool.submit(_peak).result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.shutdown()
+        return self.submit(_peak).result()
 
 
 def _prepare(build: Callable[[], Callable[[], Any]]) -> None:
