@@ -1,5 +1,6 @@
 """Study files: what is refused, which cells come of them, and that every file makes models."""
 
+import re
 import stat
 from pathlib import Path
 
@@ -63,6 +64,15 @@ def test_rates_of_a_file_may_be_written_as_yaml_does(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("{question: q, arms: {a: []}, reference: a, lr_grid: [2e-3, 1]}")
     assert load_study(str(path), {}, []).lr_grid == (0.002, 1.0)
+
+
+def test_the_worked_example_of_the_page_is_a_study(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
+    path = tmp_path / "rope_width.yaml"
+    path.write_text(text)
+    planned = plan(load_study(str(path), {}, []))
+    assert [*planned.solved["rope_8"]] == ["model.ffn.moe_inter_dim"]
+    assert [*planned.solved["rope_48"]] == ["model.inter_dim"]
 
 
 @pytest.mark.parametrize(
