@@ -15,6 +15,7 @@ from mla_lm.ablation.statistics import best_rates
 from mla_lm.ablation.study import Plan, Study, cells, sweep_cells
 from mla_lm.checkpoint.record import CONFIG_FILE
 from mla_lm.config.compose import validate
+from mla_lm.config.secret import public_overrides
 from mla_lm.data import prepare
 from mla_lm.errors import UserError
 from mla_lm.files import claimed, replacing
@@ -47,7 +48,7 @@ def conduct(study: Study, planned: Plan, out: Path, *, jobs: int, command: str) 
         for data in {cfg.data for cfg in planned.configs.values()}:
             prepare(data)
         runner = Runner(out, planned.configs, jobs=jobs)
-        sweep = sweep_cells(study, planned)
+        sweep = sweep_cells(study)
         runner.run(sweep)
         swept = _begun(out, study) if sweep else None
         rest = cells(study, planned, best_rates(swept.table) if swept else {})
@@ -83,7 +84,8 @@ def report_folder(out: Path, *, command: str) -> None:
 
 def _keep(study: Study, planned: Plan, out: Path, command: str) -> None:
     """Write down what is studied; UserError where the folder belongs to another study."""
-    path, content = out / STUDY, study.model_dump(mode="json")
+    path = out / STUDY
+    content = study.model_dump(mode="json") | {"base": public_overrides(study.base)}
     own_yaml = {"logger", "callbacks"}  # which may hold secrets
     arms = {a: cfg.model_dump(mode="json", exclude=own_yaml) for a, cfg in planned.configs.items()}
     if path.exists():

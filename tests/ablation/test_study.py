@@ -54,7 +54,7 @@ def test_a_sweep_takes_the_first_seed_and_the_best_rate_the_others(tmp_path: Pat
     study = small(lr_grid=(0.001, 0.01), arms={"mla": [], "gqa": ["model/attention=gqa"]})
     planned = plan(study)
     expected = ["mla-lr0.001-s1", "gqa-lr0.001-s1", "mla-lr0.01-s1", "gqa-lr0.01-s1"]
-    assert [cell.name for cell in sweep_cells(study, planned)] == expected
+    assert [cell.name for cell in sweep_cells(study)] == expected
     (cell,) = cells(study, planned, {"mla": 0.01})
     assert cell.name == "mla-lr0.01-s2"
     assert cell.config(planned.configs["mla"], tmp_path).optim.lr == 0.01
