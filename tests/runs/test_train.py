@@ -1,7 +1,6 @@
 """What a run leaves behind and says, and what it never does."""
 
 import json
-import re
 import shutil
 from itertools import chain, islice, repeat
 from pathlib import Path
