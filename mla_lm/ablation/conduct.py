@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +27,8 @@ MAY_CHANGE = ("question", "seeds", "confidence")  # of a study that has begun
 
 def show(study: Study, planned: Plan) -> None:
     """Print what the budget made of each arm, on every axis."""
-    table = Table("arm", title=study.question)
+    table = Table(title=study.question, box=SIMPLE, pad_edge=False)
+    table.add_column("arm", overflow="fold")
     for axis in Axes._fields:
         table.add_column(axis, justify="right")
     table.add_column("solved", overflow="fold")
