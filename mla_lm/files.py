@@ -5,12 +5,15 @@ and no name of a library's temporary files matters; on disk before they are rena
 around them after.
 """
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -68,6 +71,25 @@ def new_folder(path: Path) -> Iterator[Path]:
         except UserError as error:
             raise UserError(str(error).replace(str(temporary), str(path))) from None
     to_disk(path.parent)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises UserError naming the file."""
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return found
 
 
 def remove_temporaries(folder: Path) -> None:
