@@ -55,21 +55,18 @@ def pieces_of(corpus: Corpus, threshold: int) -> Iterator[Piece]:
             yield Piece(split, position, "")
 
 
-def text_digest(
-    found: Iterable[Piece], *, behind: "hashlib._Hash | None" = None
-) -> "hashlib._Hash":
-    """SHA-256 of pieces in their order, behind those hashed before."""
-    digest = behind or hashlib.sha256()
+def extend_digest(digest: "hashlib._Hash", found: Iterable[Piece]) -> str:
+    """Add pieces to a running SHA-256 of a corpus; its value in hex digits."""
     for piece in found:
         digest.update(repr(tuple(piece)).encode())
-    return digest
+    return digest.hexdigest()
 
 
 def encode(corpus: Corpus, tokenizer: Tokenizer, manifest: dict[str, Any], folder: Path) -> None:
     """Encode what `manifest` does not count yet into shards in `folder`, and count it."""
     stream = pieces_of(corpus, manifest["threshold"])
-    digest = text_digest(islice(stream, manifest["pieces"]))
-    if digest.hexdigest() != manifest["corpus"]:
+    digest = hashlib.sha256()
+    if extend_digest(digest, islice(stream, manifest["pieces"])) != manifest["corpus"]:
         raise UserError(f"{corpus.name}: changed since {folder} was begun; delete {folder}")
     terminal = sys.stdout.isatty()
     columns = (*Progress.get_default_columns()[:2], TransferSpeedColumn(), TimeRemainingColumn())
@@ -83,7 +80,7 @@ def encode(corpus: Corpus, tokenizer: Tokenizer, manifest: dict[str, Any], folde
                 bar.update(task, completed=_n_bytes(manifest))
             _store(ids, manifest, folder)
             manifest["pieces"] += len(block)
-            manifest["corpus"] = text_digest(block, behind=digest).hexdigest()
+            manifest["corpus"] = extend_digest(digest, block)
             manifest["seconds"] = round(manifest["seconds"] + time.monotonic() - started, 2)
             write_manifest(folder, manifest)
             if not terminal:

@@ -7,18 +7,20 @@
 5. rename the folder into place
 """
 
+import hashlib
 import os
 import platform
 import shutil
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from mla_lm.config import DataConfig
 from mla_lm.data.corpora import Corpus, open_corpus
-from mla_lm.data.encode import encode, pieces_of, text_digest
+from mla_lm.data.encode import encode, extend_digest, pieces_of
 from mla_lm.data.prepared import (
     SPLITS,
     TOKENIZER,
@@ -58,15 +60,15 @@ def prepare(cfg: DataConfig, *, tokenizer: Tokenizer | None = None) -> PreparedD
                     _prepare(cfg, corpus, settings, folder, existing)
         data = open_prepared(folder, verify=cfg.verify)
         if cfg.verify == "full":  # names, sizes and times of files do not show every change
-            digest = text_digest(pieces_of(corpus, data.manifest["threshold"]))
-            if digest.hexdigest() != data.manifest["corpus"]:
+            found = extend_digest(hashlib.sha256(), pieces_of(corpus, data.manifest["threshold"]))
+            if found != data.manifest["corpus"]:
                 raise UserError(f"{corpus.name}: not the text that {folder} holds; delete {folder}")
         return data
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror}") from None
 
 
-def _locked(folder: Path) -> AcquireReturnProxy:
+def _locked(folder: Path) -> AbstractContextManager[object]:
     """The lock of a folder; a killed process loses it."""
     lock = FileLock(f"{folder}.lock")
     try:
@@ -102,7 +104,7 @@ def _prepare(
             "tokenizer_sha256": sha256(tokenizer.json),
             "threshold": threshold,
             "pieces": 0,
-            "corpus": text_digest([]).hexdigest(),
+            "corpus": hashlib.sha256().hexdigest(),
             "empty_documents": 0,
             **{s: {"documents": 0, "tokens": 0, "bytes": 0, "shards": []} for s in SPLITS},
             "python": platform.python_version(),

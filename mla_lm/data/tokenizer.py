@@ -42,14 +42,15 @@ class Tokenizer:
         self._bpe.encode_special_tokens = True  # what looks like a special token in text is text
         self.json: str = self._bpe.to_str()
         self.vocab_size = 1 + max(self._bpe.get_vocab().values())
-        added = self._bpe.get_added_tokens_decoder().values()
-        for text in (*PROBES, *(f"a {token.content} b" for token in added if not token.special)):
+        added = self._bpe.get_added_tokens_decoder()
+        known = [token.content for token in added.values() if not token.special]
+        for text in (*PROBES, *(f"a {content} b" for content in known)):
             if difference := self.difference(text):
                 raise ValueError(f"not a lossless byte-level tokenizer: {difference}")
-        special = [token.content for token in added if token.special]
+        special = {token.content: index for index, token in added.items() if token.special}
         if end_of_text not in special:
-            raise ValueError(f"no special token {end_of_text}, it has {', '.join(special[:8])}")
-        self.end_of_text: int = self._bpe.token_to_id(end_of_text)
+            raise ValueError(f"no special token {end_of_text}, it has {', '.join([*special][:8])}")
+        self.end_of_text = special[end_of_text]
 
     @classmethod
     def train(cls, texts: Iterable[str], *, vocab_size: int, end_of_text: str) -> "Tokenizer":

@@ -68,8 +68,7 @@ def _from_files(
     if not train.paths:
         raise UserError(f"data.val_path={cfg.val_path}: holds every file of data.path={cfg.path}")
     source = {"train": train.source(), "val": val.source()}
-    sizes = train.n_bytes, val.n_bytes
-    n_bytes = None if None in sizes else sum(sizes)
+    n_bytes = train._replace(paths=train.paths + val.paths).n_bytes
     return Corpus(cfg.path, source, n_bytes, partial(read, train), partial(read, val))
 
 
