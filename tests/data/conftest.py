@@ -87,10 +87,10 @@ def tokenizer_keys(kind: str, *, vocab_size: int = 300, path: Path | None = None
 def config(tmp_path: Path) -> MakeConfig:
     """`config(path, kind, tokenizer, **keys)`: a corpus with its cache in this test's folder."""
 
-    def make(path: Path, kind: str = "text", tokenizer: str = "bpe", **keys: Any) -> DataConfig:
+    def make(path: Path, kind: str = "text", tokenizer: Any = "bpe", **keys: Any) -> DataConfig:
         values = {"val_fraction": 0.2, "cache_dir": tmp_path / "cache", "seq_len": 32} | keys
-        values.setdefault("tokenizer", tokenizer_keys(tokenizer))
-        return corpus_config(kind, path=path, **values)
+        learned = tokenizer_keys(tokenizer) if isinstance(tokenizer, str) else tokenizer
+        return corpus_config(kind, path=path, tokenizer=learned, **values)
 
     return make
 
@@ -137,7 +137,7 @@ def prepared_folder(cfg: DataConfig) -> Path:
 
 def lasting(manifest: dict[str, Any]) -> dict[str, Any]:
     """What two preparations of the same text have in common."""
-    return {key: value for key, value in manifest.items() if key not in ("created", "seconds")}
+    return {k: v for k, v in manifest.items() if k not in ("settings", "created", "seconds")}
 
 
 @pytest.fixture
