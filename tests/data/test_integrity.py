@@ -38,7 +38,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     keys = {"val_fraction": 0.3, "tokenizer": tokenizer_keys("bpe")}
     cfg = corpus_config("text", path=path, cache_dir=cache, **keys)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "BLOCK", 1500)
+        patch.setattr(encode, "BLOCK", 900)
         prepare(cfg)
     return cfg
 
@@ -94,7 +94,7 @@ RESIZED: dict[str, Callable[[Path], Any]] = {
 @each_verification
 def test_an_undamaged_folder_opens(cfg: DataConfig, verify: str) -> None:
     data = verified(cfg, verify)
-    assert min(len(data.train.shards), len(data.val.shards)) > 2
+    assert min(len(data.train.shards), len(data.val.shards)) > 1
     assert data.train[:].max() < 300
 
 
@@ -136,7 +136,7 @@ def test_an_id_beyond_the_vocabulary_is_never_returned(
         assert str(caught.value).startswith(f"{path}: id ")
         assert f"at token {token}," in str(caught.value)
     assert len(data.train[:at]) == at
-    assert data.train[at + 1 :].max() < 300
+    assert (data.train[at + 1 :] < 300).all()
 
 
 def edited(value: Any) -> Any:
