@@ -5,7 +5,7 @@ import signal
 import sys
 from importlib import import_module
 
-from mla_lm.config import compose as cli
+from mla_lm.config import cli
 from mla_lm.errors import STOPPED, UserError, guard
 
 VERBS = {
@@ -13,7 +13,7 @@ VERBS = {
     "bench": "measure this machine against peers",
     "export": "write a folder that transformers, vLLM and lm_eval load",
     "generate": "continue a prompt with a trained model",
-    "info": "what a configuration costs: parameters, memory, cache, time",
+    "info": "what a configuration costs: parameters, FLOPs, memory, KV cache",
     "import": "make a run of a DeepSeek-V3-style folder",
 }
 
@@ -34,7 +34,7 @@ def _run(verb: str, *arguments: str) -> None:
     module = f"{verb}_" if keyword.iskeyword(verb) else verb
     command = import_module(f"mla_lm.commands.{module}")
     if {"-h", "--help"} & set(arguments):
-        print(f"{str(command.__doc__).rstrip()}\n\n{cli.described(command.Options)}")
+        print(f"{str(command.__doc__).rstrip()}\n\n{cli.describe_options(command.Options)}")
     else:
         command.run(arguments)
 

@@ -1,15 +1,12 @@
-"""The model card of an exported folder: what it is, what it scores, how it was made."""
+"""The model card of an exported folder: shape, scores, data and training command."""
 
-import shlex
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from mla_lm.checkpoint.init_from import own_words
-from mla_lm.checkpoint.record import Record, run_folder
+from mla_lm.checkpoint.record import Record
 from mla_lm.config import RunConfig
-from mla_lm.cost import cache_numbers_per_token, count_parameters
+from mla_lm.cost import cache_elements_per_token, count_parameters
 
 HEADER = """---
 license: {licence}
@@ -50,15 +47,15 @@ def model_card(
         "width": model.dim,
         "vocabulary": model.vocab_size,
         "context": f"{model.max_seq_len} tokens",
-        "cache": f"{cache_numbers_per_token(model)} numbers a token",
+        "KV cache": f"{cache_elements_per_token(model)} elements per token",
         "MTP modules": model.mtp_depth,
-        "type of the weights": config["dtype"],
+        "dtype": config["dtype"],
     }
     sections = {
         "Model": _table(shape),
         "Results": _results(metrics),
         "Data": _data(record.data),
-        "Training": _training(cfg, record, step=step),
+        "Training": _training(record, step=step),
     }
     return header + about + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
 
@@ -81,7 +78,7 @@ def _results(metrics: Mapping[str, Any] | None) -> str:
 def _data(manifest: Mapping[str, Any]) -> str:
     if not manifest:
         return "Unknown: the weights were imported.\n"
-    rows = {"corpus": manifest["name"], "bytes a token": manifest["bytes_per_token"]}
+    rows = {"corpus": manifest["name"], "bytes per token": manifest["bytes_per_token"]}
     for split in ("train", "val"):
         counts = manifest[split]
         rows[split] = (
@@ -91,14 +88,12 @@ def _data(manifest: Mapping[str, Any]) -> str:
     return _table(rows)
 
 
-def _training(cfg: RunConfig, record: Record, *, step: int) -> str:
+def _training(record: Record, *, step: int) -> str:
     if not record.data:
         return "Not trained here: the weights were imported.\n"
-    words = [word for word in record.overrides if not word.startswith("data.cache_dir=")]
-    if cfg.init_from is not None:  # which has put the words of its model in front
-        words = [f"init_from={run_folder(Path(cfg.init_from)).name}", *own_words(words)]
-    command = shlex.join(["python", "train.py", *words])
-    text = f"{step} optimizer steps of\n\n```bash\n{command}\n```\n\n"
+    text = f"{step} optimizer steps.\n\n"
+    if record.command:
+        text += f"```bash\n{record.command}\n```\n\n"
     return text + _table(record.environment)
 
 

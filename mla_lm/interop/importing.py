@@ -10,23 +10,21 @@ from torch import Tensor
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.record import PREFIX, RECORD, STEP, WEIGHTS, Record, write_run_files
 from mla_lm.config import RunConfig
-from mla_lm.config.compose import load_config
-from mla_lm.config.words import model_words, pretrained_words
+from mla_lm.config.compose import load_config, validate
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
-from mla_lm.files import new_folder
+from mla_lm.files import new_folder, read_object
 from mla_lm.interop.foreign import model_section
-from mla_lm.interop.weights import Shards, read_json, read_state
+from mla_lm.interop.weights import Shards, read_state
 
 UNSAFE = re.compile(r"[$\\'\x00-\x1f]")  # could mean something to who composes a configuration
 ROW = 1024  # tokens to evaluate at once, unless told otherwise
 
 
 class Foreign(NamedTuple):
-    """A folder, read: the configuration and the overrides that make it, weights, tokenizer."""
+    """A folder, read: configuration, weights, tokenizer."""
 
     cfg: RunConfig
-    overrides: list[str]
     state: dict[str, Tensor]
     tokenizer: Tokenizer
 
@@ -34,37 +32,40 @@ class Foreign(NamedTuple):
 def is_foreign(path: Path) -> bool:
     """Whether this is a folder of a model of `transformers`, and no run of ours."""
     file = path / "config.json"
-    return file.is_file() and "model_type" in read_json(file)
+    return file.is_file() and "model_type" in read_object(file)
 
 
 def read_folder(
     src: Path,
     *,
-    words: Sequence[str] = (),
+    overrides: Sequence[str] = (),
     tokenizer: Path | None = None,
     end_of_text: str | None = None,
 ) -> Foreign:
-    """`words` say what is not the model's own.
+    """`overrides` say what is not the model's own.
 
     `tokenizer` is a `tokenizer.json` where `src` has none, `end_of_text` the token before each
     text where it is not the one that `src` begins them with. Raises UserError for a folder of
     another architecture, or with code, pickle or tensors that do not fit.
     """
-    config = read_json(src / "config.json")
+    config = read_object(src / "config.json")
     shards = Shards(src)
     model = model_section(config, shards.holds_layer)
     path = tokenizer or src / "tokenizer.json"
     vocabulary, end_of_text = _tokenizer(path, end_of_text or _separator(src))
-    balance = [] if model["ffn"]["kind"] == "moe" else ["balance=none"]
-    overrides = [
-        *model_words(model),
-        *balance,
-        *pretrained_words(end_of_text=end_of_text, vocab_size=vocabulary.vocab_size),
-        f"data.seq_len={min(ROW, model['max_seq_len'])}",
-        *words,
-    ]
-    cfg = load_config(overrides)
-    return Foreign(cfg, overrides, read_state(shards, cfg.model), vocabulary)
+    defaults = [f"data.seq_len={min(ROW, model['max_seq_len'])}"]
+    if model["ffn"]["kind"] != "moe":
+        defaults.append("balance=none")
+    values = load_config([*defaults, *overrides]).model_dump()
+    values["model"] = model
+    values["data"]["tokenizer"] = {
+        "kind": "pretrained",
+        "path": "tokenizer.json",
+        "end_of_text": end_of_text,
+        "vocab_size": vocabulary.vocab_size,
+    }
+    cfg = validate(RunConfig, values)
+    return Foreign(cfg, read_state(shards, cfg.model), vocabulary)
 
 
 def import_folder(src: Path, out: Path, **options: Any) -> RunConfig:
@@ -74,9 +75,7 @@ def import_folder(src: Path, out: Path, **options: Any) -> RunConfig:
     """
     found = read_folder(src, **options)
     cfg = found.cfg.model_copy(update={"run_dir": str(out)})
-    record = Record.of(
-        cfg, overrides=found.overrides, tokenizer=found.tokenizer.json, data={}, environment={}
-    )
+    record = Record.of(cfg, command="", tokenizer=found.tokenizer.json, data={}, environment={})
     with new_folder(out) as folder:
         write_run_files(folder, cfg, record)
         weights = {f"{PREFIX}{name}": tensor for name, tensor in found.state.items()}
@@ -92,7 +91,7 @@ def _separator(src: Path) -> str | None:
     path = src / "tokenizer_config.json"
     if not path.is_file():
         return None
-    content = read_json(path)
+    content = read_object(path)
     token = content.get("bos_token") or content.get("eos_token")
     return token.get("content") if isinstance(token, dict) else token
 
