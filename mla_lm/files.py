@@ -72,25 +72,6 @@ def new_folder(path: Path) -> Iterator[Path]:
     to_disk(path.parent)
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; raises UserError naming the file."""
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return found
-
-
 def remove_temporaries(folder: Path) -> None:
     """Delete the temporary files of killed writers in a folder."""
     for stale in folder.glob(f".*{TEMPORARY}"):
