@@ -24,7 +24,6 @@ from mla_lm.objective import balance, losses
 from mla_lm.objective.metrics import N_SUMS, bytes_per_target, kept_drafts, loss_sums, summarize
 from mla_lm.objective.optimizer import build_optimizer
 from mla_lm.objective.schedules import bias_speed, build_schedule, mtp_weight
-from mla_lm.training.loop_state import recount
 
 
 class LanguageModel(L.LightningModule):
@@ -253,7 +252,4 @@ class LanguageModel(L.LightningModule):
             shapes = [list(state[name].shape) if name in state else None for state in (found, own)]
             if shapes[0] != shapes[1]:
                 raise UserError(f"{name}: {shapes[0]} in the checkpoint, {shapes[1]} in the model")
-        trained = checkpoint[RECORD]["config"]["trainer"]["accumulate_grad_batches"]
-        here = self.cfg.trainer.accumulate_grad_batches
-        recount(checkpoint["loops"]["fit_loop"], before=trained, after=here)
         self.n_skipped = checkpoint["n_skipped"]

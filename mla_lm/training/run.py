@@ -29,9 +29,8 @@ from mla_lm.machine import (
 )
 from mla_lm.training import processes as ranks
 from mla_lm.training.checkpoints import Checkpoints
+from mla_lm.training.exact_resume import ExactResume
 from mla_lm.training.module import LanguageModel
-from mla_lm.training.publish import publish_config
-from mla_lm.training.random_state import RandomState
 from mla_lm.training.strategy import strategy_of
 
 VERSIONS = ("python", "torch", "lightning", "commit", "precision")
@@ -45,18 +44,20 @@ def fit(cfg: RunConfig, overrides: list[str]) -> None:
     """
     keep_freed_memory()
     environment = environment_of(cfg)
-    ranks.agree({key: environment[key] for key in VERSIONS}, told(cfg))
-    cfg, overrides = ranks.first(partial(resolved, cfg, overrides))
+    ranks.assert_same_on_all_ranks({key: environment[key] for key in VERSIONS}, told(cfg))
+    cfg, overrides = ranks.broadcast_from_rank0(partial(resolved, cfg, overrides))
     origin = cfg.resume or cfg.init_from
     tokenizer = checkpoint.tokenizer_of(Path(origin)) if origin else None
     data = prepare(cfg.data, tokenizer=tokenizer)
-    ranks.agree({f"data {key}": data.manifest[key] for key in checkpoint.OF_CORPUS})
+    ranks.assert_same_on_all_ranks(
+        {f"data {key}": data.manifest[key] for key in checkpoint.OF_CORPUS}
+    )
     if cfg.resume:
         checkpoint.require_corpus(Path(cfg.resume), data.manifest)
     train_batches, val_batches = loaders(cfg, data)
     precision = resolve_precision(cfg.precision, accelerator_type(cfg.trainer.accelerator))
-    if ranks.n_ranks() > 1:
-        print(f"{ranks.n_ranks()} processes, {cfg.trainer.strategy}")
+    if ranks.world_size() > 1:
+        print(f"{ranks.world_size()} processes, {cfg.trainer.strategy}")
     print(describe(cfg, precision))
     print(data.describe(n_dropped=train_batches.n_dropped))
 
@@ -76,17 +77,18 @@ def fit(cfg: RunConfig, overrides: list[str]) -> None:
         if cfg.init_from and not cfg.resume:
             module.model.load_state_dict(checkpoint.read_weights(Path(cfg.init_from))[1])
             print(f"begins with the weights of {cfg.init_from}")
-    again = said_again(overrides, record.overrides)
-    checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint, said_again=again)
-    trainer = trainer_of(cfg, loggers, [RandomState(), *callbacks, checkpoints])
+    again = overrides_to_repeat(overrides, record.overrides)
+    checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint, overrides_to_repeat=again)
+    trainer = trainer_of(cfg, loggers, [ExactResume(), *callbacks, checkpoints])
 
     def begin() -> None:
         claim.enter_context(claimed(run_dir, key="run_dir"))
         checkpoint.write_run_files(run_dir, cfg, record, overrides)
 
     with ExitStack() as claim, ctrl_c_ends(), memory_or(what_helps(cfg)):
-        ranks.first(begin)
-        publish_config(trainer.loggers, public(cfg.model_dump(mode="json")))
+        ranks.broadcast_from_rank0(begin)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(public(cfg.model_dump(mode="json")))
         trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
     if ranks.rank() == 0:
         path = checkpoint.newest(run_dir)
@@ -95,7 +97,7 @@ def fit(cfg: RunConfig, overrides: list[str]) -> None:
 
 def resolved(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, list[str]]:
     """What `cfg` comes to with the checkpoint it goes on from, and its overrides."""
-    ranks.share(cfg.data.batch_size)
+    ranks.per_rank_batch_size(cfg.data.batch_size)
     found = resolve_resume(cfg, overrides)
     begins = cfg.init_from and not found[0].resume
     return resolve_init(*found) if begins else found
@@ -105,9 +107,9 @@ def loaders(cfg: RunConfig, data: PreparedData) -> tuple[TrainLoader, EvalLoader
     """The batches of this rank."""
     rows = {
         "seq_len": cfg.data.seq_len,
-        "batch_size": ranks.share(cfg.data.batch_size),
+        "batch_size": ranks.per_rank_batch_size(cfg.data.batch_size),
         "rank": ranks.rank(),
-        "n_ranks": ranks.n_ranks(),
+        "n_ranks": ranks.world_size(),
     }
     accumulate = cfg.trainer.accumulate_grad_batches
     train_batches = TrainLoader(data.train, **rows, accumulate=accumulate, seed=cfg.seed)
@@ -139,7 +141,7 @@ def trainer_of(cfg: RunConfig, loggers: list[Any], callbacks: list[L.Callback]) 
     )
 
 
-def said_again(overrides: Sequence[str], kept: Sequence[str]) -> list[str]:
+def overrides_to_repeat(overrides: Sequence[str], kept: Sequence[str]) -> list[str]:
     """Of the overrides those that whoever goes on has to repeat, without secrets."""
     lost = [o for o in overrides if o not in kept and not o.lstrip("+").startswith(GIVEN_ANEW)]
     return public_words(lost)
@@ -190,7 +192,7 @@ def what_helps(cfg: RunConfig) -> str:
     """What to change when memory is out in a step, the least harmful first."""
     rows, accumulate = cfg.data.batch_size, cfg.trainer.accumulate_grad_batches
     ways = []
-    if rows % (2 * ranks.n_ranks()) == 0:
+    if rows % (2 * ranks.world_size()) == 0:
         ways.append(
             f"data.batch_size={rows // 2} trainer.accumulate_grad_batches={2 * accumulate}, "
             "the same steps in halves"

@@ -19,7 +19,7 @@ from mla_lm.checkpoint.record import Record, newest
 from mla_lm.training.checkpoint_io import CheckpointFiles
 from mla_lm.training.checkpoints import Checkpoints
 from mla_lm.training.module import LanguageModel
-from mla_lm.training.random_state import RandomState
+from mla_lm.training.exact_resume import ExactResume
 from tests.reliability.child import drawn
 from tests.training.bookkeeping import TOKENIZER, Case, Loader, micro_batches
 
@@ -89,7 +89,7 @@ def main(run_dir: Path, end: Path, *stop: str) -> None:
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[RandomState(), Draws(), checkpoints, *(TellMe(int(n)) for n in stop)],
+        callbacks=[ExactResume(), Draws(), checkpoints, *(TellMe(int(n)) for n in stop)],
         plugins=[CheckpointFiles()],
     )
     loader = ResumableLoader(micro_batches(case, N_RANKS)[RANK::N_RANKS])

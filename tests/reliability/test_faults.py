@@ -9,7 +9,7 @@ from typing import Any
 from mla_lm.data import TrainLoader
 from mla_lm.training.checkpoints import Checkpoints
 from mla_lm.training.module import LanguageModel
-from mla_lm.training.random_state import RandomState
+from mla_lm.training.exact_resume import ExactResume
 from tests.reliability.record import record
 from tests.reliability.runs import (
     STEPS,
@@ -59,7 +59,7 @@ def drop_step(checkpoint: dict[str, Any]) -> None:
 
 
 FAULTS: dict[str, Callable[[], None]] = {
-    "random numbers": partial(forget, RandomState, "load_state_dict"),
+    "random numbers": partial(forget, ExactResume, "load_state_dict"),
     "bias": partial(change_before_loading, drop_biases),
     "moments": partial(change_before_loading, drop_moments),
     "loader": partial(forget, TrainLoader, "load_state_dict"),

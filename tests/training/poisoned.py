@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mla_lm.checkpoint.record import Record
 from mla_lm.model.moe import Router
-from mla_lm.training.loss_spikes import LossSpikes
+from mla_lm.training.alarms import LossSpikes
 from mla_lm.training.module import LanguageModel
 from tests.training import bookkeeping
 from tests.training.bookkeeping import TOKENIZER, Loader, micro_batches

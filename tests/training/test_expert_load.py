@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mla_lm.training.expert_load import COLUMNS, ExpertLoad
+from mla_lm.training.alarms import COLUMNS, ExpertLoad
 from mla_lm.training.module import LanguageModel
 from tests.runs.conftest import checkpoint, content, short_run, train_here, write_corpus
 

@@ -11,8 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mla_lm.checkpoint.record import Record
-from mla_lm.training.expert_load import ExpertLoad
-from mla_lm.training.loss_spikes import LossSpikes
+from mla_lm.training.alarms import ExpertLoad
+from mla_lm.training.alarms import LossSpikes
 from mla_lm.training.module import LanguageModel
 from tests.conftest import TINY, load_config
 from tests.training.bookkeeping import TOKENIZER, Loader

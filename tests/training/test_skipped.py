@@ -9,7 +9,7 @@ import torch
 
 from mla_lm.checkpoint.record import Record
 from mla_lm.errors import UserError
-from mla_lm.training.loss_spikes import LossSpikes
+from mla_lm.training.alarms import LossSpikes
 from mla_lm.training.module import LanguageModel
 from tests.reliability.record import record
 from tests.training.bookkeeping import TOKENIZER, Case, Loader, micro_batches
