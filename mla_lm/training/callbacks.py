@@ -79,7 +79,7 @@ class Progress(L.Callback):
         print(f"step {trainer.global_step}  {text}", flush=True)
         self.since = None
 
-    def teardown(self, *_: Any) -> None:
+    def teardown(self, *_: Any, stage: str = "fit") -> None:
         if self.bar:
             self.bar.stop()  # shows the cursor again
 
