@@ -39,11 +39,9 @@ class Checkpoints(Checkpoint):
     a run of one process at once; several processes are ended by torchrun.
     """
 
-    def __init__(
-        self, folder: Path, cfg: CheckpointConfig, *, overrides_to_repeat: Sequence[str] = ()
-    ) -> None:
-        """`overrides_to_repeat` on resume are those that checkpoints do not store."""
-        self.folder, self.cfg, self.overrides_to_repeat = folder, cfg, overrides_to_repeat
+    def __init__(self, folder: Path, cfg: CheckpointConfig, *, repeat: Sequence[str] = ()) -> None:
+        """`repeat` are overrides that checkpoints do not store, to be given again on resume."""
+        self.folder, self.cfg, self.repeat = folder, cfg, repeat
         self.best_step: int | None = None
         self.best_loss: float | None = None
         self.step, self.saved_step = 0, -1
@@ -135,7 +133,7 @@ class Checkpoints(Checkpoint):
 
     def _stop(self, trainer: L.Trainer) -> None:
         resume = (f"run_dir={shlex.quote(str(self.folder.parent))}", "resume=auto")
-        command = " ".join([*resume, *map(shlex.quote, self.overrides_to_repeat)])
+        command = " ".join([*resume, *map(shlex.quote, self.repeat)])
         trainer.print(f"stopped and saved at step {trainer.global_step}")
         trainer.print(f"resume with: python train.py {command}")
         raise SystemExit(INTERRUPTED if self.signal == signal.SIGINT else STOPPED)

@@ -1,4 +1,4 @@
-"""A save that fails, or would, leaves every earlier checkpoint as it was; what is saved comes back."""
+"""A save that fails leaves every earlier checkpoint as it was; what is saved comes back equal."""
 
 import resource
 import shutil
