@@ -1,4 +1,4 @@
-"""Tensors that are cut into one part for each rank (DTensor), and whole ones."""
+"""Between tensors that are sharded over ranks (DTensor) and whole ones."""
 
 from typing import TypeVar
 
@@ -9,12 +9,12 @@ T = TypeVar("T")
 
 
 def whole(tensor: T) -> T | Tensor:
-    """All of a sharded tensor, put together on every rank; anything else as it is."""
+    """A sharded tensor gathered on every rank; anything else as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def part(tensor: T, like: Tensor) -> T | Tensor:
-    """Of a whole tensor this rank's part, cut as `like` is; as it is where that does not fit."""
+    """This rank's part of a whole tensor, sharded as `like`; as it is where shapes differ."""
     if not isinstance(like, DTensor) or not isinstance(tensor, Tensor):
         return tensor
     if tensor.shape != like.shape:

@@ -106,9 +106,7 @@ def steps(log: Path) -> list[int]:
     return [int(n) for n in re.findall(r"^step (\d+)/", log.read_text(), re.MULTILINE)]
 
 
-def resumption(
-    folder: Path, words: Sequence[str], wanted: dict[str, Any], *, last: int = 12
-) -> str:
+def resumption(folder: Path, words: Sequence[str], wanted: dict[str, Any]) -> str:
     """What is wrong with the way a run continues to its end; nothing is an empty text."""
     start = newest(folder)
     if start is None:
@@ -148,7 +146,7 @@ def state(path: Path) -> dict[str, Any]:
     content = checkpoint_file.read(path)
     config = content[RECORD]["config"]
     content[RECORD]["config"] = {k: v for k, v in config.items() if k not in OWN}
-    del content[RECORD]["environment"]["commit"]
+    del content[RECORD]["environment"]["commit"], content[RECORD]["commands"]
     return content
 
 

@@ -137,7 +137,6 @@ FORGERIES: dict[str, Forgery] = {
     "another key": config("_class_path", "os.system"),
     "YAML tag for a number": config("model.dim", "!!python/object/apply:os.system ['TOUCH']"),
     "path for a run_id": config("run_id", "../../marker"),
-    "interpolation": config("data.path", "${oc.env:HOME}"),
     "tensor named by a path": tensor("../../../etc/passwd", 3),
     "tensor of another shape": tensor("model.norm.weight", 10**6),
     "overlapping offsets": raw(overlapping),
