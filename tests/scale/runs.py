@@ -103,7 +103,8 @@ def logged(place: Path) -> dict[tuple[str, int], float]:
 
 def noted(place: Path, rank: int, key: str) -> list[Any]:
     """What `Watch` noted of a rank."""
-    notes = [json.loads(line) for line in (place / f"watch/rank-{rank}.jsonl").open()]
+    lines = (place / f"watch/rank-{rank}.jsonl").read_text().splitlines()
+    notes = [json.loads(line) for line in lines]
     return [note[key] for note in notes if key in note]
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mla_lm.model.moe import Router
 from mla_lm.objective import balance
 from mla_lm.training.alarms import LossSpikes
 from mla_lm.training.module import LanguageModel
@@ -104,16 +103,10 @@ class Poisoned(LanguageModel):
         self.place, self.value, self.here = what.place, float(what.value), here
         self.now = False
         self.model.norm.weight.register_hook(self.poison_gradient)
-        for module in self.modules():
-            if isinstance(module, Router):
-                module.register_forward_pre_hook(self.poison_router)
 
     def poison_gradient(self, grad: Tensor) -> Tensor:
         last = torch.tensor([-1])
         return grad.index_fill(0, last, self.value) if self.is_in("gradient") else grad
-
-    def poison_router(self, router: Router, x: tuple[Tensor]) -> tuple[Tensor]:
-        return (x[0] * self.value,) if self.is_in("router") else x
 
     def is_in(self, place: str) -> bool:
         return self.now and self.place == place

@@ -66,12 +66,14 @@ def test_counts_of_one_rank_only_are_noticed(two_ranks: list[Found]) -> None:
 
 
 def test_a_poisoned_step_changes_nothing_on_any_rank(two_ranks: list[Found]) -> None:
-    alone = [train_poisoned(p) for p in poisons("loss", "gradient", "router", "micro-batch")]
+    alone = [train_poisoned(p) for p in poisons("loss", "gradient", "micro-batch")]
     together = [found[str(p)] for p in poisons("micro-batch") for found in two_ranks]
     found = [*alone, *together[::2]]
     clean = [case for case in found if case["poisoned"] == []]
-    record("NaN or Inf in loss, gradient, router, rank: state unchanged", len(clean), len(found))
-    assert len(found) == 20
+    record(
+        "NaN or Inf in loss, gradient, micro-batch, rank: state unchanged", len(clean), len(found)
+    )
+    assert len(found) == 16
     for case in [*alone, *together]:
         assert case["poisoned"] == []
         for name in ("e_score_correction_bias", "o_proj.weight", "losses"):

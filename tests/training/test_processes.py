@@ -17,7 +17,6 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from mla_lm import load_config
 from mla_lm.config import TrainerConfig
 from mla_lm.errors import INTERRUPTED, STOPPED, UNREAD, UserError
-from mla_lm.files import claimed
 from mla_lm.training import processes
 from mla_lm.training.processes import launched
 from mla_lm.training.run import rank_invariant
@@ -218,14 +217,6 @@ def test_what_rank_zero_cannot_write_ends_all(tmp_path: Path) -> None:
     path = tmp_path / "run/run/checkpoints/step-000010.ckpt"
     line = fails(tmp_path / "run", f"+callbacks.watch.block={path}")
     assert line.startswith(f"error: {path}: cannot be written (")
-
-
-@pytest.mark.slow
-def test_a_folder_that_is_taken(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run" / "run"
-    with claimed(run_dir, key="run_dir"):
-        line = fails(tmp_path / "run")
-    assert line == f"error: run_dir={run_dir}: another process works there"
 
 
 @pytest.mark.slow
