@@ -1,4 +1,4 @@
-"""Between tensors that are sharded over ranks (DTensor) and whole ones."""
+"""Conversion between sharded tensors (DTensor, one shard per rank) and full ones."""
 
 from typing import TypeVar
 
@@ -9,12 +9,12 @@ T = TypeVar("T")
 
 
 def whole(tensor: T) -> T | Tensor:
-    """A sharded tensor gathered on every rank; anything else as it is."""
+    """Gather a sharded tensor on every rank; anything else is returned unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def part(tensor: T, like: Tensor) -> T | Tensor:
-    """This rank's part of a whole tensor, sharded as `like`; as it is where shapes differ."""
+    """This rank's shard of a full tensor, sharded as `like`; unchanged where `like` is not."""
     if not isinstance(like, DTensor) or not isinstance(tensor, Tensor):
         return tensor
     if tensor.shape != like.shape:

@@ -146,7 +146,7 @@ def state(path: Path) -> dict[str, Any]:
     content = checkpoint_file.read(path)
     config = content[RECORD]["config"]
     content[RECORD]["config"] = {k: v for k, v in config.items() if k not in OWN}
-    del content[RECORD]["environment"]["commit"], content[RECORD]["commands"]
+    del content[RECORD]["environment"]["commit"]
     return content
 
 

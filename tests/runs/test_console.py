@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from mla_lm import load_config
-from mla_lm.ablation.runner import PROGRESS
 from mla_lm.cost import count_parameters
 from mla_lm.errors import INTERRUPTED
 from mla_lm.training.checkpoints import SIGNALS
@@ -22,6 +21,7 @@ from tests.processes import command, environment
 from tests.runs.conftest import STEPS, Run, checkpoint, refusal, train_here
 
 HERE = "+callbacks.mine._target_=tests.runs.test_console"
+PROGRESS = r"loss \d\.\d+  \d\.\d+ bits/byte  [\d,]+ tokens/s  \d+% of matmul peak"
 LONG = ("trainer.max_steps=2000", "trainer.val_every_n_steps=2000")
 
 
@@ -59,9 +59,8 @@ def test_the_plan_is_printed_before_the_first_step(trained: Run) -> None:
 
 def test_every_step_validation_and_sample_is_printed(trained: Run) -> None:
     lines = trained.stdout.splitlines()
-    read = [found for line in lines if (found := PROGRESS.search(line))]  # as a study does
-    assert [found.groups()[:2] for found in read] == [(f"{i}", "12") for i in range(1, STEPS + 1)]
-    assert all(re.fullmatch(r"loss [\d.]+  .*[\d,]+ tokens/s", found[3]) for found in read)
+    steps = [m[1] for line in lines if (m := re.match(rf"step (\d+)/{STEPS}  {PROGRESS}  ", line))]
+    assert steps == [str(step) for step in range(1, STEPS + 1)]
     validations = [i for i, line in enumerate(lines) if "  val/loss " in line]
     assert len(validations) == 3
     assert all(lines[i + 1].startswith("    def ") for i in validations)
@@ -196,7 +195,6 @@ def test_a_terminal_sees_one_bar(trained: Run, tmp_path: Path) -> None:
     assert (process.returncode, errors) == (0, b"")
     text = seen.decode()
     assert "12/12" in text
-    progress = r"loss \d\.\d+  \d\.\d+ bits/byte  [\d,]+ tokens/s  \d+% of matmul peak"
-    assert re.search(progress, text)
+    assert re.search(PROGRESS, text)
     assert "\x1b[?25h" in text  # the cursor is shown again
     assert not re.search(r"step \d+/12", text)

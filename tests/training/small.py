@@ -21,7 +21,7 @@ from tests.conftest import TINY, load_config, randomized
 
 STEPS, BATCH, LENGTH = 3, 2, 24
 TOKENIZER = Tokenizer.train((), vocab_size=257, end_of_text="<|endoftext|>")
-RECORD = Record(config={}, commands=[], tokenizer=TOKENIZER.json, data={}, environment={})
+RECORD = Record(config={}, command="", tokenizer=TOKENIZER.json, data={}, environment={})
 
 
 class Case(NamedTuple):
