@@ -102,7 +102,6 @@ FORGERIES: dict[str, Forgery] = {
     "another key": config("_class_path", "os.system"),
     "YAML tag for a number": config("seed", "!!python/object/apply:os.system ['TOUCH']"),
     "path for a run_id": config("run_id", "../../marker"),
-    "interpolation of a secret": config("init_from", "/nowhere/${oc.env:HOME}"),
     "tensor named by a path": tensor("../../../etc/passwd", 3),
     "tensor of another shape": tensor("model.norm.weight", 10**6),
     "metadata nested deeply": nested_deeply,
