@@ -15,8 +15,7 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     """
     cli.require_path("ckpt", cfg.ckpt)
 
-    from mla_lm.evaluation.bundles import evaluate_bundles, read_bundles
-    from mla_lm.evaluation.harness import evaluate_in_harness
+    from mla_lm.evaluation.harness import load_tasks
     from mla_lm.evaluation.parts import PARTS
     from mla_lm.evaluation.results import log_results, make_loggers, write_results
     from mla_lm.evaluation.subject import load_subject
@@ -25,15 +24,14 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
 
     keep_freed_memory()
     data_words, logger_words = ([w for w in overrides if w.startswith(g)] for g in (DATA, LOGGER))
-    bundles = read_bundles(cfg)
     subject = load_subject(cfg, data_words=data_words)
+    score_tasks = load_tasks(subject.model, subject.tokenizer, cfg)
     loggers = make_loggers(subject, logger_words)
     metrics: dict[str, Any] = {}
     with autocast(subject.precision, subject.device):
-        for name, part in PARTS.items():
-            metrics |= part(subject, cfg) if name in cfg.parts else {}
-        metrics |= evaluate_bundles(subject, bundles)
-        metrics |= evaluate_in_harness(subject, cfg)
+        for name in dict.fromkeys(cfg.parts):
+            metrics |= PARTS[name](subject, cfg)
+        metrics |= score_tasks()
 
     metrics_table(metrics, list(subject.model.routers()))
     print(f"written to {write_results(subject, cfg, metrics, data_words=data_words)}")

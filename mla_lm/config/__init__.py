@@ -29,13 +29,13 @@ from mla_lm.config.model import (
 )
 from mla_lm.config.run import (
     BalanceConfig,
-    BundleConfig,
     CheckpointConfig,
     Checkpointing,
     EvalConfig,
     LossConfig,
     OptimConfig,
     Precision,
+    QuestionFile,
     RunConfig,
     TrainerConfig,
 )
@@ -45,7 +45,6 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 __all__ = [
     "CONFIGS",
     "BalanceConfig",
-    "BundleConfig",
     "CheckpointConfig",
     "Checkpointing",
     "CorpusConfig",
@@ -63,6 +62,7 @@ __all__ = [
     "ParquetConfig",
     "PlainRopeConfig",
     "Precision",
+    "QuestionFile",
     "RopeConfig",
     "RunConfig",
     "StdlibConfig",

@@ -1,28 +1,45 @@
-"""What a model says when it speaks: how much of its code is Python, and how far drafts carry."""
+"""Parts `code` and `speculation`: what a model generates.
+
+`code/parsed` is the share of sampled texts that Python can parse; `mtp/tokens_per_forward` and
+`mtp/drafts_kept_K` are those of greedy self-speculation with the MTP modules.
+"""
 
 import ast
 import warnings
 from collections.abc import Sequence
 
+from mla_lm.config import EvalConfig
 from mla_lm.data.loader import Stream
 from mla_lm.data.tokenizer import Tokenizer
-from mla_lm.evaluation.tasks import share
+from mla_lm.errors import UserError
+from mla_lm.evaluation.scoring import with_stderr
+from mla_lm.evaluation.subject import Subject
 from mla_lm.generation import Completion, Decoder, Sampling
 from mla_lm.model import Transformer
 
 BEGINNINGS = ("def ", "class ", "import ", "from ", "if ", "for ", "with ", "x = ")
-N_EACH = 8  # samples of each beginning
+N_EACH = 8  # samples per beginning
 PROMPT, NEW = 64, 64  # tokens
 N_PROMPTS = 64
 
 
+def code(subject: Subject, cfg: EvalConfig) -> dict[str, float]:
+    return parsed_share(subject.model, subject.tokenizer, seed=cfg.seed)
+
+
+def speculation(subject: Subject, cfg: EvalConfig) -> dict[str, float | str]:
+    if not subject.model.cfg.mtp_depth:
+        raise UserError(f"parts=speculation: {subject.path} has no MTP module to draft with")
+    data = subject.data()
+    return {**draft(subject.model, data.val), "val/sha256": data.val_sha256}
+
+
 def parsed_share(model: Transformer, tokenizer: Tokenizer, *, seed: int) -> dict[str, float]:
-    """`code/parsed`: share of sampled texts, cut behind their last whole line, that are Python."""
-    prompts = list(BEGINNINGS) * N_EACH
+    """`code/parsed`: of sampled texts, cut behind their last whole line."""
     completion = Completion(
         model,
         tokenizer,
-        prompts,
+        list(BEGINNINGS) * N_EACH,
         max_new_tokens=min(2 * NEW, model.cfg.max_seq_len - 8),
         sampling=Sampling(temperature=0.8, top_k=50),
         seed=seed,
@@ -30,7 +47,7 @@ def parsed_share(model: Transformer, tokenizer: Tokenizer, *, seed: int) -> dict
     texts = list(completion.prompts)
     for row, piece in completion:
         texts[row] += piece
-    parsed = share("code/parsed", [parses(text) for text in texts])
+    parsed = with_stderr("code/parsed", [parses(text) for text in texts])
     return parsed | {"code/n_samples": len(texts)}
 
 
@@ -44,12 +61,8 @@ def parses(text: str) -> bool:
         return False
 
 
-def speculation(model: Transformer, ids: Stream) -> dict[str, float]:
-    """Tokens a forward pass, and share of drafts kept by depth, in greedy self-speculation.
-
-    Behind prompts spread over a stream of ids.
-    """
-    depth = model.cfg.mtp_depth
+def draft(model: Transformer, ids: Stream) -> dict[str, float]:
+    """Tokens per forward pass, and share of drafts kept by depth, after prompts from a stream."""
     length = min(PROMPT, model.cfg.max_seq_len // 2)
     prompts = spread(ids, length=length)
     decoder = Decoder(
@@ -57,7 +70,7 @@ def speculation(model: Transformer, ids: Stream) -> dict[str, float]:
         prompts,
         max_new_tokens=min(NEW, model.cfg.max_seq_len - length),
         sampling=Sampling(temperature=0),
-        n_drafts=depth,
+        n_drafts=model.cfg.mtp_depth,
     )
     for _ in decoder:
         pass
