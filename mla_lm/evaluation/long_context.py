@@ -74,7 +74,7 @@ def lengths(cfg: ModelConfig) -> list[int]:
 def passkey_trials(
     cfg: ModelConfig, tokenizer: Tokenizer, ids: Stream, *, seed: int, n_texts: int
 ) -> list[Trial]:
-    """`n_texts` per depth and length, hidden in stretches of ids; too short lengths are left out."""
+    """`n_texts` per depth and length, hidden in stretches of ids; leaves out too short lengths."""
     found = []
     for length in lengths(cfg):
         rng = random.Random(f"passkey {length} {seed}")

@@ -108,8 +108,8 @@ class MinimalPair(Question):
     @classmethod
     def task(cls, delimiter: str) -> dict[str, Any]:
         choices = {"doc_to_choice": lambda doc: [doc["sentence_good"], doc["sentence_bad"]]}
-        texts = {"doc_to_text": "", "doc_to_target": 0, "target_delimiter": "", **choices}
-        return {"output_type": "multiple_choice", **texts}
+        texts = {"doc_to_text": lambda _: "", "doc_to_target": 0, **choices}
+        return {"output_type": "multiple_choice", "target_delimiter": "", **texts}
 
 
 SHAPES: tuple[type[Question], ...] = (MultipleChoice, Schema, Continuation, MinimalPair)

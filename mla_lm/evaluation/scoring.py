@@ -11,7 +11,6 @@ B rows, T tokens of a row, V vocabulary, N tokens that are scored.
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from os.path import commonprefix  # of any two lists
 from typing import NamedTuple
 
 import torch
@@ -88,7 +87,7 @@ def score(model: Transformer, requests: Sequence[Request], *, name: str = "") ->
 
 
 def with_stderr(name: str, values: Sequence[float]) -> dict[str, float]:
-    """The mean of values as `name`, and its standard error as `name_stderr` if there are several."""
+    """The mean as `name`; where there are several values, its standard error as `name_stderr`."""
     found = {name: statistics.fmean(values)}
     if len(values) > 1:
         found[f"{name}_stderr"] = statistics.stdev(values) / math.sqrt(len(values))
@@ -136,7 +135,8 @@ def plant(requests: Sequence[Request]) -> list[Tree]:
     before: list[int] = []
     for i in sorted(range(len(texts)), key=texts.__getitem__):
         text = texts[i]
-        n_shared = len(commonprefix([before, text]))
+        differs = (k for k, (a, b) in enumerate(zip(before, text, strict=False)) if a != b)
+        n_shared = next(differs, min(len(before), len(text)))
         joins = trees and n_shared * SAVES >= len(text)
         if not joins or len(trees[-1]) + len(text) - n_shared > max(ROW, 2 * len(text)):
             trees.append(Tree())
