@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from mla_lm.config import EvalConfig
-from mla_lm.config import compose as cli
-from mla_lm.config.words import DATA, LOGGER
+from mla_lm.config import EvalConfig, cli
+
+DATA = ("data=", "data.", "data/")  # how overrides of that group begin
+LOGGER = ("logger=", "logger.", "logger/")
 
 
 def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:

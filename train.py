@@ -2,23 +2,16 @@
 
 import os
 
-from mla_lm.config import RunConfig
-from mla_lm.config import compose as cli
+from mla_lm.config import RunConfig, cli
 from mla_lm.errors import UserError
 
 
 def train(cfg: RunConfig, overrides: list[str]) -> None:
-    """Run what `cfg` says and leave a checkpoint; `overrides` made it, and are stored."""
+    """Run what `cfg` says and leave a checkpoint; `overrides` made it."""
     _require_named(cfg)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a rank says in one line what fails
-    from mla_lm.training import processes as ranks
+    from mla_lm.training.run import train
 
-    if ranks.launched(cfg.trainer, overrides):
-        return
-    with ranks.joined(cfg.trainer):
-        from mla_lm.training.run import fit
-
-        fit(cfg, overrides)
+    train(cfg, overrides)
 
 
 def _require_named(cfg: RunConfig) -> None:

@@ -1,11 +1,11 @@
 """Prepare a corpus without training: `python data/prepare.py [data=text data.path=...]`.
 
-An interrupted preparation is gone on with by the same command.
+The same command resumes an interrupted preparation.
 """
 
 import sys
 
-from mla_lm.config import compose as cli
+from mla_lm import load_config
 from mla_lm.data import prepare
 from mla_lm.errors import guard
 
@@ -15,7 +15,7 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv):
         print(__doc__)
         return
-    data = prepare(cli.load_config(sys.argv[1:]).data)
+    data = prepare(load_config(sys.argv[1:]).data)
     for split in ("train", "val"):
         counts = data.manifest[split]
         shards = len(counts["shards"])

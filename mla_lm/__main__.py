@@ -5,7 +5,7 @@ import signal
 import sys
 from importlib import import_module
 
-from mla_lm.config import compose as cli
+from mla_lm.config import cli
 from mla_lm.errors import STOPPED, UserError, guard
 
 VERBS = {
@@ -34,7 +34,7 @@ def _run(verb: str, *arguments: str) -> None:
     module = f"{verb}_" if keyword.iskeyword(verb) else verb
     command = import_module(f"mla_lm.commands.{module}")
     if {"-h", "--help"} & set(arguments):
-        print(f"{str(command.__doc__).rstrip()}\n\n{cli.described(command.Options)}")
+        print(f"{str(command.__doc__).rstrip()}\n\n{cli.describe_options(command.Options)}")
     else:
         command.run(arguments)
 

@@ -5,17 +5,20 @@ and no name of a library's temporary files matters; on disk before they are rena
 around them after.
 """
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from mla_lm.errors import UserError
+from mla_lm.errors import UserError, one_line
 
 TEMPORARY = ".tmp"
 LOCK = ".lock"  # in a folder that a process works in
@@ -90,3 +93,20 @@ def _beside(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY) as folder:
         yield Path(folder) / path.name
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; UserError where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must be a JSON object")
+    return content
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

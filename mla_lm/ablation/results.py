@@ -18,7 +18,7 @@ import numpy as np
 from mla_lm.ablation import budget
 from mla_lm.checkpoint.record import CONFIG_FILE, completed
 from mla_lm.config import RunConfig
-from mla_lm.config.words import leaves
+from mla_lm.config.section import leaves
 from mla_lm.cost import train_flops_per_token
 from mla_lm.errors import UserError, one_line
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from mla_lm.bench.report import Row, median_row, timed
-from mla_lm.checkpoint.record import load_checkpoint, locate, require_corpus
+from mla_lm.checkpoint.record import RECORD, load_checkpoint, locate, read, require_corpus
 from mla_lm.data import EvalLoader, prepare
 from mla_lm.errors import UserError
 from mla_lm.generation import Counts, Decoder, Sampling
@@ -37,7 +37,7 @@ def run(ckpt: str) -> list[Row]:
     if not model.cfg.mtp_depth:
         raise UserError(f"ckpt={ckpt}: has no MTP module to draft with (model.mtp_depth=0)")
     corpus = prepare(run_cfg.data)
-    require_corpus(path, corpus.manifest)
+    require_corpus(path, read(path, RECORD)[0], corpus.manifest)
     loader = EvalLoader(corpus.val, seq_len=PROMPT + NEW_TOKENS, batch_size=1)
     stride = max(1, loader.n_windows // N_PROMPTS)
     rows = [row[0, :PROMPT].tolist() for row in loader if row.shape[1] > PROMPT]

@@ -19,7 +19,7 @@ from torch import Tensor
 from mla_lm.errors import UserError
 from mla_lm.files import replacing
 
-FORMAT = 1
+FORMAT = 2
 KEY = "mla_lm"  # the only key of the metadata
 TENSOR, TUPLE, ITEMS = "$tensor", "$tuple", "$items"
 UNKNOWN = "0" * 64

@@ -5,43 +5,49 @@ Only its context may grow: `model/rope=yarn` stretches the positions to `data.se
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from mla_lm.checkpoint.record import RECORD, locate, read
 from mla_lm.config import ModelConfig, RunConfig
-from mla_lm.config.compose import load_config
-from mla_lm.config.words import OF_TOKENIZER, model_words, quoted, tokenizer_words
+from mla_lm.config.compose import validate
+from mla_lm.config.explain import key_of
+from mla_lm.config.section import value_at
 from mla_lm.errors import UserError
 
 EXTEND = "model/rope=yarn"
-FIXED = ("model=", "model/", "model.", *OF_TOKENIZER)
-FREE = ("model.ffn.execution=", "model.ffn.force_balance=")
+FIXED = ("model", "data.tokenizer")
+FREE = ("ffn.execution", "ffn.force_balance")  # of the model
 
 
-def resolve_init(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, list[str]]:
-    """The configuration and overrides with the model and tokenizer that `cfg.init_from` has.
+def resolve_init(cfg: RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
+    """`cfg` with the model and tokenizer of `cfg.init_from`.
 
-    Raises UserError for a word that would change either, beyond extending the context.
+    Raises UserError for an override that would change either, beyond extending the context.
     """
     path = locate(str(cfg.init_from))
     stored = read(path, RECORD)[0].run_config()
-    for word in (word for word in overrides if word != EXTEND):
-        if word.lstrip("+~").startswith(FIXED) and not word.startswith(FREE):
-            raise UserError(f"{word}: the model and the tokenizer are those of init_from={path}")
+    free = [f"model.{key}" for key in FREE]
+    for override in overrides:
+        key = key_of(override)
+        is_fixed = any(f"{key}.".startswith(f"{section}.") for section in FIXED)
+        if is_fixed and key not in free and override != EXTEND:
+            owner = f"the model and the tokenizer are those of init_from={path}"
+            raise UserError(f"{override}: {owner}")
     model = stored.model
     if cfg.model.rope.kind == "yarn":
         model = _extended(model, cfg.data.seq_len, f"init_from={path}")
-    words = model_words(model.model_dump(mode="json"))
-    merged = [*words, *tokenizer_words(stored.data.tokenizer), *overrides]
-    own = [quoted("run_dir", cfg.run_dir), f"run_id={cfg.run_id}"]
-    begun = load_config([*merged, *own])
-    return begun.model_copy(update={"init_from": str(path), "resume": None}), merged
+    values = cfg.model_dump()
+    values["model"] = model.model_dump() | _free(model, cfg.model)
+    values["data"]["tokenizer"] = stored.data.tokenizer.of_checkpoint().model_dump()
+    return validate(RunConfig, values | {"init_from": str(path), "resume": None})
 
 
-def own_words(merged: Sequence[str]) -> list[str]:
-    """The overrides of `resolve_init` that say neither the checkpoint nor what it has."""
-    own = [word for word in merged if not word.startswith((*FIXED, "init_from="))]
-    said = merged.count(EXTEND) > 1  # by the user, and of the model
-    return [EXTEND, *own] if said else own
+def _free(model: ModelConfig, wanted: ModelConfig) -> dict[str, Any]:
+    """The FFN with those keys of `wanted` that may differ."""
+    if model.ffn.kind != wanted.ffn.kind or model.ffn.kind == "dense":
+        return {}
+    own = {key.split(".")[-1]: value_at(wanted, key) for key in FREE}
+    return {"ffn": model.ffn.model_dump() | own}
 
 
 def _extended(model: ModelConfig, context: int, origin: str) -> ModelConfig:

@@ -6,9 +6,7 @@ Knows the record the project adds to Lightning's checkpoint, not Lightning.
 import json
 import os
 import re
-import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.config import RunConfig
-from mla_lm.config.words import public, public_words
+from mla_lm.config.secret import public
 from mla_lm.data.prepared import sha256
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
@@ -37,10 +35,6 @@ NOT_STORED: dict[str, Any] = {  # classes to import, which come from local YAML,
 }
 OF_CORPUS = ("corpus", "threshold", "tokenizer_sha256")  # keys of a manifest that must agree
 CONFIG_FILE = "config.json"  # of a run folder
-SECTIONS = "model|balance|data|optim|trainer|loss|checkpoint"
-GROUPS = rf"({SECTIONS}|callbacks|logger|experiment)(/\w+)*"
-CHOICE = re.compile(rf"({GROUPS}|seed|precision)=([\w-]+|\[[\w,-]+\])")
-VALUE = re.compile(rf"[+~]{{0,2}}({SECTIONS})(\.\w+)+(=(?!.*\$).*)?")
 
 
 class Record(BaseModel):
@@ -48,17 +42,16 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    config: dict[str, Any]  # without the keys of NOT_STORED
-    overrides: list[str]  # those that are `storable`
+    config: dict[str, Any]  # resolved, without the keys of NOT_STORED
+    commands: list[str]  # for people: one for each start of the run, without secrets
     tokenizer: str  # the content of tokenizer.json
     data: dict[str, Any]  # the manifest of the prepared corpus; empty for imported weights
     environment: dict[str, str | int]  # what else decides the bits: `machine.environment`
 
     @classmethod
-    def of(cls, cfg: RunConfig, *, overrides: list[str], **rest: Any) -> Self:
+    def of(cls, cfg: RunConfig, **rest: Any) -> Self:
         """The record of a run; `rest` are the other fields."""
-        config = cfg.model_dump(mode="json", exclude=set(NOT_STORED))
-        return cls(config=config, overrides=storable(overrides), **rest)
+        return cls(config=cfg.model_dump(mode="json", exclude=set(NOT_STORED)), **rest)
 
     def stored(self) -> dict[str, Any]:
         """The tree to put into a checkpoint; the tokenizer's text, which may be long, as bytes."""
@@ -68,10 +61,7 @@ class Record(BaseModel):
     @classmethod
     def from_stored(cls, tree: dict[str, Any]) -> Self:
         """Raises an error of whatever kind when `tree` is not what `stored` makes."""
-        text = tree["tokenizer"].numpy().tobytes().decode()
-        record = cls(**{**tree, "tokenizer": text, "config": completed(tree["config"])})
-        if storable(record.overrides) != record.overrides:
-            raise ValueError("an override is more than a choice or a plain value")
+        record = cls(**{**tree, "tokenizer": tree["tokenizer"].numpy().tobytes().decode()})
         record.run_config()
         return record
 
@@ -84,13 +74,6 @@ class Record(BaseModel):
         if found := sorted(NOT_STORED.keys() & self.config.keys()):
             raise ValueError(f"{found} in the configuration")
         return RunConfig.model_validate({**self.config, **NOT_STORED})
-
-
-def completed(config: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration with the keys that older files lack."""
-    alone = {"compile": False, "strategy": "ddp", "devices": 1, "timeout_minutes": 30.0}
-    trainer = {**alone, **config["trainer"]}
-    return {"init_from": None, **config, "trainer": trainer}
 
 
 def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:
@@ -125,9 +108,8 @@ def read_weights(path: Path) -> tuple[Record, dict[str, Tensor], int]:
     return record, state, content[STEP]
 
 
-def tokenizer_of(path: Path) -> Tokenizer:
-    """The tokenizer inside a checkpoint; UserError as `read`."""
-    record, _ = read(path, RECORD)
+def tokenizer_of(path: Path, record: Record) -> Tokenizer:
+    """The tokenizer inside a checkpoint; UserError where it does not fit the configuration."""
     try:
         return record.own_tokenizer()
     except Exception as error:  # the library raises plain `Exception`
@@ -139,27 +121,15 @@ def _unfit(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: does not fit this version of mla_lm ({reason})")
 
 
-def storable(overrides: list[str]) -> list[str]:
-    """The overrides that only choose among local YAML files or set a plain value.
-
-    Anything else (Hydra's own keys, packages, interpolations, nodes with a `_target_`) could make
-    Hydra import or read what the author of a file wants.
-    """
-    return [o for o in overrides if CHOICE.fullmatch(o) or VALUE.fullmatch(o)]
-
-
 def step_of(path: Path) -> int | None:
     """The step in the name of a checkpoint, `step-000200.ckpt`."""
     match = re.fullmatch(r"step-(\d+)\.ckpt", path.name)
     return int(match[1]) if match else None
 
 
-def write_run_files(
-    run_dir: Path, cfg: RunConfig, record: Record, overrides: Sequence[str] = ()
-) -> None:
-    """Beside the checkpoints, for people: configuration, command, versions, corpus, tokenizer."""
-    command = shlex.join(["python", "train.py", *public_words(overrides)])
-    ran = {"command": command, "environment": record.environment}
+def write_run_files(run_dir: Path, cfg: RunConfig, record: Record) -> None:
+    """Beside the checkpoints, for people: configuration, commands, versions, corpus, tokenizer."""
+    ran = {"commands": record.commands, "environment": record.environment}
     files = {
         CONFIG_FILE: json.dumps(public(cfg.model_dump(mode="json")), indent=2) + "\n",
         "run.json": json.dumps(ran, indent=2) + "\n",
@@ -215,12 +185,11 @@ def locate(path: str) -> Path:
     return found
 
 
-def require_corpus(path: Path, manifest: dict[str, Any]) -> None:
+def require_corpus(path: str | Path, record: Record, manifest: dict[str, Any]) -> None:
     """Refuse a prepared corpus whose text, split or tokenizer `path` was not trained with.
 
     Of an imported model nobody knows the text, so any will do.
     """
-    record = read(path, RECORD)[0]
     trained = record.data or {**manifest, "tokenizer_sha256": sha256(record.tokenizer)}
     for key in OF_CORPUS:
         if trained.get(key) != manifest[key]:

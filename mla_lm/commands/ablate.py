@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from mla_lm.config.compose import parse_options
+from mla_lm.config.cli import parse_options
 from mla_lm.errors import UserError
 
 CHANGES = ("seeds", "lr_grid", "match", "confidence")  # of the study, from the command line

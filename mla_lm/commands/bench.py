@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from mla_lm.config.compose import parse_options
+from mla_lm.config.cli import parse_options
 from mla_lm.errors import UserError
 
 if TYPE_CHECKING:

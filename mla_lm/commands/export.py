@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mla_lm.config.compose import parse_options, require_path
+from mla_lm.config.cli import parse_options, require_path
 
 
 class Options(BaseModel):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mla_lm.config.compose import parse_options, require_path
+from mla_lm.config.cli import parse_options, require_path
 from mla_lm.errors import UserError
 
 if TYPE_CHECKING:

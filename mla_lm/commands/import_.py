@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mla_lm.config.compose import parse_options, require_path
-from mla_lm.config.words import DATA, OF_TOKENIZER
+from mla_lm.config.cli import parse_options, require_path
+from mla_lm.config.explain import key_of
 from mla_lm.errors import UserError
 
 
@@ -31,9 +31,10 @@ class Options(BaseModel):
 
 def run(arguments: Sequence[str]) -> None:
     """Write the run folder and say how large the model is."""
-    of_data = [word for word in arguments if word.startswith(DATA)]
-    if of_tokenizer := [word for word in of_data if word.startswith(OF_TOKENIZER)]:
-        raise UserError(f"{of_tokenizer[0]}: the tokenizer is that of src, or tokenizer=FILE")
+    of_data = [word for word in arguments if key_of(word).partition(".")[0] == "data"]
+    for word in of_data:
+        if key_of(word).startswith("data.tokenizer"):
+            raise UserError(f"{word}: the tokenizer is that of src, or tokenizer=FILE")
     options = parse_options(Options, [word for word in arguments if word not in of_data])
     require_path("src", options.src)
 
@@ -43,7 +44,7 @@ def run(arguments: Sequence[str]) -> None:
     cfg = import_folder(
         Path(options.src),
         Path(options.out),
-        words=of_data,
+        overrides=of_data,
         tokenizer=None if options.tokenizer is None else Path(options.tokenizer),
         end_of_text=options.end_of_text,
     )

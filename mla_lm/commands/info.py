@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.config import CONFIGS
-from mla_lm.config.compose import load_config, parse_options
+from mla_lm.config.cli import parse_options
+from mla_lm.config.compose import load_config
 from mla_lm.errors import UserError
 
 if TYPE_CHECKING:

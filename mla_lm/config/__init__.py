@@ -40,7 +40,8 @@ from mla_lm.config.run import (
     TrainerConfig,
 )
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PACKAGED = Path(__file__).resolve().parents[1] / "configs"  # what an installed package has
+CONFIGS = PACKAGED if PACKAGED.is_dir() else PACKAGED.parents[1] / "configs"  # in a clone
 
 __all__ = [
     "CONFIGS",

@@ -1,82 +1,113 @@
-"""The command line: compose with Hydra, validate once, say mistakes in one line with status 2.
+"""From overrides to a typed configuration, and from one typed configuration to another.
 
-The only file that knows Hydra. Torch is not imported before the configuration is known to be good.
+Hydra composes the YAML of `configs/`, pydantic validates the result once; below this file a run is
+a `RunConfig` and nothing else. Torch is not imported before the configuration is known to be good.
 """
 
-import os
 import secrets
-import signal
 import string
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
-from functools import partial, reduce
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, NoReturn, TypeVar, get_origin
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from mla_lm.config import CONFIGS, EvalConfig, RunConfig, YarnConfig
-from mla_lm.config import explain as mistakes
-from mla_lm.config.words import quoted
-from mla_lm.errors import STOPPED, UserError, guard, one_line
+from mla_lm.config import CONFIGS, RunConfig, YarnConfig, explain
+from mla_lm.config.section import value_at
+from mla_lm.errors import UserError, one_line
 
-OTHERS = (ValueError, RecursionError, OSError)  # that composing raises besides Hydra's own
-Config = TypeVar("Config", RunConfig, EvalConfig)
-Options = TypeVar("Options", bound=BaseModel)
+OWN_YAML = ("logger", "callbacks")  # the user's classes, which no checkpoint stores
+UNSET = object()
+Model = TypeVar("Model", bound=BaseModel)
 
 
-def load_config(overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    overrides: Sequence[str] = (), *, run_dir: str | None = None, run_id: str | None = None
+) -> RunConfig:
     """Compose and validate a training run, as `python train.py OVERRIDES` would.
 
-    Raises UserError, one line naming the key, its value and the rule.
+    `run_dir` and `run_id` win over the overrides. Raises UserError, one line naming the key, its
+    value and the rule.
     """
-    return validate(RunConfig, compose("train", overrides))
+    own = {"run_dir": run_dir, "run_id": run_id}
+    given = {key: value for key, value in own.items() if value is not None}
+    return validate(RunConfig, compose("train", overrides, given))
 
 
-def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Compose `configs/NAME.yaml` with Hydra overrides into a resolved plain dict."""
-    with _explained(name, overrides):
-        return resolve(_composed(name, overrides))
+def with_values(cfg: Model, changes: Mapping[str, Any]) -> Model:
+    """`cfg` with dotted keys set to new values, validated again; UserError as `load_config`."""
+    values = cfg.model_dump()
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        node = values
+        for section in sections:
+            node = node[section]
+        node[last] = value
+    return validate(type(cfg), values)
 
 
-def variants(overrides: Sequence[str]) -> Callable[[Mapping[str, int]], RunConfig]:
-    """Compose a training run once, for many tries of some of its keys, in milliseconds each.
+def with_overrides(
+    cfg: RunConfig, overrides: Sequence[str], *, keep: Sequence[str] = ()
+) -> RunConfig:
+    """`cfg` with what `overrides` change of the default run, and every key that they name.
 
-    `variants(overrides)({key: value})` is `load_config([*overrides, "KEY=VALUE"])`, and raises
-    UserError where that would.
+    A group that they choose replaces the section where its `kind` is another, or where it is the
+    default one. The keys `keep` stay those of `cfg` unless they are named. Loggers and callbacks
+    are those of `overrides`. Raises UserError as `load_config`.
     """
-    from omegaconf import OmegaConf
-
-    with _explained("train", overrides):
-        composed = _composed("train", overrides)
-    written: Any = OmegaConf.to_container(composed)  # interpolations as they stand
-
-    def vary(changes: Mapping[str, int]) -> RunConfig:
-        with _explained("train", overrides):
-            before = {key: reduce(dict.get, key.split("."), written) for key in changes}
-            try:
-                for key, value in changes.items():
-                    OmegaConf.update(composed, key, value)
-                return validate(RunConfig, resolve(composed))
-            finally:
-                for key, value in before.items():
-                    OmegaConf.update(composed, key, value)
-
-    return vary
+    named = {explain.key_of(override) for override in overrides}
+    asked, default = compose("train", overrides), compose("train", [])
+    values = _merged(cfg.model_dump(), asked, default, named)
+    for key in keep:
+        if key not in named:
+            section, _, name = key.rpartition(".")
+            value_at(values, section)[name] = value_at(cfg, key)
+    return validate(RunConfig, values | {group: asked[group] for group in OWN_YAML})
 
 
-def _composed(name: str, overrides: Sequence[str]) -> Any:
+def _merged(
+    values: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    default: Mapping[str, Any],
+    named: set[str],
+    prefix: str = "",
+) -> dict[str, Any]:
+    merged = dict(values)
+    for name, value in asked.items():
+        key, before, usual = f"{prefix}{name}", merged.get(name, UNSET), default.get(name, UNSET)
+        if isinstance(value, dict) and isinstance(before, dict):
+            replaced = value.get("kind") != before.get("kind") or value == usual
+            if not (key in named and replaced):
+                below = usual if isinstance(usual, dict) else {}
+                merged[name] = _merged(before, value, below, named, f"{key}.")
+                continue
+        if key in named or value != usual:
+            merged[name] = value
+    return merged
+
+
+def compose(
+    name: str, overrides: Sequence[str], values: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Compose `configs/NAME.yaml` with Hydra overrides into a resolved plain dict.
+
+    `values` are set before interpolations are resolved.
+    """
     import hydra
 
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        return hydra.compose(name, list(overrides))
+    overrides = explain.checked(overrides)
+    with explained(), hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        composed = hydra.compose(name, overrides)
+        composed.update(values or {})
+        return _resolved(composed)
 
 
-def resolve(cfg: Any) -> dict[str, Any]:
-    """A composed DictConfig as plain containers; a missing `run_dir` or `run_id` gets its own."""
+def _resolved(cfg: Any) -> dict[str, Any]:
+    """Plain containers; a missing `run_dir` or `run_id` gets its own.
+
+    The sizes of a preset have reached the options that interpolate them, and go.
+    """
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("vocabulary_of", _vocabulary_of, replace=True)
@@ -87,9 +118,12 @@ def resolve(cfg: Any) -> dict[str, Any]:
             raise UserError("resume=auto: needs run_dir=DIR, the folder of the run to continue")
         cfg.run_dir = time.strftime("runs/%Y-%m-%d_%H-%M-%S")
     if "run_id" in cfg and cfg.run_id is None:
-        # letters only: Hydra would read some others as a number when the run is resumed
+        # letters only: Hydra would read some others as a number
         cfg.run_id = "".join(secrets.choice(string.ascii_lowercase) for _ in range(8))
-    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    if isinstance(values.get("model"), dict):
+        values["model"].pop("sizes", None)
+    return values
 
 
 def _vocabulary_of(path: str) -> int:
@@ -98,41 +132,26 @@ def _vocabulary_of(path: str) -> int:
     return vocabulary_of(path)
 
 
-def validate(kind: type[Options], values: Mapping[str, Any]) -> Options:
+def validate(kind: type[Model], values: Mapping[str, Any]) -> Model:
     """The typed configuration, or a UserError for the first mistake."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError(mistakes.in_values(error, kind, values)) from None
+        raise UserError(explain.validation_error(error, kind, values)) from None
 
 
-def parse_options(kind: type[Options], arguments: Sequence[str]) -> Options:
-    """The options of a verb from KEY=VALUE words, each split at its first `=` only.
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn the errors of a composition into a UserError."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-    An option that takes several values may be given several times.
-    """
-    values: dict[str, Any] = {}
-    for word in arguments:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise UserError(f"{word!r}: an option is written KEY=VALUE")
-        field = kind.model_fields.get(key)
-        if field is not None and get_origin(field.annotation) is tuple:
-            values[key] = (*values.get(key, ()), value)
-        else:
-            values[key] = value
-    return validate(kind, values)
-
-
-def described(kind: type[BaseModel]) -> str:
-    """A line for each option of a verb: `key=default`, and what it means."""
-    words = {}
-    for key, field in kind.model_fields.items():
-        default = "" if field.is_required() or field.default is None else field.default
-        listed = default if isinstance(default, tuple) else (default,)
-        words[f"{key}={','.join(map(str, listed)).lower()}"] = field.description
-    width = max(map(len, words))
-    return "\n".join(f"  {word:{width}}  {meaning}" for word, meaning in words.items())
+    try:
+        yield
+    except (UserError, BrokenPipeError):
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError, OSError) as error:
+        raise UserError(explain.composition_error(error)) from None
 
 
 def instantiate(group: str, nodes: Mapping[str, Any]) -> list[Any]:
@@ -147,128 +166,3 @@ def instantiate(group: str, nodes: Mapping[str, Any]) -> list[Any]:
             reason = one_line(error.__cause__ or error)
             raise UserError(f"{group}.{name}: cannot be made ({reason})") from None
     return [made for made in objects if made is not None]
-
-
-def main(
-    task: Callable[[Config, list[str]], None],
-    *,
-    name: str,
-    kind: type[Config],
-    passed_on: tuple[str, ...] = (),
-) -> None:
-    """Run `task(config, overrides)` from the command line; Hydra's own flags go to Hydra.
-
-    Words that begin with one of `passed_on` are not composed here, but are among the overrides.
-    """
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # a run that has begun takes them over
-        signal.signal(number, lambda *_: sys.exit(STOPPED))
-
-    arguments = sys.argv[1:]
-    passed: list[str] = [word for word in arguments if word.startswith(passed_on)]
-    own = [word for word in arguments if word not in passed]
-
-    def run(job: Job) -> None:
-        task(job.settled(kind), [*job.words, *passed])
-
-    guard(lambda: _each(run, kind, _jobs(name, own)))
-
-
-class Job(NamedTuple):
-    """A run that was asked for: what Hydra composed of `words`."""
-
-    name: str
-    composed: Any
-    words: list[str]
-
-    def settled(self, kind: type[Options]) -> Options:
-        """The configuration; UserError for the first mistake."""
-        with _explained(self.name, self.words):
-            return validate(kind, resolve(deepcopy(self.composed)))
-
-
-def _each(run: Callable[[Job], None], kind: type[BaseModel], jobs: list[Job]) -> None:
-    for job in jobs[1:]:  # a sweep is refused before its first job begins
-        job.settled(kind)
-    for job in jobs:
-        run(job)
-
-
-def _jobs(name: str, arguments: list[str]) -> list[Job]:
-    """One, or with Hydra's own flags as many as they ask for: none after `--help`."""
-    if any(argument.startswith("-") for argument in arguments):
-        return _by_hydra(name, arguments)
-    with _explained(name, arguments):
-        return [Job(name, _composed(name, arguments), arguments)]
-
-
-def _by_hydra(name: str, arguments: list[str]) -> list[Job]:
-    import hydra
-    from hydra._internal.utils import get_args_parser
-    from hydra.core.hydra_config import HydraConfig
-
-    def refuse(message: str) -> NoReturn:
-        raise UserError(message)
-
-    jobs: list[Job] = []
-
-    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)
-    def collect(cfg: Any) -> None:
-        jobs.append(Job(name, cfg, list(HydraConfig.get().overrides.task)))
-
-    parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign] # it would print how all flags are used
-    if unknown := parser.parse_known_args(arguments)[1]:
-        raise UserError(mistakes.unknown_flag(unknown[0], parser._option_string_actions))
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and ending with status 1
-    try:
-        with _explained(name, arguments), TemporaryDirectory() as folder:
-            sys.argv[1:] = _with_sweep_in(folder, arguments)
-            collect()
-    except SystemExit as error:  # status 1, after a line of Hydra's own
-        raise SystemExit(2 if error.code else 0) from None
-    return jobs
-
-
-def _with_sweep_in(folder: str, arguments: list[str]) -> list[str]:
-    """Hydra's own file of a sweep elsewhere: it has every word, secrets too."""
-    if not {"-m", "--multirun"} & set(arguments):
-        return arguments
-    words = [i for i, word in enumerate(arguments) if "=" in word and not word.startswith("-")]
-    at = words[0] if words else len(arguments)
-    return [*arguments[:at], quoted("hydra.sweep.dir", folder), *arguments[at:]]
-
-
-def require_path(key: str, path: str) -> None:
-    """Refuse what is not there before torch, which takes seconds, is imported."""
-    if not os.path.exists(os.path.expanduser(path)):
-        raise UserError(f"{key}={mistakes.shown(path)}: no such file or folder")
-
-
-@contextmanager
-def _explained(name: str, overrides: Sequence[str]) -> Iterator[None]:
-    """Turn the errors of a composition into a UserError."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        yield
-    except (UserError, BrokenPipeError):
-        raise
-    except (HydraException, OmegaConfBaseException, *OTHERS) as error:
-        known = partial(_known, name, overrides)
-        raise UserError(mistakes.in_composition(error, overrides, known)) from None
-
-
-def _known(name: str, overrides: Sequence[str]) -> Any:
-    """What the chosen options hold, as far as the choices are not what is wrong."""
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-
-    choices = [word for word in overrides if os.path.isdir(CONFIGS / word.partition("=")[0])]
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        try:
-            composed = hydra.compose(name, choices)
-        except HydraException:
-            composed = hydra.compose(name)
-    return OmegaConf.to_container(composed)

@@ -25,6 +25,12 @@ class TokenizerConfig(Section):
         yield "path", existing or self.path is None, f"must be null for {self.kind}"
         yield "path", not existing or self.path is not None, "must name a tokenizer"
 
+    def of_checkpoint(self) -> "TokenizerConfig":
+        """The same tokenizer once it is stored in a checkpoint: taken from there, not trained."""
+        if self.kind == "bytes":
+            return self
+        return self.model_copy(update={"kind": "pretrained", "path": "tokenizer.json"})
+
 
 class CorpusConfig(Section):
     """What all corpora share. `batch_size` counts rows of a forward pass, of all processes."""

@@ -1,41 +1,63 @@
-"""What is wrong with a command line, in one line that names the key; torch is not needed for it.
+"""Readable config errors: one line that names the key, its value and the rule.
 
-Reads pydantic's errors, and those of Hydra 1.3 by their texts. Knows the files of `configs/`, but
-not how they are composed.
+Checks the overrides before Hydra does, and words pydantic's errors. Knows the files of `configs/`,
+not how they are composed; torch is not needed for it.
 """
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from mla_lm.config import CONFIGS
-from mla_lm.config.words import leaves
+from mla_lm.config.section import leaves
+from mla_lm.errors import UserError
 
-LONGEST = 100  # characters that are shown of what was given
-NO_NAME = re.compile(r"null|true|false|[\d.]*|\[.*|_.*", re.I)  # none is a choice
-WRITTEN = "an override is written KEY=VALUE"
-SWEEP = "several values at once are a sweep: add -m"
-RULES = (  # of Hydra's texts: what to find, and what to say of the first group
-    (r"^Could not append to config. An item is already at '([^']+)'", "is there; leave out the +"),
-    (r"^Multiple values for (\S+)\. ", "is chosen already; leave out the +"),
-    (r"^Could not delete from config. The value of '([^']+)' is", "has another value"),
-    (r"^Could not delete '([^'=]+=[^']*)'", "is not what is chosen"),
-    (r"^Could not override '([^'@]+@[^']*)'", "a choice has its own place; leave out the @"),
-    (r"^(?:Ambiguous value for argument|Sweep parameters) '(.+?)'(?:$|\n| req)", SWEEP),
-    (r"^You must specify '([^']+)'", "must be given"),
-    (r"^Error merging override (.*)", "is neither a list for a list nor keys for keys"),
-    (r"node `([^`]+)` is not a container", "must be a group of keys"),
-)
+LONGEST = 100  # characters shown of a value
+KEY_VALUE = "an override is written KEY=VALUE"
+PRESET = "model.sizes"  # of a size preset, for the options it interpolates; not in the typed config
 
 
-def in_values(error: ValidationError, kind: type[BaseModel], values: Mapping[str, Any]) -> str:
-    """The first mistake in values: an unknown key, then a width that others take, then any."""
+def checked(overrides: Sequence[str]) -> list[str]:
+    """The overrides as Hydra is given them; UserError for one without a key or an unknown option.
+
+    Keys are given as ones that may be added, so that pydantic says which are unknown.
+    """
+    found = []
+    for override in overrides:
+        key, equals, value = override.lstrip("+").partition("=")
+        if not key:
+            raise UserError(_unreadable(override))
+        if override[0] in "~-" or not equals:
+            found.append(override)
+        elif os.path.isdir(CONFIGS / key):
+            choices = _choices(key)
+            for choice in value.strip("[]").split(","):
+                if choice.strip() not in choices and not (key, choice) == ("experiment", "null"):
+                    raise UserError(
+                        f"{key}={shown(choice)}: unknown choice; choose from {', '.join(choices)}"
+                    )
+            found.append(f"{key}={value}")
+        else:
+            plain = "@" in key or key == PRESET or key.startswith((f"{PRESET}.", "hydra."))
+            found.append(f"{key}={value}" if plain else f"++{key}={value}")
+    return found
+
+
+def key_of(override: str) -> str:
+    """The dotted key that an override names; of a group, that of its section."""
+    return override.lstrip("+~").partition("=")[0].replace("/", ".")
+
+
+def validation_error(
+    error: ValidationError, kind: type[BaseModel], values: Mapping[str, Any]
+) -> str:
+    """The first mistake in values, an unknown key before all others."""
     errors = error.errors()
-    first = min(errors, key=lambda e: (e["type"] != "extra_forbidden", "sizes" not in e["loc"]))
+    first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
     context = first.get("ctx", {})
     key = _locate(first["loc"], values)
     if first["type"] == "rule":
@@ -46,43 +68,25 @@ def in_values(error: ValidationError, kind: type[BaseModel], values: Mapping[str
         return unknown_key(key, values, also=kind.model_fields)
     if first["type"] == "missing":
         return f"{_join(key, str(first['loc'][-1]))}: must be given"
-    rules = (_in_words(e["msg"]) for e in errors if _locate(e["loc"], values) == key)
+    rules = (_worded(e["msg"]) for e in errors if _locate(e["loc"], values) == key)
     return f"{key}={shown(first['input'])}: must {', or '.join(rules)}"
 
 
-def in_composition(
-    error: Exception, words: Sequence[str], known: Callable[[], Mapping[str, Any]]
-) -> str:
-    """What Hydra or OmegaConf refused of overrides; `known` composes what else was chosen."""
-    text, cause = str(error), type(error.__cause__).__name__
-    if (word := getattr(error, "override", None)) is not None:
-        return _unreadable(word)
+def composition_error(error: Exception) -> str:
+    """What Hydra or OmegaConf refused: the override that cannot be read, or their first line."""
+    text = str(error)
+    if (override := getattr(error, "override", None)) is not None:
+        return _unreadable(override.removeprefix("++"))
     if match := re.search(r"UserError raised while resolving interpolation: (.*)", text):
         return match[1]
-    if match := re.search(r"(?:find|load) '((?!hydra/)[^']+/[^']+)'", text):
-        return unknown_choice(*_group_and_choice(match[1]))
-    if cause == "GrammarParseError":
-        return _unreadable(text.removeprefix("Error merging override "))
-    for pattern, rule in RULES:
-        if match := re.search(pattern, text):
-            return f"{shown(match[1])}: {rule}"
-    if match := re.search(r"Could not (?:override|delete)[^']*'([^']+)'", text):
-        return unknown_key(str(getattr(error.__cause__, "full_key", match[1])), known())
+    if match := re.match(r"Ambiguous value for argument '(?:\+\+)?(.+?)'", text):
+        return f"{shown(match[1])}: several values at once are a sweep: add -m"
+    key = getattr(error, "full_key", None)
     if match := re.search(r"Missing mandatory value: (\S+)", text):
-        key = match[1] if "." in match[1] else getattr(error, "full_key", match[1])
-        return f"{key}: must be given"
-    for word in words:
-        group, _, choice = word.lstrip("+").partition("=")
-        if not group:
-            return f"{shown(word)}: {WRITTEN}"
-        if NO_NAME.fullmatch(choice) and os.path.isdir(CONFIGS / group):
-            return unknown_choice(group, choice)
-    match = re.search(r"Interpolation key '([^']+)' not found", text)
-    if match and match[1] in dotted_keys(known()):
-        return f"{match[1]}: must be given"
-    where = getattr(error, "full_key", None) or " ".join(words)
+        return f"{match[1] if '.' in match[1] else key}: must be given"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else text
-    return f"{shown(where)}: {shown((reason or type(error).__name__).splitlines()[0])}"
+    line = shown((reason or type(error).__name__).splitlines()[0]).replace("++", "")
+    return f"{key}: {line}" if key else line
 
 
 def unknown_key(key: str, values: Mapping[str, Any], *, also: Iterable[str] = ()) -> str:
@@ -93,14 +97,9 @@ def unknown_key(key: str, values: Mapping[str, Any], *, also: Iterable[str] = ()
     if group and homes:
         kind = dict(leaves(values)).get(f"{group}.kind")
         return f"{key}: no key of {group}.kind={kind}; it belongs to {' or '.join(homes)}"
-    others = {*also, *dotted_keys(values)} - {key}
+    others = {*also, *_dotted_keys(values)} - {key}
     known = [other for other in others if not other.startswith(f"{key}.")]
     return f"{shown(key)}: unknown key; the nearest known one is {nearest(key, known)}"
-
-
-def unknown_choice(group: str, choice: str) -> str:
-    """`choice` is no file of the folder `group`."""
-    return f"{group}={shown(choice)}: unknown choice; choose from {', '.join(_choices(group))}"
 
 
 def unknown_flag(flag: str, known: Iterable[str]) -> str:
@@ -111,7 +110,7 @@ def unknown_flag(flag: str, known: Iterable[str]) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The likest of `known`, whatever the case; one of the same last part before all others."""
+    """The most similar of `known`; one with the same last part before all others."""
 
     def likeness(other: str) -> tuple[bool, float]:
         ratio = SequenceMatcher(None, other.lower(), word.lower()).ratio()
@@ -126,44 +125,30 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
 
 
-def _unreadable(word: str) -> str:
-    if "=" not in word:
-        return f"{shown(word) if word.strip() else repr(word)}: {WRITTEN}"
-    return f"{shown(word)}: cannot be read as KEY=VALUE; quote what is special, KEY='VALUE'"
+def _unreadable(override: str) -> str:
+    if "=" not in override:
+        return f"{shown(override) if override.strip() else repr(override)}: {KEY_VALUE}"
+    return f"{shown(override)}: cannot be read as KEY=VALUE; quote what is special, KEY='VALUE'"
 
 
-def _in_words(rule: str) -> str:
+def _worded(rule: str) -> str:
     """Pydantic's rule in the words of YAML, without who should follow it."""
-    rule = re.sub(r"^\w+ should ", "", rule)
-    return re.sub(
-        r"a valid dictionary.*", "a group of keys", rule.replace("a valid tuple", "a list")
-    )
+    rule = re.sub(r"^\w+ should ", "", rule).replace("a valid tuple", "a list")
+    return re.sub(r"a valid dictionary.*", "a group of keys", rule)
 
 
 def _locate(location: Sequence[int | str], values: Any) -> str:
     """The dotted key of a pydantic location, without the union tags pydantic puts into it."""
     parts = []
     for part in location:
-        inside = isinstance(values, list | tuple) if isinstance(part, int) else _has(values, part)
-        if isinstance(part, int) and (not inside or part >= len(values)):
-            break
-        if inside:
+        is_index = isinstance(part, int)
+        known = range(len(values)) if is_index and isinstance(values, list | tuple) else values
+        if isinstance(known, Mapping | range) and part in known:
             parts.append(str(part))
             values = values[part]
+        elif is_index:
+            break
     return ".".join(parts)
-
-
-def _has(values: Any, key: str) -> bool:
-    return isinstance(values, Mapping) and key in values
-
-
-def _group_and_choice(path: str) -> tuple[str, str]:
-    """A file that was looked for, as the deepest group that there is and what it lacks."""
-    parts = path.split("/")
-    depth = next(
-        n for n in range(len(parts) - 1, -1, -1) if os.path.isdir(CONFIGS.joinpath(*parts[:n]))
-    )
-    return "/".join(parts[:depth]), "/".join(parts[depth:])
 
 
 def _choices(group: str) -> list[str]:
@@ -176,12 +161,12 @@ def _sets(group: str, choice: str, name: str) -> bool:
     return re.search(rf"^{re.escape(name)}:", text, re.M) is not None
 
 
-def dotted_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _dotted_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Every key, those of whole groups too."""
     for key, value in values.items():
         yield _join(prefix, key)
         if isinstance(value, Mapping):
-            yield from dotted_keys(value, _join(prefix, key))
+            yield from _dotted_keys(value, _join(prefix, key))
 
 
 def _join(prefix: str, key: str) -> str:

@@ -8,23 +8,6 @@ from pydantic import Field
 from mla_lm.config.section import Count, Positive, Rules, Section, Size, at_most
 
 
-class Sizes(Section):
-    """Widths a size preset hands to whichever attention and FFN options are chosen (YAML only)."""
-
-    head_dim: Size
-    nope_head_dim: Size
-    rope_head_dim: Size
-    n_kv_heads: Size
-    q_lora_rank: Size | None
-    kv_lora_rank: Size
-    moe_inter_dim: Size
-    n_routed_experts: Size
-    n_activated_experts: Size
-    n_groups: Size
-    topk_groups: Size
-    route_scale: Positive
-
-
 class MLAConfig(Section):
     """Multi-head Latent Attention (arXiv 2405.04434, section 2.1)."""
 
@@ -185,7 +168,6 @@ class ModelConfig(Section):
     attention: Attention
     ffn: FFN
     rope: Annotated[RopeConfig, Field(discriminator="kind")]
-    sizes: Annotated[Sizes | None, Field(exclude=True, repr=False)] = None
 
     def rules(self) -> Rules:
         attention = self.attention

@@ -1,6 +1,6 @@
 """The base of every section of the configuration: frozen, strict, checked once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from typing import Annotated, Any, Self
 
@@ -43,10 +43,19 @@ def at_most(section: BaseModel, key: str, limit: str) -> tuple[str, bool, str]:
     return key, value <= bound, f"must be at most {limit}={bound}"
 
 
-def value_at(section: BaseModel, key: str) -> Any:
-    """The value of a dotted key."""
+def value_at(section: Any, key: str) -> Any:
+    """The value of a dotted key of a section or of nested mappings."""
 
     def inside(node: Any, name: str) -> Any:
-        return node[name] if isinstance(node, dict) else getattr(node, name)
+        return node[name] if isinstance(node, Mapping) else getattr(node, name)
 
     return reduce(inside, key.split("."), section)
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values, in order."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -7,7 +7,6 @@ from typing import Any
 
 from mla_lm.config import EvalConfig
 from mla_lm.config.compose import instantiate, load_config
-from mla_lm.config.words import quoted
 from mla_lm.errors import UserError, one_line
 from mla_lm.evaluation.subject import Subject
 from mla_lm.files import replacing
@@ -56,8 +55,8 @@ def make_loggers(subject: Subject, words: Sequence[str]) -> list[Any]:
     """Those that overrides of the `logger` group name, for the run that is evaluated."""
     if not words:
         return []
-    run = [quoted("run_dir", subject.folder), f"run_id={subject.run.run_id}"]
-    return instantiate("logger", load_config([*words, *run]).logger)
+    cfg = load_config(words, run_dir=str(subject.folder), run_id=subject.run.run_id)
+    return instantiate("logger", cfg.logger)
 
 
 def log_results(

@@ -15,8 +15,8 @@ from mla_lm.checkpoint.record import (
     run_folder,
 )
 from mla_lm.config import EvalConfig, RunConfig
-from mla_lm.config.compose import load_config
-from mla_lm.config.words import DATA, OF_TOKENIZER, tokenizer_words
+from mla_lm.config.compose import with_overrides
+from mla_lm.config.explain import key_of
 from mla_lm.data import PreparedData, prepare
 from mla_lm.data.prepared import sha256 as text_digest
 from mla_lm.data.shards import digest
@@ -26,7 +26,7 @@ from mla_lm.interop.importing import is_foreign, read_folder
 from mla_lm.machine import Resolved, accelerator_type, resolve_precision
 from mla_lm.model import Transformer
 
-KEPT = ("data.seq_len=", "data.cache_dir=")  # of the run, whatever the text
+KEPT = ("data.seq_len", "data.cache_dir", "data.tokenizer", "model.vocab_size")  # of the run
 
 
 class Subject(NamedTuple):
@@ -47,7 +47,7 @@ class Subject(NamedTuple):
         """The corpus; UserError when it is the run's own and has changed since."""
         found = prepare(self.run.data, tokenizer=self.tokenizer)
         if self.own_data and self.path.is_file():
-            require_corpus(self.path, found.manifest)
+            require_corpus(self.path, read(self.path, RECORD)[0], found.manifest)
         return found
 
 
@@ -56,11 +56,11 @@ def load_subject(cfg: EvalConfig, *, data_words: Sequence[str]) -> Subject:
 
     Raises UserError for what cannot be loaded, and for words that would change the tokenizer.
     """
-    if of_tokenizer := [word for word in data_words if word.startswith(OF_TOKENIZER)]:
+    if of_tokenizer := [w for w in data_words if key_of(w).startswith("data.tokenizer")]:
         raise UserError(f"{of_tokenizer[0]}: the tokenizer is that of ckpt={cfg.ckpt}")
     path = Path(cfg.ckpt).expanduser()
     if is_foreign(path):
-        found = read_folder(path, words=data_words)
+        found = read_folder(path, overrides=data_words)
         run, tokenizer = found.cfg, found.tokenizer
         model_cfg = run.model if cfg.context is None else run.model.extended(cfg.context)
         model = Transformer(model_cfg).eval()
@@ -72,14 +72,14 @@ def load_subject(cfg: EvalConfig, *, data_words: Sequence[str]) -> Subject:
         path = locate(cfg.ckpt)
         model, run, tokenizer = load_checkpoint(path, context=cfg.context)
         folder = run_folder(path)
-        record, content = read(path, RECORD)
+        content = read(path, RECORD)[1]
         step, sha256 = content[STEP], checkpoint_file.digest_of(path)
         if data_words:
-            stored = record.overrides
-            if any(word.startswith("data=") for word in data_words):  # nothing of the old text
-                stored = [w for w in stored if not w.startswith(DATA) or w.startswith(KEPT)]
-            words = [*stored, *data_words, *tokenizer_words(run.data.tokenizer)]
-            run = run.model_copy(update={"data": load_config(words).data})
+            own = run.model_copy(update={"init_from": None})
+            own_tokenizer = run.data.tokenizer.of_checkpoint()
+            data = with_overrides(own, data_words, keep=KEPT).data
+            data = data.model_copy(update={"tokenizer": own_tokenizer})
+            run = run.model_copy(update={"data": data})
     device = accelerator_type()
     precision = resolve_precision(cfg.precision, device)
     return Subject(

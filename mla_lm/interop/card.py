@@ -1,13 +1,10 @@
 """The model card of an exported folder: what it is, what it scores, how it was made."""
 
-import shlex
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from mla_lm.checkpoint.init_from import own_words
-from mla_lm.checkpoint.record import Record, run_folder
+from mla_lm.checkpoint.record import Record
 from mla_lm.config import RunConfig
 from mla_lm.cost import cache_numbers_per_token, count_parameters
 
@@ -58,7 +55,7 @@ def model_card(
         "Model": _table(shape),
         "Results": _results(metrics),
         "Data": _data(record.data),
-        "Training": _training(cfg, record, step=step),
+        "Training": _training(record, step=step),
     }
     return header + about + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
 
@@ -91,14 +88,11 @@ def _data(manifest: Mapping[str, Any]) -> str:
     return _table(rows)
 
 
-def _training(cfg: RunConfig, record: Record, *, step: int) -> str:
+def _training(record: Record, *, step: int) -> str:
     if not record.data:
         return "Not trained here: the weights were imported.\n"
-    words = [word for word in record.overrides if not word.startswith("data.cache_dir=")]
-    if cfg.init_from is not None:  # which has put the words of its model in front
-        words = [f"init_from={run_folder(Path(cfg.init_from)).name}", *own_words(words)]
-    command = shlex.join(["python", "train.py", *words])
-    text = f"{step} optimizer steps of\n\n```bash\n{command}\n```\n\n"
+    commands = "\n".join(record.commands)
+    text = f"{step} optimizer steps of\n\n```bash\n{commands}\n```\n\n"
     return text + _table(record.environment)
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.record import PREFIX, RECORD, STEP, WEIGHTS, Record, write_run_files
 from mla_lm.config import RunConfig
-from mla_lm.config.compose import load_config
-from mla_lm.config.words import model_words, pretrained_words
+from mla_lm.config.compose import load_config, validate
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
 from mla_lm.files import new_folder
@@ -23,10 +22,9 @@ ROW = 1024  # tokens to evaluate at once, unless told otherwise
 
 
 class Foreign(NamedTuple):
-    """A folder, read: the configuration and the overrides that make it, weights, tokenizer."""
+    """A folder, read: configuration, weights, tokenizer."""
 
     cfg: RunConfig
-    overrides: list[str]
     state: dict[str, Tensor]
     tokenizer: Tokenizer
 
@@ -40,11 +38,11 @@ def is_foreign(path: Path) -> bool:
 def read_folder(
     src: Path,
     *,
-    words: Sequence[str] = (),
+    overrides: Sequence[str] = (),
     tokenizer: Path | None = None,
     end_of_text: str | None = None,
 ) -> Foreign:
-    """`words` say what is not the model's own.
+    """`overrides` say what is not the model's own.
 
     `tokenizer` is a `tokenizer.json` where `src` has none, `end_of_text` the token before each
     text where it is not the one that `src` begins them with. Raises UserError for a folder of
@@ -55,16 +53,19 @@ def read_folder(
     model = model_section(config, shards.holds_layer)
     path = tokenizer or src / "tokenizer.json"
     vocabulary, end_of_text = _tokenizer(path, end_of_text or _separator(src))
-    balance = [] if model["ffn"]["kind"] == "moe" else ["balance=none"]
-    overrides = [
-        *model_words(model),
-        *balance,
-        *pretrained_words(end_of_text=end_of_text, vocab_size=vocabulary.vocab_size),
-        f"data.seq_len={min(ROW, model['max_seq_len'])}",
-        *words,
-    ]
-    cfg = load_config(overrides)
-    return Foreign(cfg, overrides, read_state(shards, cfg.model), vocabulary)
+    defaults = [f"data.seq_len={min(ROW, model['max_seq_len'])}"]
+    if model["ffn"]["kind"] != "moe":
+        defaults.append("balance=none")
+    values = load_config([*defaults, *overrides]).model_dump()
+    values["model"] = model
+    values["data"]["tokenizer"] = {
+        "kind": "pretrained",
+        "path": "tokenizer.json",
+        "end_of_text": end_of_text,
+        "vocab_size": vocabulary.vocab_size,
+    }
+    cfg = validate(RunConfig, values)
+    return Foreign(cfg, read_state(shards, cfg.model), vocabulary)
 
 
 def import_folder(src: Path, out: Path, **options: Any) -> RunConfig:
@@ -74,9 +75,7 @@ def import_folder(src: Path, out: Path, **options: Any) -> RunConfig:
     """
     found = read_folder(src, **options)
     cfg = found.cfg.model_copy(update={"run_dir": str(out)})
-    record = Record.of(
-        cfg, overrides=found.overrides, tokenizer=found.tokenizer.json, data={}, environment={}
-    )
+    record = Record.of(cfg, commands=[], tokenizer=found.tokenizer.json, data={}, environment={})
     with new_folder(out) as folder:
         write_run_files(folder, cfg, record)
         weights = {f"{PREFIX}{name}": tensor for name, tensor in found.state.items()}

@@ -40,11 +40,9 @@ class Checkpoints(Checkpoint):
     once; where torchrun passes them on, that is for torchrun to do.
     """
 
-    def __init__(
-        self, folder: Path, cfg: CheckpointConfig, *, said_again: Sequence[str] = ()
-    ) -> None:
-        """`said_again` are the overrides that checkpoints do not keep, for who goes on."""
-        self.folder, self.cfg, self.said_again = folder, cfg, said_again
+    def __init__(self, folder: Path, cfg: CheckpointConfig, *, repeat: Sequence[str] = ()) -> None:
+        """`repeat` are overrides that checkpoints do not store, to be given again on resume."""
+        self.folder, self.cfg, self.repeat = folder, cfg, repeat
         self.best_step: int | None = None
         self.best_loss: float | None = None
         self.step, self.saved_step = 0, -1
@@ -152,7 +150,7 @@ class Checkpoints(Checkpoint):
 
     def _stop(self, trainer: L.Trainer) -> None:
         run_dir = shlex.quote(str(self.folder.parent))
-        words = " ".join([f"run_dir={run_dir}", "resume=auto", *map(shlex.quote, self.said_again)])
+        words = " ".join([f"run_dir={run_dir}", "resume=auto", *map(shlex.quote, self.repeat)])
         trainer.print(f"stopped and saved at step {trainer.global_step}")
         trainer.print(f"go on with: python train.py {words}")
         raise SystemExit(INTERRUPTED if self.signal == signal.SIGINT else STOPPED)

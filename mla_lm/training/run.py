@@ -1,5 +1,7 @@
 """A whole training run, as one of its processes; mostly there is only this one."""
 
+import os
+import shlex
 import signal
 import sys
 import threading
@@ -13,10 +15,11 @@ import lightning as L
 
 from mla_lm.checkpoint import record as checkpoint
 from mla_lm.checkpoint.init_from import resolve_init
-from mla_lm.checkpoint.resume import GIVEN_ANEW, environment_of, resolve_resume
-from mla_lm.config import RunConfig
-from mla_lm.config import compose as cli
-from mla_lm.config.words import leaves, public, public_words
+from mla_lm.checkpoint.resume import environment_of, resolve_resume
+from mla_lm.config import RunConfig, compose
+from mla_lm.config.explain import key_of
+from mla_lm.config.secret import public, public_overrides
+from mla_lm.config.section import leaves
 from mla_lm.cost import describe
 from mla_lm.data import EvalLoader, PreparedData, TrainLoader, prepare
 from mla_lm.errors import INTERRUPTED, UserError
@@ -38,21 +41,35 @@ VERSIONS = ("python", "torch", "lightning", "commit", "precision")
 SMALLER = "a smaller model, see `python -m mla_lm info`"
 
 
-def fit(cfg: RunConfig, overrides: list[str]) -> None:
-    """Run what `cfg` says and leave a checkpoint; `overrides` made it, and are stored.
+def train(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
+    """Run what `cfg` says, in as many processes as it asks for, and leave a checkpoint.
 
-    Raises UserError, on all ranks, when they were told different things or read different data.
+    `overrides` are those of the command line that made `cfg`; None for a run that was not started
+    by one.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a rank says in one line what fails
+    if ranks.launched(cfg.trainer, overrides or ()):
+        return
+    with ranks.joined(cfg.trainer):
+        fit(cfg, overrides)
+
+
+def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
+    """The run of one rank.
+
+    Raises UserError, on all ranks, where their configurations or data differ.
     """
     keep_freed_memory()
     environment = environment_of(cfg)
-    ranks.agree({key: environment[key] for key in VERSIONS}, told(cfg))
-    cfg, overrides = ranks.first(partial(resolved, cfg, overrides))
+    ranks.agree({key: environment[key] for key in VERSIONS}, rank_invariant(cfg))
+    cfg = ranks.first(partial(resolved, cfg, overrides or ()))
     origin = cfg.resume or cfg.init_from
-    tokenizer = checkpoint.tokenizer_of(Path(origin)) if origin else None
+    stored = checkpoint.read(Path(origin), checkpoint.RECORD)[0] if origin else None
+    tokenizer = checkpoint.tokenizer_of(Path(origin), stored) if origin and stored else None
     data = prepare(cfg.data, tokenizer=tokenizer)
     ranks.agree({f"data {key}": data.manifest[key] for key in checkpoint.OF_CORPUS})
-    if cfg.resume:
-        checkpoint.require_corpus(Path(cfg.resume), data.manifest)
+    if cfg.resume and stored:
+        checkpoint.require_corpus(cfg.resume, stored, data.manifest)
     train_batches, val_batches = loaders(cfg, data)
     precision = resolve_precision(cfg.precision, accelerator_type(cfg.trainer.accelerator))
     if ranks.n_ranks() > 1:
@@ -60,31 +77,33 @@ def fit(cfg: RunConfig, overrides: list[str]) -> None:
     print(describe(cfg, precision))
     print(data.describe(n_dropped=train_batches.n_dropped))
 
-    loggers = cli.instantiate("logger", cfg.logger)
-    callbacks = cli.instantiate("callbacks", cfg.callbacks)
+    loggers = compose.instantiate("logger", cfg.logger)
+    callbacks = compose.instantiate("callbacks", cfg.callbacks)
     run_dir = Path(cfg.run_dir)
     L.seed_everything(cfg.seed, verbose=False)
+    earlier = stored.commands if cfg.resume and stored else []
     record = checkpoint.Record.of(
         cfg,
-        overrides=overrides,
+        commands=[*earlier, *command_of(overrides)],
         tokenizer=data.tokenizer.json,
         data=data.manifest,
         environment=environment_of(cfg),
     )
-    with memory_or(f"out of memory for the weights; what helps: (1) {SMALLER}"):
+    with memory_or(f"out of memory for the weights; try: (1) {SMALLER}"):
         module = LanguageModel(cfg, data.tokenizer, record)
         if cfg.init_from and not cfg.resume:
             module.model.load_state_dict(checkpoint.read_weights(Path(cfg.init_from))[1])
-            print(f"begins with the weights of {cfg.init_from}")
-    again = said_again(overrides, record.overrides)
-    checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint, said_again=again)
+            print(f"starts with the weights of {cfg.init_from}")
+    checkpoints = Checkpoints(
+        run_dir / "checkpoints", cfg.checkpoint, repeat=overrides_to_repeat(overrides or ())
+    )
     trainer = trainer_of(cfg, loggers, [RandomState(), *callbacks, checkpoints])
 
     def begin() -> None:
         claim.enter_context(claimed(run_dir, key="run_dir"))
-        checkpoint.write_run_files(run_dir, cfg, record, overrides)
+        checkpoint.write_run_files(run_dir, cfg, record)
 
-    with ExitStack() as claim, ctrl_c_ends(), memory_or(what_helps(cfg)):
+    with ExitStack() as claim, ctrl_c_ends(), memory_or(what_to_try(cfg)):
         ranks.first(begin)
         publish_config(trainer.loggers, public(cfg.model_dump(mode="json")))
         trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
@@ -93,12 +112,11 @@ def fit(cfg: RunConfig, overrides: list[str]) -> None:
         print(f"saved {path}" if path else f"{cfg.resume} is the end of the run already")
 
 
-def resolved(cfg: RunConfig, overrides: list[str]) -> tuple[RunConfig, list[str]]:
-    """What `cfg` comes to with the checkpoint it goes on from, and its overrides."""
+def resolved(cfg: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """`cfg` with what the checkpoint that it resumes or starts from decides."""
     ranks.share(cfg.data.batch_size)
     found = resolve_resume(cfg, overrides)
-    begins = cfg.init_from and not found[0].resume
-    return resolve_init(*found) if begins else found
+    return resolve_init(found, overrides) if found.init_from and not found.resume else found
 
 
 def loaders(cfg: RunConfig, data: PreparedData) -> tuple[TrainLoader, EvalLoader]:
@@ -139,14 +157,22 @@ def trainer_of(cfg: RunConfig, loggers: list[Any], callbacks: list[L.Callback]) 
     )
 
 
-def said_again(overrides: Sequence[str], kept: Sequence[str]) -> list[str]:
-    """Of the overrides those that whoever goes on has to repeat, without secrets."""
-    lost = [o for o in overrides if o not in kept and not o.lstrip("+").startswith(GIVEN_ANEW)]
-    return public_words(lost)
+def command_of(overrides: Sequence[str] | None) -> list[str]:
+    """The command that started the run, without secrets; none for a run without one."""
+    if overrides is None:
+        return []
+    return [shlex.join(["python", "train.py", *public_overrides(overrides)])]
 
 
-def told(cfg: RunConfig) -> dict[str, object]:
-    """What all ranks must have been told; folder and id, which each may draw, are the first's."""
+def overrides_to_repeat(overrides: Sequence[str]) -> list[str]:
+    """Those that a resumed run needs again, as checkpoints do not store them; without secrets."""
+    groups = [key_of(override).partition(".")[0] for override in overrides]
+    kept = [o for o, group in zip(overrides, groups, strict=True) if group in compose.OWN_YAML]
+    return public_overrides(kept)
+
+
+def rank_invariant(cfg: RunConfig) -> dict[str, object]:
+    """What must be equal on all ranks; each may draw a folder and an id, and takes rank zero's."""
 
     def shared(value: object) -> object:
         if not isinstance(value, str):
@@ -186,7 +212,7 @@ def memory_or(line: str) -> Iterator[None]:
         raise UserError(line) from None
 
 
-def what_helps(cfg: RunConfig) -> str:
+def what_to_try(cfg: RunConfig) -> str:
     """What to change when memory is out in a step, the least harmful first."""
     rows, accumulate = cfg.data.batch_size, cfg.trainer.accumulate_grad_batches
     ways = []
@@ -200,4 +226,4 @@ def what_helps(cfg: RunConfig) -> str:
     ways.append(f"data.seq_len={cfg.data.seq_len // 2} or {SMALLER}")
     numbered = "; ".join(f"({number}) {way}" for number, way in enumerate(ways, 1))
     step = f"a step of {rows} rows of {cfg.data.seq_len} tokens"
-    return f"out of memory in {step}; what helps: {numbered}"
+    return f"out of memory in {step}; try: {numbered}"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mla_lm.config import compose as cli
-from mla_lm.config.words import leaves
-from tests.config.test_config import CONFIGS
+from mla_lm.config import CONFIGS
+from mla_lm.config.compose import compose
+from mla_lm.config.section import leaves
 
 KEY = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value> +[^#\s].*)?")
 COMMENT = re.compile(r" # \w")
@@ -67,7 +67,7 @@ def test_every_key_of_a_default_run_is_documented(name: str, other: str) -> None
         for key, line in lines_of(path)
         if COMMENT.search(line)
     }
-    composed = cli.compose(name, ["ckpt=x"] if name == "eval" else [])
+    composed = compose(name, ["ckpt=x"] if name == "eval" else [])
     keys = [key for key, _ in leaves(composed)]
     assert len(keys) > 10
     assert [key for key in keys if not {key, key.rpartition(".")[0]} & said] == []

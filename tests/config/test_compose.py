@@ -1,73 +1,211 @@
-"""Options of verbs, and how a process ends: one line that names the key, nothing is touched."""
+"""Overrides become a typed configuration; one configuration becomes another without overrides."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from mla_lm import __main__ as verbs
+from mla_lm import load_config
 from mla_lm.commands.generate import Options
-from mla_lm.config import EvalConfig
-from mla_lm.config import compose as cli
-from mla_lm.errors import UserError, guard
-from tests.processes import run
+from mla_lm.config import CONFIGS, EvalConfig, RunConfig, YarnConfig, cli
+from mla_lm.config.compose import compose, validate, with_overrides, with_values
+from mla_lm.config.section import leaves
+from mla_lm.errors import UserError
+from tests.processes import environment
+
+FILES = ("data=text", "data=jsonl", "data=parquet")
+NEEDS = dict.fromkeys(FILES, ("data.path=my.txt",)) | {
+    "data=hub": ("data.name=owner/set",),
+    "model/ffn=dense": ("balance=none",),
+    "experiment=stories": ("data.path=x",),
+    "experiment=small_text": ("data.path=x",),
+    "experiment=long_context": ("init_from=x",),
+    "experiment=continue_imported": ("init_from=x",),
+    "data/tokenizer=pretrained": ("data.tokenizer.path=x", "data.tokenizer.vocab_size=1000"),
+}
+PRESETS = {"tinystories": "hub", "fineweb_edu": "hub", "wikitext": "hub"}
+SIZES = sorted(p.stem for p in (CONFIGS / "model").glob("[!_]*.yaml"))
+ATTENTIONS = sorted(p.stem for p in (CONFIGS / "model" / "attention").glob("*.yaml"))
+
+
+def options() -> list[str]:
+    """GROUP=NAME for every file of every group; studies are no group."""
+    files = (p.relative_to(CONFIGS) for p in sorted(CONFIGS.rglob("[!_]*.yaml")))
+    return [f"{p.parent}={p.stem}" for p in files if len(p.parts) > 1 and p.parts[0] != "ablation"]
+
+
+def sections(kind: type[BaseModel]) -> set[type[BaseModel]]:
+    """`kind` and every section below it."""
+    found = {kind}
+    for field in kind.model_fields.values():
+        parts: list[Any] = [field.annotation]
+        while parts:
+            part = parts.pop()
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                found |= sections(part)
+            parts += get_args(part)
+    return found
+
+
+def differing(one: RunConfig, other: RunConfig) -> dict[str, Any]:
+    """The keys in which `other` differs from `one`, and what it has there."""
+    before, after = (dict(leaves(cfg.model_dump(mode="json"))) for cfg in (one, other))
+    return {key: value for key, value in after.items() if before.get(key, ...) != value}
+
+
+@pytest.mark.parametrize("option", options())
+def test_every_option_validates(option: str) -> None:
+    cfg = load_config([option, *NEEDS.get(option, ())])
+    group, _, name = option.partition("=")
+    node: Any = cfg
+    for part in () if group == "experiment" else group.split("/"):
+        node = getattr(node, part)
+    if hasattr(node, "kind"):
+        assert node.kind == PRESETS.get(name, name)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_size_presets_do_not_bind_the_groups_below_them(size: str, attention: str) -> None:
+    cfg = load_config(
+        [f"model={size}", f"model/attention={attention}", "model/ffn=dense", "balance=none"]
+    )
+    assert (cfg.model.attention.kind, cfg.model.ffn.kind) == (attention, "dense")
+
+
+def test_command_line_wins_over_every_group() -> None:
+    cfg = load_config(["model.dim=64", "model=nano", "model.attention.kv_lora_rank=24"])
+    assert cfg.model.dim == 64
+    assert dict(cfg.model.attention)["kv_lora_rank"] == 24
+
+
+def test_sizes_of_a_preset_reach_the_options_and_are_not_kept() -> None:
+    cfg = load_config(["model=nano", "model/attention=gqa", "model.sizes.head_dim=22"])
+    assert dict(cfg.model.attention)["head_dim"] == 22
+    assert "sizes" not in cfg.model.model_dump()
 
 
 @pytest.mark.parametrize(
-    ("overrides", "key"),
+    ("overrides", "factor"),
     [
-        ([], "ckpt"),
-        (["ckpt="], "ckpt="),
-        (["ckpt=x", "limit=0"], "limit=0"),
-        (["ckpt=x", "batch_size=-2"], "batch_size=-2"),
-        (["ckpt=x", "precision=fp8"], "precision=fp8"),
-        (["ckpt=x", "model=nano"], "model"),
-        (["ckpt=x", "limits=3"], "limits"),
-        (["ckpt=a=b"], "ckpt=a=b"),
+        ((), 1.0),
+        (("data.seq_len=1000",), 3.90625),
+        (("data.seq_len=64", "model.rope.original_max_seq_len=16"), 4.0),
+        (("model.rope.factor=8.0",), 8.0),
     ],
 )
-def test_bad_eval_option_is_one_line(overrides: list[str], key: str) -> None:
-    with pytest.raises(UserError) as caught:
-        cli.validate(EvalConfig, cli.compose("eval", overrides))
-    assert len(str(caught.value).splitlines()) == 1
-    assert key in str(caught.value)
+def test_yarn_stretches_as_far_as_the_context_needs(
+    overrides: tuple[str, ...], factor: float
+) -> None:
+    rope = load_config(["model/rope=yarn", *overrides]).model.rope
+    assert isinstance(rope, YarnConfig)
+    assert rope.factor == factor
+
+
+@pytest.mark.parametrize("kind", [RunConfig, EvalConfig])
+def test_sections_are_frozen_and_strict_and_have_no_defaults(kind: type[BaseModel]) -> None:
+    for section in sections(kind):
+        assert section.model_config.get("frozen"), section
+        assert section.model_config.get("extra") == "forbid", section
+        assert all(field.is_required() for field in section.model_fields.values()), section
+    cfg = load_config(["model=nano"])
+    with pytest.raises(ValidationError, match="frozen"):
+        cfg.model.dim = 3  # type: ignore[misc]
+
+
+def test_load_config_is_deterministic_apart_from_folder_and_id() -> None:
+    first, second = (load_config(["model=nano"], run_dir="x", run_id="y") for _ in range(2))
+    assert first == second
+    assert first.logger["csv"]["save_dir"] == "x"
+    assert "${" not in first.model_dump_json()
+    unnamed = load_config(["model=nano"])
+    assert unnamed.run_dir.startswith("runs/")
+    assert unnamed.run_id != load_config(["model=nano"]).run_id
+    assert {*differing(first, unnamed)} == {"run_dir", "run_id", "logger.csv.save_dir"}
+
+
+def test_json_of_a_configuration_is_the_configuration() -> None:
+    cfg = load_config(["model=nano", "resume_allow=[data.path]"])
+    assert RunConfig.model_validate(json.loads(cfg.model_dump_json())) == cfg
+
+
+def test_values_are_set_and_validated() -> None:
+    cfg = load_config(["model=nano"])
+    changed = with_values(cfg, {"model.dim": 64, "seed": 5, "optim.betas": (0.5, 0.9)})
+    assert differing(cfg, changed) == {"model.dim": 64, "seed": 5, "optim.betas": [0.5, 0.9]}
+    with pytest.raises(UserError, match=r"^model\.dim=wide: must be"):
+        with_values(cfg, {"model.dim": "wide"})
+    with pytest.raises(UserError, match=r"^modl: unknown key; .* is model$"):
+        with_values(cfg, {"modl": 3})
+
+
+RUN = ("model=nano", "data=text", "data.path=a.txt", "data.seq_len=32", "trainer.max_steps=50")
 
 
 @pytest.mark.parametrize(
-    "prompt",
-    ["def f(x={1: 2}): ", " a=b=c ", "${oops}", "[1, 2", "'quoted\"", "a\nb\t", "", "終 = 1", "-5"],
+    ("overrides", "changed"),
+    [
+        ((), {}),
+        (RUN, {}),  # the same command again
+        (("trainer.max_steps=800",), {"trainer.max_steps": 800}),  # the default, but named
+        (("model=nano", "data.batch_size=4"), {"data.batch_size": 4}),
+        (("data=text", "data.path=b.txt"), {"data.path": "b.txt"}),
+        (("trainer=ddp", "trainer.devices=2"), {"trainer.devices": 2}),
+        (("data.seq_len=16",), {"data.seq_len": 16, "model.max_seq_len": 16}),
+        (("model=nano", "~callbacks.samples"), {}),
+        (
+            ("optim=adamw",),
+            {"optim.kind": "adamw", "optim.lr": 0.002},
+        ),
+    ],
+)
+def test_overrides_change_what_they_name(
+    overrides: tuple[str, ...], changed: dict[str, Any]
+) -> None:
+    own = {"run_dir": "x", "run_id": "y"}
+    cfg = load_config(RUN, **own)
+    found = with_overrides(cfg, overrides).model_copy(update=own | {"logger": cfg.logger})
+    assert differing(cfg, found).items() >= changed.items()
+    assert {key.partition(".")[0] for key in differing(cfg, found)} == {
+        key.partition(".")[0] for key in changed
+    }
+
+
+def test_another_corpus_keeps_what_it_is_told_to() -> None:
+    keep = ("data.seq_len", "data.tokenizer")
+    cfg = load_config([*RUN, "data/tokenizer=bytes"])
+    found = with_overrides(cfg, ["data=stdlib"], keep=keep)
+    assert found.data.kind == "stdlib"
+    assert (found.data.seq_len, found.data.tokenizer.kind) == (32, "bytes")
+    assert with_overrides(cfg, ["data=stdlib", "data.seq_len=8"], keep=keep).data.seq_len == 8
+
+
+def test_eval_options_compose() -> None:
+    cfg = validate(EvalConfig, compose("eval", ["ckpt=runs/first", "limit=3"]))
+    assert (cfg.ckpt, cfg.limit, cfg.precision) == ("runs/first", 3, "auto")
+
+
+@pytest.mark.parametrize(
+    "prompt", ["def f(x={1: 2}): ", " a=b=c ", "${oops}", "'quoted\"", "a\nb\t", "", "終 = 1", "-5"]
 )
 def test_a_prompt_is_taken_as_it_is(prompt: str) -> None:
-    options = cli.parse_options(Options, ["ckpt=a folder/x=1", f"prompt={prompt}"])
-    assert (options.ckpt, options.prompt) == ("a folder/x=1", (prompt,))
+    parsed = cli.parse_options(Options, ["ckpt=a folder/x=1", f"prompt={prompt}"])
+    assert (parsed.ckpt, parsed.prompt) == ("a folder/x=1", (prompt,))
 
 
-@pytest.mark.parametrize(
-    ("words", "shown", "rule"),
-    [
-        (["prompt=x"], "ckpt", "must be given"),
-        (["ckpt=", "prompt=x"], "ckpt=", "1 character"),
-        (["ckpt=x", "prompt"], "'prompt'", "KEY=VALUE"),
-        (["ckpt=x", "prompt=x", "temprature=1"], "temprature", "temperature"),
-        (["ckpt=x", "prompt=x", "temperature=nan"], "temperature=nan", "finite"),
-        (["ckpt=x", "prompt=x", "temperature=-1"], "temperature=-1", "greater than or equal"),
-        (["ckpt=x", "prompt=x", "max_new_tokens=0"], "max_new_tokens=0", "greater than 0"),
-        (["ckpt=x", "prompt=x", "max_new_tokens=many"], "max_new_tokens=many", "integer"),
-        (["ckpt=x", "prompt=x", "top_k=-1"], "top_k=-1", "greater than or equal"),
-        (["ckpt=x", "prompt=x", "top_p=0"], "top_p=0", "greater than 0"),
-        (["ckpt=x", "prompt=x", "top_p=1.1"], "top_p=1.1", "less than or equal"),
-        (["ckpt=x", "prompt=x", "min_p=2"], "min_p=2", "less than or equal"),
-        (["ckpt=x", "prompt=x", "n_drafts=-1"], "n_drafts=-1", "greater than or equal"),
-        (["ckpt=x", "prompt=x", "context=0"], "context=0", "greater than 0"),
-        (["ckpt=x", "prompt=x", "stop=a", "stop="], "stop.1=", "1 character"),
-    ],
-)
-def test_bad_verb_option_is_one_line(words: list[str], shown: str, rule: str) -> None:
-    with pytest.raises(UserError) as caught:
-        cli.parse_options(Options, words)
-    named, _, said = str(caught.value).partition(": ")
-    assert len(str(caught.value).splitlines()) == 1
-    assert named == shown
-    assert rule in said
+def test_a_sweep_runs_every_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2", "model=nano"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    done: list[tuple[int, list[str]]] = []
+    cli.main(
+        lambda cfg, overrides: done.append((cfg.seed, overrides)), name="train", kind=RunConfig
+    )
+    assert done == [(seed, [f"seed={seed}", "model=nano"]) for seed in (1, 2)]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
@@ -80,38 +218,20 @@ def test_verbs_are_listed(
     assert all(word in printed for word in ("usage", *verbs.VERBS))
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (["train.py", "model.n_head=4"], "model.n_heads"),
-        (["train.py", "optim.lr=nan", "run_dir=here"], "optim.lr=nan"),
-        (["train.py", "--cfg", "job", "model.n_head=4"], "model.n_heads"),
-        (["train.py", "model=nano", "data=text", "data.path=no.txt", "run_dir=here"], "no.txt"),
-        (["eval.py"], "ckpt"),
-        (["eval.py", "ckpt=nowhere/x.ckpt"], "nowhere/x.ckpt"),
-        (["-m", "mla_lm", "trian"], "trian"),
-        (["-m", "mla_lm", "generate", "ckpt=x", "prompt=@no.txt"], "no.txt"),
-    ],
-    ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",
-)
-def test_process_ends_with_status_2_and_one_line(
-    words: list[str], named: str, tmp_path: Path
-) -> None:
-    result = run(*words, cwd=tmp_path)
-    assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1
-    assert result.stderr.startswith("error: ")
-    assert named in result.stderr
-    assert "Traceback" not in result.stderr + result.stdout
-    assert len(result.stdout.splitlines()) <= 1
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_interrupt_is_one_word(capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as caught:
-        guard(interrupted)
-    assert caught.value.code == 130
-    assert capsys.readouterr().err == "interrupted\n"
+def test_configuration_needs_neither_torch_nor_lightning(tmp_path: Path) -> None:
+    heavy = "[m for m in ('torch', 'lightning', 'transformers', 'wandb') if m in sys.modules]"
+    code = (
+        "import sys, mla_lm, mla_lm.config, mla_lm.config.compose\n"
+        f"print({heavy}, 'hydra' in sys.modules)\n"
+        "mla_lm.load_config(['model=nano'])\n"
+        f"print({heavy})\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.splitlines() == ["[] False", "[]"]

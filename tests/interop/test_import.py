@@ -8,12 +8,12 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from mla_lm.config.words import model_words
 from torch import Tensor
 
 from mla_lm import load_checkpoint, load_config
 from mla_lm.checkpoint.record import PREFIX, WEIGHTS
 from mla_lm.commands import export, import_
-from mla_lm.config.words import model_words
 from mla_lm.cost import cache_numbers_per_token, count_parameters
 from mla_lm.interop import to_hugging_face
 from mla_lm.interop.foreign import model_section

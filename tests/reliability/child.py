@@ -17,8 +17,7 @@ import torch
 
 import mla_lm.evaluation.expert_maps  # noqa: F401
 import train as application
-from mla_lm.config import RunConfig
-from mla_lm.config import compose as cli
+from mla_lm.config import RunConfig, cli
 from mla_lm.training.module import LanguageModel
 
 Change = Callable[[], None]

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from mla_lm.config.words import DATA, LOGGER
 from torch import Tensor
 
 from mla_lm import Transformer, load_checkpoint
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.config import EvalConfig, RunConfig
 from mla_lm.config import compose as cli
-from mla_lm.config.words import DATA, LOGGER
 from mla_lm.data import Annotator, EvalLoader, Tokenizer, prepare
 from mla_lm.data.batch import IGNORED
 from mla_lm.data.corpora import open_corpus

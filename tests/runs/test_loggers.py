@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mla_lm.config.words import public, public_words
+from mla_lm.config.secret import public, public_overrides
 from tests.processes import run
 from tests.runs.conftest import STEPS, Run, checkpoint, logged, short_run, train_here, write_corpus
 from tests.runs.test_train import METRICS
@@ -29,7 +29,7 @@ def test_secrets_are_left_out() -> None:
     }
     words = ["logger.x.api_key=1", "data.tokenizer.kind=bpe", "+logger.x.token=2"]
     words += ["+logger.y={entity: me, hf_token: 3}", "data.tokenizer={kind: bytes}"]
-    assert public_words(words) == [words[1], words[4]]
+    assert public_overrides(words) == [words[1], words[4]]
 
 
 def test_tensorboard_holds_names_pictures_and_samples(trained: Run, tmp_path: Path) -> None:
