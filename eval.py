@@ -9,10 +9,9 @@ LOGGER = ("logger=", "logger.", "logger/")
 
 
 def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
-    """Write `metrics.json` into the folder of the run; print and log the same numbers.
+    """Write `metrics.json` into the folder of the run, and print and log the same numbers.
 
-    What the file holds of the same checkpoint under the same conditions stays; with `context` its
-    name ends in that.
+    The file keeps what it holds of the same checkpoint and conditions; `context=N` has its own.
     """
     cli.require_path("ckpt", cfg.ckpt)
 
@@ -24,10 +23,10 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     from mla_lm.machine import autocast, keep_freed_memory
 
     keep_freed_memory()
-    data_words, logger_words = ([w for w in overrides if w.startswith(g)] for g in (DATA, LOGGER))
-    subject = load_subject(cfg, data_words=data_words)
+    of_data, of_logger = ([o for o in overrides if o.startswith(g)] for g in (DATA, LOGGER))
+    subject = load_subject(cfg, data_overrides=of_data)
     score_tasks = load_tasks(subject.model, subject.tokenizer, cfg)
-    loggers = make_loggers(subject, logger_words)
+    loggers = make_loggers(subject, of_logger)
     metrics: dict[str, Any] = {}
     with autocast(subject.precision, subject.device):
         for name in dict.fromkeys(cfg.parts):
@@ -35,8 +34,8 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
         metrics |= score_tasks()
 
     metrics_table(metrics, list(subject.model.routers()))
-    print(f"written to {write_results(subject, cfg, metrics, data_words=data_words)}")
-    changed = [w for w in overrides if w.startswith((*DATA, "context=", "limit="))]
+    print(f"written to {write_results(subject, cfg, metrics, data_overrides=of_data)}")
+    changed = [o for o in overrides if o.startswith((*DATA, "context=", "limit="))]
     log_results(loggers, metrics, step=subject.step, conditions=changed)
 
 

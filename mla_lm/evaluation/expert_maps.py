@@ -25,7 +25,7 @@ def draw_over_training(
 
 def draw_by_kind(path: Path, loads: Tensor, kinds: Sequence[str], layers: Sequence[str]) -> None:
     """loads (Q, L, E): one panel per layer, one row per kind of token."""
-    ticks = {"yticks": range(len(kinds)), "yticklabels": kinds}
+    ticks: dict[str, Any] = {"yticks": range(len(kinds)), "yticklabels": kinds}
     height = 0.2 * len(kinds) + 0.7
     _draw(path, relative(loads).transpose(0, 1), layers, height=height, xlabel="expert", **ticks)
 

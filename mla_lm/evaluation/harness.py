@@ -14,13 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mla_lm.config import EvalConfig, QuestionFile
-from mla_lm.data.shards import digest
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
+from mla_lm.evaluation.positions import window
 from mla_lm.evaluation.progress import track
 from mla_lm.evaluation.questions import Question, read_questions
-from mla_lm.evaluation.scoring import Request, encode, score
+from mla_lm.evaluation.scoring import encode, score
+from mla_lm.files import digest
 from mla_lm.generation import Completion, Sampling
 from mla_lm.model import Transformer
 
@@ -55,8 +58,8 @@ def load_tasks(model: Transformer, tokenizer: Tokenizer, cfg: EvalConfig) -> Cal
         if file:
             questions = read_questions(Path(file.path), limit=cfg.limit)
             tasks[name] = _question_task(name, questions, file.delimiter, adapter.n_tokens)
-            chances = [1 / question.n_choices for question in questions if question.n_choices > 1]
-            metrics[f"task/{name}/chance"] = sum(chances) / len(questions)
+            chances = [1 / q.n_choices if q.n_choices else 0.0 for q in questions]
+            metrics[f"task/{name}/chance"] = sum(chances) / len(chances)
             metrics[f"task/{name}/sha256"] = digest(Path(file.path))
     own = [task for task in tasks.values() if isinstance(task, str)]
     try:
@@ -104,7 +107,9 @@ def _question_task(
             "custom_dataset": lambda: {"test": rows},
             "test_split": "test",
             "metric_list": [{"metric": m, **aggregation.get(m, {})} for m in shape.metrics],
-            **shape.task(delimiter),
+            "target_delimiter": delimiter,  # with choices; where there are none, the next line
+            "doc_to_target": lambda doc: delimiter + doc["continuation"],
+            **shape.task,
         }
     )
 
@@ -177,7 +182,12 @@ def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
             return [(one.log_likelihood, one.greedy) for one in scores]
 
         def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> list[float]:
-            texts = [list(_windows(model, tokenizer, *request.args)) for request in requests]
+            longest = model.cfg.max_seq_len
+            texts = []
+            for request in requests:  # in the windows of the harness's own models
+                ids = np.array([tokenizer.end_of_text, *tokenizer.encode(*request.args)])
+                firsts = range(1, len(ids), longest)
+                texts.append([r for i in firsts for r in window(ids, i, longest, longest=longest)])
             scores = iter(score(model, [part for text in texts for part in text], name="texts"))
             return [sum(next(scores).log_likelihood for _ in text) for text in texts]
 
@@ -190,20 +200,6 @@ def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
             return answers
 
     return Adapter()
-
-
-def _windows(model: Transformer, tokenizer: Tokenizer, text: str) -> Iterator[Request]:
-    """A text of any length in the windows of the harness's own models."""
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
-    rolling = get_rolling_token_windows(
-        token_list=tokenizer.encode(text),
-        prefix_token=tokenizer.end_of_text,
-        max_seq_len=model.cfg.max_seq_len,
-        context_len=1,
-    )
-    for context, continuation in map(make_disjoint_window, rolling):
-        yield Request(tuple(context), tuple(continuation))
 
 
 def _continued(

@@ -1,8 +1,4 @@
-"""Question files: JSONL (plain or .gz) of one of four shapes, as tasks of lm-evaluation-harness.
-
-The keys of the first line tell the shape: `{query, choices, gold}`, `{context, continuation}`,
-`{context_options, continuation, gold}` or the minimal pair `{sentence_good, sentence_bad}`.
-"""
+"""Question files: JSONL, plain or .gz, of one of four shapes; the first line tells which."""
 
 import gzip
 import zlib
@@ -10,7 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    computed_field,
+    model_validator,
+)
 from pydantic_core import from_json
 
 from mla_lm.errors import UserError
@@ -20,23 +23,24 @@ Texts = Annotated[list[Text], Field(min_length=2)]
 
 
 class Question(BaseModel):
-    """One line; unknown keys are ignored."""
+    """One line; unknown keys are ignored.
+
+    `task` are keys of a task of lm-evaluation-harness, `metrics` those of its metrics to report.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+    task: ClassVar[dict[str, Any]]
     metrics: ClassVar[tuple[str, ...]] = ("acc",)
 
     @property
     def n_choices(self) -> int:
-        raise NotImplementedError
-
-    @classmethod
-    def task(cls, delimiter: str) -> dict[str, Any]:
-        """The keys of the harness's task that build the texts to score."""
-        raise NotImplementedError
+        """0 where there is nothing to choose."""
+        key = self.task.get("doc_to_choice")
+        return len(getattr(self, key)) if key else 0
 
     @model_validator(mode="after")
     def _gold_is_a_choice(self) -> Self:
-        if not 0 <= getattr(self, "gold", 0) < self.n_choices:
+        if not 0 <= getattr(self, "gold", 0) < max(1, self.n_choices):
             raise ValueError(f"gold must be one of the {self.n_choices} choices, from 0")
         return self
 
@@ -47,16 +51,13 @@ class MultipleChoice(Question):
     query: str
     choices: Texts
     gold: int
+    task = {
+        "output_type": "multiple_choice",
+        "doc_to_text": "query",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+    }
     metrics = ("acc", "acc_norm")
-
-    @property
-    def n_choices(self) -> int:
-        return len(self.choices)
-
-    @classmethod
-    def task(cls, delimiter: str) -> dict[str, Any]:
-        keys = {"doc_to_text": "query", "doc_to_choice": "choices", "doc_to_target": "gold"}
-        return {"output_type": "multiple_choice", "target_delimiter": delimiter, **keys}
 
 
 class Schema(Question):
@@ -65,16 +66,12 @@ class Schema(Question):
     context_options: Texts
     continuation: Text
     gold: int
-
-    @property
-    def n_choices(self) -> int:
-        return len(self.context_options)
-
-    @classmethod
-    def task(cls, delimiter: str) -> dict[str, Any]:
-        keys = {"doc_to_choice": "context_options", "doc_to_target": "continuation"}
-        texts = {"doc_to_text": "gold", **keys}  # the harness's convention for several contexts
-        return {"output_type": "multiple_choice", "target_delimiter": delimiter, **texts}
+    task = {
+        "output_type": "multiple_choice",
+        "doc_to_text": "gold",  # the harness's convention for several contexts
+        "doc_to_choice": "context_options",
+        "doc_to_target": "continuation",
+    }
 
 
 class Continuation(Question):
@@ -82,16 +79,8 @@ class Continuation(Question):
 
     context: str
     continuation: Text
+    task = {"output_type": "loglikelihood", "doc_to_text": "context"}
     metrics = ("acc", "perplexity")
-
-    @property
-    def n_choices(self) -> int:
-        return 1
-
-    @classmethod
-    def task(cls, delimiter: str) -> dict[str, Any]:
-        target = {"doc_to_target": lambda doc: delimiter + doc["continuation"]}
-        return {"output_type": "loglikelihood", "doc_to_text": "context", **target}
 
 
 class MinimalPair(Question):
@@ -100,16 +89,18 @@ class MinimalPair(Question):
     sentence_good: Text
     sentence_bad: Text
     paradigm: str = ""
+    task = {
+        "output_type": "multiple_choice",
+        "doc_to_text": lambda _: "",
+        "doc_to_choice": "choices",
+        "doc_to_target": 0,
+        "target_delimiter": "",
+    }
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
-    def n_choices(self) -> int:
-        return 2
-
-    @classmethod
-    def task(cls, delimiter: str) -> dict[str, Any]:
-        choices = {"doc_to_choice": lambda doc: [doc["sentence_good"], doc["sentence_bad"]]}
-        texts = {"doc_to_text": lambda _: "", "doc_to_target": 0, **choices}
-        return {"output_type": "multiple_choice", "target_delimiter": "", **texts}
+    def choices(self) -> list[str]:
+        return [self.sentence_good, self.sentence_bad]
 
 
 SHAPES: tuple[type[Question], ...] = (MultipleChoice, Schema, Continuation, MinimalPair)
@@ -122,14 +113,15 @@ def read_questions(path: Path, *, limit: int | None = None) -> list[Question]:
         if len(questions) == limit:
             break
         if line.strip():
-            where = f"{path}:{number}"
-            shape = type(questions[0]) if questions else _shape_of(line, where)
             try:
+                shape = type(questions[0]) if questions else _shape_of(line)
                 questions.append(shape.model_validate_json(line))
             except ValidationError as error:
                 first = error.errors()[0]
-                keys = ".".join(map(str, first["loc"])) or "question"
-                raise UserError(f"{where}: {keys}: {first['msg']}") from None
+                key = "".join(f"{part}: " for part in first["loc"])
+                raise UserError(f"{path}:{number}: {key}{first['msg']}") from None
+            except ValueError as error:
+                raise UserError(f"{path}:{number}: {error}") from None
     if not questions:
         raise UserError(f"{path}: holds no questions")
     return questions
@@ -145,17 +137,16 @@ def _lines(path: Path) -> Iterator[str]:
         raise UserError(f"{path}: cannot be read ({reason})") from None
 
 
-def _shape_of(line: str, where: str) -> type[Question]:
+def _shape_of(line: str) -> type[Question]:
+    """Raises ValueError for a line of no known shape."""
+    values = from_json(line)
+    keys = values.keys() if isinstance(values, dict) else set()
     required = {
         shape: {key for key, field in shape.model_fields.items() if field.is_required()}
         for shape in SHAPES
     }
-    try:
-        values = from_json(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
-    for shape, keys in required.items():
-        if isinstance(values, dict) and keys <= values.keys():
+    for shape, needed in required.items():
+        if needed <= keys:
             return shape
-    known = "; ".join(", ".join(sorted(keys)) for keys in required.values())
-    raise UserError(f"{where}: must be an object with the keys of a question: {known}")
+    known = "; or ".join(", ".join(needed) for needed in required.values())
+    raise ValueError(f"must have the keys {known}")
