@@ -63,7 +63,7 @@ def overhead() -> list[Row]:
 def under_lightning(cfg: RunConfig, precision: Resolved, batches: list[Tensor]) -> float:
     """Seconds of a step of the real module, logging included."""
     tokenizer = Tokenizer.train((), vocab_size=257, end_of_text="<|endoftext|>")
-    record = Record.of(cfg, commands=[], tokenizer=tokenizer.json, data={}, environment={})
+    record = Record.of(cfg, command="", tokenizer=tokenizer.json, data={}, environment={})
     times = Times()
     with TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
         trainer = L.Trainer(

@@ -91,8 +91,9 @@ def _data(manifest: Mapping[str, Any]) -> str:
 def _training(record: Record, *, step: int) -> str:
     if not record.data:
         return "Not trained here: the weights were imported.\n"
-    commands = "\n".join(record.commands)
-    text = f"{step} optimizer steps of\n\n```bash\n{commands}\n```\n\n"
+    text = f"{step} optimizer steps.\n\n"
+    if record.command:
+        text += f"```bash\n{record.command}\n```\n\n"
     return text + _table(record.environment)
 
 

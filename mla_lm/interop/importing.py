@@ -75,7 +75,7 @@ def import_folder(src: Path, out: Path, **options: Any) -> RunConfig:
     """
     found = read_folder(src, **options)
     cfg = found.cfg.model_copy(update={"run_dir": str(out)})
-    record = Record.of(cfg, commands=[], tokenizer=found.tokenizer.json, data={}, environment={})
+    record = Record.of(cfg, command="", tokenizer=found.tokenizer.json, data={}, environment={})
     with new_folder(out) as folder:
         write_run_files(folder, cfg, record)
         weights = {f"{PREFIX}{name}": tensor for name, tensor in found.state.items()}

@@ -38,6 +38,7 @@ from mla_lm.training.random_state import RandomState
 from mla_lm.training.strategy import strategy_of
 
 VERSIONS = ("python", "torch", "lightning", "commit", "precision")
+OF_THIS_START = ("run_dir", "run_id", "resume", "resume_allow")  # keys of no other start
 SMALLER = "a smaller model, see `python -m mla_lm info`"
 
 
@@ -81,10 +82,9 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     callbacks = compose.instantiate("callbacks", cfg.callbacks)
     run_dir = Path(cfg.run_dir)
     L.seed_everything(cfg.seed, verbose=False)
-    earlier = stored.commands if cfg.resume and stored else []
     record = checkpoint.Record.of(
         cfg,
-        commands=[*earlier, *command_of(overrides)],
+        command=stored.command if cfg.resume and stored else command_of(overrides),
         tokenizer=data.tokenizer.json,
         data=data.manifest,
         environment=environment_of(cfg),
@@ -157,11 +157,12 @@ def trainer_of(cfg: RunConfig, loggers: list[Any], callbacks: list[L.Callback]) 
     )
 
 
-def command_of(overrides: Sequence[str] | None) -> list[str]:
-    """The command that started the run, without secrets; none for a run without one."""
+def command_of(overrides: Sequence[str] | None) -> str:
+    """The command that repeats the run in a new folder, without secrets; empty without one."""
     if overrides is None:
-        return []
-    return [shlex.join(["python", "train.py", *public_overrides(overrides)])]
+        return ""
+    repeated = [override for override in overrides if key_of(override) not in OF_THIS_START]
+    return shlex.join(["python", "train.py", *public_overrides(repeated)])
 
 
 def overrides_to_repeat(overrides: Sequence[str]) -> list[str]:

@@ -204,7 +204,7 @@ class Watch(L.Callback):
 def step(cfg: RunConfig) -> Watch:
     """One optimizer step as training takes it."""
     torch.manual_seed(0)
-    record = Record(config={}, commands=[], tokenizer=TOKENIZER.json, data={}, environment={})
+    record = Record(config={}, command="", tokenizer=TOKENIZER.json, data={}, environment={})
     watch = Watch()
     trainer = L.Trainer(
         accelerator="cpu",

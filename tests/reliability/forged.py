@@ -104,16 +104,6 @@ def config(key: str, value: Callable[[str], Any]) -> Forgery:
     return edited(edit)
 
 
-def overrides(*texts: str) -> Forgery:
-    """More words of the stored command line; `MARKER` in them stands for the marker file."""
-
-    def edit(content: dict[str, Any], command: str) -> None:
-        path = command.removeprefix("touch ")
-        content[RECORD]["overrides"] += [text.replace("MARKER", path) for text in texts]
-
-    return edited(edit)
-
-
 def target_beside(content: dict[str, Any], command: str) -> None:
     content[RECORD]["config"] |= {"_target_": "os.system", "command": command}
 
@@ -196,11 +186,7 @@ FORGERIES: dict[str, Forgery] = {
     "auto_map": config("model.auto_map", lambda c: {"AutoModel": "evil.Model"}),
     "YAML tag for a number": config("model.dim", lambda c: f"{TAG} ['{c}']"),
     "path for a run_id": config("run_id", lambda c: "../../marker"),
-    "override with a _target_": overrides(
-        "+callbacks.x._target_=logging.FileHandler", "+callbacks.x.filename='MARKER'"
-    ),
-    "override of Hydra": overrides("hydra.searchpath=[pkg://evil]"),
-    "override with an interpolation": overrides("data.path=${oc.env:HOME}"),
+    "interpolation of a secret": config("init_from", lambda c: "/nowhere/${oc.env:HOME}"),
     "tensor named by a path": edited(tensor_named_by_path),
     "tensor of another shape": edited(tensor_of_another_shape),
     "overlapping offsets": raw(overlapping),

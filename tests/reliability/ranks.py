@@ -71,7 +71,7 @@ def main(run_dir: Path, end: Path, *stop: str) -> None:
     case = Case("none", 2, False, False, 1)
     cfg = case.config()
     cfg = cfg.model_copy(update={"optim": cfg.optim.model_copy(update={"lr": 0.01})})
-    record = Record.of(cfg, commands=[], tokenizer=TOKENIZER.json, data={}, environment={})
+    record = Record.of(cfg, command="", tokenizer=TOKENIZER.json, data={}, environment={})
     torch.manual_seed(0)
     module = LanguageModel(cfg, TOKENIZER, record)
     L.seed_everything(RANK, verbose=False)

@@ -75,22 +75,6 @@ def test_the_watch_notices_what_a_payload_does(reference: Reference, tmp_path: P
     assert "os.system" in events.read_text()
 
 
-def test_a_forged_command_line_would_run_if_it_were_taken(
-    reference: Reference, tmp_path: Path
-) -> None:
-    path = tmp_path / "x.ckpt"
-    FORGERIES["override with a _target_"](checkpoint(reference.folder, 10), path)
-    words = [f"resume={path}", f"run_dir={tmp_path / 'run'}"]
-    run(words, tmp_path / "log", take_every_override)
-    assert marker(path).exists()
-
-
-def take_every_override() -> None:
-    from mla_lm.checkpoint import record as checkpoint
-
-    checkpoint.storable = lambda overrides: overrides
-
-
 def unpickle(path: Path) -> None:
     import pickle
 

@@ -130,7 +130,7 @@ class Loads(L.Callback):
 def trained(case: Case, rank: int, n_ranks: int) -> dict[str, Any]:
     """The same by Lightning, as one of the ranks."""
     cfg = case.config()
-    record = Record(config={}, commands=[], tokenizer=TOKENIZER.json, data={}, environment={})
+    record = Record(config={}, command="", tokenizer=TOKENIZER.json, data={}, environment={})
     module = LanguageModel(cfg, TOKENIZER, record)
     module.model.load_state_dict(build(cfg).state_dict())
     for router in module.routers.values():

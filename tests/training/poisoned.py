@@ -100,7 +100,7 @@ def trained(case: Case) -> dict[str, Any]:
     cfg = plain.config()
     optim = cfg.optim.model_copy(update={"lr": 0.01, "kind": case.kind})
     cfg = cfg.model_copy(update={"optim": optim})
-    record = Record(config={}, commands=[], tokenizer=TOKENIZER.json, data={}, environment={})
+    record = Record(config={}, command="", tokenizer=TOKENIZER.json, data={}, environment={})
     torch.manual_seed(0)
     module = Poisoned(cfg, TOKENIZER, record)
     module.poison(case)

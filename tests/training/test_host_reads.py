@@ -70,7 +70,7 @@ def test_one_read_a_step(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     wide = ("model.dim=32", "model.ffn.moe_inter_dim=32")
     steps = (f"trainer.log_every_n_steps={LOGGED}", f"trainer.max_steps={STEPS}")
     cfg = load_config([*TINY, *words, *wide, *steps])
-    record = Record(config={}, commands=[], tokenizer=TOKENIZER.json, data={}, environment={})
+    record = Record(config={}, command="", tokenizer=TOKENIZER.json, data={}, environment={})
     module = LanguageModel(cfg, TOKENIZER, record)
     batches = [torch.randint(TOKENIZER.vocab_size, (2, 17)) for _ in range(STEPS)]
     with counted(monkeypatch) as reads:

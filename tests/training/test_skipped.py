@@ -73,7 +73,7 @@ def built(*, max_skipped_steps: int = 9) -> Poison:
     cfg = cfg.model_copy(update={"trainer": limits})
     empty: dict[str, Any] = {}
     about = Record(
-        config=empty, commands=[], tokenizer=TOKENIZER.json, data=empty, environment=empty
+        config=empty, command="", tokenizer=TOKENIZER.json, data=empty, environment=empty
     )
     return Poison(cfg, TOKENIZER, about)
 
