@@ -140,13 +140,12 @@ def _lines(path: Path) -> Iterator[str]:
 def _shape_of(line: str) -> type[Question]:
     """Raises ValueError for a line of no known shape."""
     values = from_json(line)
-    keys = values.keys() if isinstance(values, dict) else set()
     required = {
-        shape: {key for key, field in shape.model_fields.items() if field.is_required()}
+        shape: [key for key, field in shape.model_fields.items() if field.is_required()]
         for shape in SHAPES
     }
-    for shape, needed in required.items():
-        if needed <= keys:
+    for shape, keys in required.items():
+        if isinstance(values, dict) and set(keys) <= values.keys():
             return shape
-    known = "; or ".join(", ".join(needed) for needed in required.values())
+    known = "; or ".join(", ".join(keys) for keys in required.values())
     raise ValueError(f"must have the keys {known}")
