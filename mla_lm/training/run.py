@@ -42,7 +42,7 @@ OF_THIS_START = ("run_dir", "run_id", "resume", "resume_allow")  # keys of no ot
 SMALLER = "a smaller model, see `python -m mla_lm info`"
 
 
-def train(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
+def launch(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     """Run what `cfg` says, in as many processes as it asks for, and leave a checkpoint.
 
     `overrides` are those of the command line that made `cfg`; None for a run that was not started
