@@ -2,31 +2,23 @@
 
 import json
 import math
-from collections.abc import Callable
-from functools import cache
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from mla_lm.config.words import DATA, LOGGER
 from torch import Tensor
 
-from mla_lm import Transformer, load_checkpoint
+from mla_lm import load_checkpoint
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.config import EvalConfig, RunConfig
 from mla_lm.config import compose as cli
 from mla_lm.data import Annotator, EvalLoader, Tokenizer, prepare
-from mla_lm.data.batch import IGNORED
 from mla_lm.data.corpora import open_corpus
 from mla_lm.data.split import place
 from mla_lm.errors import UserError
 from mla_lm.evaluation import evaluate
-from mla_lm.model import ModelOutput
-from mla_lm.objective.metrics import exact_matches, loss_sums
-from tests.conftest import random_tokens, randomized, tiny_config
 from tests.processes import run
 from tests.runs.conftest import STEPS, Run, checkpoint, content, copied, logged
 
@@ -146,133 +138,3 @@ def test_changed_corpus_is_refused(trained: Run, tmp_path: Path, held_out: bool)
         evaluate_here(f"ckpt={path}")
     assert len(str(caught.value).splitlines()) == 1
     assert not (moved / "run" / "metrics.json").exists()
-
-
-@cache
-def plain() -> Annotator:
-    """Every token counts, documents are not masked."""
-    tokenizer = Tokenizer.train((), vocab_size=257, end_of_text="<|endoftext|>")
-    return Annotator(tiny_config().data, tokenizer)
-
-
-def model_and_batches(*overrides: str) -> tuple[Transformer, list[Tensor], Tensor]:
-    cfg = tiny_config(*overrides).model
-    model = randomized(Transformer(cfg)).eval()
-    batches = [random_tokens(cfg, 3, 17), random_tokens(cfg, 1, 9)]
-    return model, batches, torch.arange(cfg.vocab_size) % 5
-
-
-def drafts_shifted_by(
-    extra: int, forward: Callable[..., ModelOutput]
-) -> Callable[..., ModelOutput]:
-    """MTP states of every depth k that are the main model's own, k + extra positions later."""
-
-    def shifted(tokens: Tensor, documents: Tensor | None) -> ModelOutput:
-        out = forward(tokens, documents=documents)
-        depths = range(1, len(out.mtp) + 1)
-        mtp = tuple(out.hidden.roll(-extra, dims=1)[:, depth:] for depth in depths)
-        return out._replace(mtp=mtp)
-
-    return shifted
-
-
-@pytest.mark.parametrize(("extra", "accepted"), [(0, True), (1, False), (-1, False)])
-def test_acceptance_is_one_exactly_for_drafts_of_the_right_token(
-    extra: int, accepted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, batches, byte_lengths = model_and_batches("model.mtp_depth=2")
-    monkeypatch.setattr(model, "forward", drafts_shifted_by(extra, model.forward))
-    metrics = evaluate(model, batches, byte_lengths, plain()).metrics
-    for depth in (1, 2):
-        assert (metrics[f"mtp/acceptance_{depth}"] == 1.0) == accepted
-
-
-def test_acceptance_by_hand() -> None:
-    model, batches, byte_lengths = model_and_batches("model.mtp_depth=2")
-    agreed, drafted = [0, 0], [0, 0]
-    for batch in batches:
-        out = model(batch[:, :-1])
-        for row in range(batch.shape[0]):
-            for depth in (1, 2):
-                for i in range(batch.shape[1] - 1 - depth):
-                    draft = model.lm_head(out.mtp[depth - 1][row, i]).argmax()
-                    choice = out.logits[row, i + depth].argmax()
-                    agreed[depth - 1] += int(draft == choice)
-                    drafted[depth - 1] += 1
-    metrics = evaluate(model, batches, byte_lengths, plain()).metrics
-    for depth in (1, 2):
-        expected = agreed[depth - 1] / drafted[depth - 1]
-        assert metrics[f"mtp/acceptance_{depth}"] == pytest.approx(expected)
-
-
-def test_uniform_model_scores_the_logarithm_of_the_vocabulary() -> None:
-    model, batches, byte_lengths = model_and_batches()
-    torch.nn.init.zeros_(model.lm_head.weight)
-    metrics = evaluate(model, batches, byte_lengths, plain()).metrics
-    targets = torch.cat([batch[:, 1:].flatten() for batch in batches])
-    vocab_size = model.cfg.vocab_size
-    bits = math.log2(vocab_size) * targets.numel() / int(byte_lengths[targets].sum())
-    assert metrics["val/loss"] == pytest.approx(math.log(vocab_size), rel=1e-6)
-    assert metrics["val/perplexity"] == pytest.approx(vocab_size, rel=1e-5)
-    assert metrics["val/bpb"] == pytest.approx(bits, rel=1e-6)
-
-
-def test_evaluation_leaves_the_model_alone() -> None:
-    model, batches, byte_lengths = model_and_batches()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    evaluate(model, batches, byte_lengths, plain())
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
-
-
-def test_dense_model_without_mtp_has_only_its_own_metrics() -> None:
-    model, batches, byte_lengths = model_and_batches("model/ffn=dense", "model.mtp_depth=0")
-    metrics, load, *_ = evaluate(model, batches, byte_lengths, plain())
-    assert set(metrics) == {"val/loss", "val/perplexity", "val/bpb"}
-    assert load is None
-
-
-def test_exact_match_by_hand() -> None:
-    """Answers of two and one tokens in the first row, of one at each end of the second."""
-    i = IGNORED
-    labels = torch.tensor([[i, 3, 4, i, 2], [1, i, i, i, 5]])
-    guesses = torch.tensor([[9, 3, 4, 9, 2], [1, 9, 9, 9, 6]])
-    for wrong in ([], [(0, 1)], [(0, 1), (0, 2)], [(0, 4)], [(1, 0), (0, 4)]):
-        guessed = guesses.clone()
-        for row, column in wrong:
-            guessed[row, column] = 7
-        answers = {(0, 1) if at == (0, 2) else at for at in wrong}
-        right, n_answers = exact_matches(F.one_hot(guessed, 11).float(), labels)
-        assert (int(right), int(n_answers)) == (3 - len(answers), 4)
-
-
-def test_ignored_labels_do_not_count() -> None:
-    logits, labels = torch.randn(2, 5, 11), torch.randint(11, (2, 5))
-    labels[0, :3] = labels[1, 4] = IGNORED
-    nats, tokens, n_bytes, *_ = loss_sums(logits, labels, torch.arange(11)).tolist()
-    kept = labels != IGNORED
-    expected = F.cross_entropy(logits[kept], labels[kept], reduction="sum")
-    assert nats == pytest.approx(float(expected), rel=1e-6)
-    assert (tokens, n_bytes) == (6, int(labels[kept].sum()))
-
-
-def test_acceptance_counts_drafts_inside_a_document_only() -> None:
-    model, batches, byte_lengths = model_and_batches("model.mtp_depth=2")
-    cfg = tiny_config("data.mask_documents=true").data
-    annotate = Annotator(cfg, Tokenizer.train((), vocab_size=257, end_of_text="<|endoftext|>"))
-    for batch in batches:
-        batch[:, 4::5] = annotate.end_of_text
-    masked = evaluate(model, batches, byte_lengths, annotate).metrics
-    agreed, drafted = [0, 0], [0, 0]
-    for tokens in batches:
-        batch = annotate(tokens)
-        out = model(batch.inputs, documents=batch.input_documents)
-        assert batch.documents is not None
-        for depth in (1, 2):
-            drafts = model.lm_head(out.mtp[depth - 1]).argmax(dim=-1)
-            for row, i in product(range(len(tokens)), range(drafts.shape[1])):
-                if batch.documents[row, i] == batch.documents[row, i + depth + 1]:
-                    agreed[depth - 1] += int(drafts[row, i] == out.logits[row, i + depth].argmax())
-                    drafted[depth - 1] += 1
-    for depth in (1, 2):
-        assert masked[f"mtp/acceptance_{depth}"] == agreed[depth - 1] / drafted[depth - 1]
