@@ -13,9 +13,9 @@ from mla_lm.config import RunConfig
 from mla_lm.config.compose import load_config, validate
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
-from mla_lm.files import new_folder
+from mla_lm.files import new_folder, read_object
 from mla_lm.interop.foreign import model_section
-from mla_lm.interop.weights import Shards, read_json, read_state
+from mla_lm.interop.weights import Shards, read_state
 
 UNSAFE = re.compile(r"[$\\'\x00-\x1f]")  # could mean something to who composes a configuration
 ROW = 1024  # tokens to evaluate at once, unless told otherwise
@@ -32,7 +32,7 @@ class Foreign(NamedTuple):
 def is_foreign(path: Path) -> bool:
     """Whether this is a folder of a model of `transformers`, and no run of ours."""
     file = path / "config.json"
-    return file.is_file() and "model_type" in read_json(file)
+    return file.is_file() and "model_type" in read_object(file)
 
 
 def read_folder(
@@ -48,7 +48,7 @@ def read_folder(
     text where it is not the one that `src` begins them with. Raises UserError for a folder of
     another architecture, or with code, pickle or tensors that do not fit.
     """
-    config = read_json(src / "config.json")
+    config = read_object(src / "config.json")
     shards = Shards(src)
     model = model_section(config, shards.holds_layer)
     path = tokenizer or src / "tokenizer.json"
@@ -91,7 +91,7 @@ def _separator(src: Path) -> str | None:
     path = src / "tokenizer_config.json"
     if not path.is_file():
         return None
-    content = read_json(path)
+    content = read_object(path)
     token = content.get("bos_token") or content.get("eos_token")
     return token.get("content") if isinstance(token, dict) else token
 

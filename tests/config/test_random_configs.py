@@ -115,7 +115,7 @@ def of_experts(draw: Random, dim: int) -> Iterator[str]:
     of_group = draw.randint(1 if n_groups == 1 else 2, 4)
     topk_groups = draw.randint(1, n_groups)
     width = draw.choice([8, 16, draw.randint(1, 24)])
-    ways = ["auto", "padded", "few_tokens", "gathered", "loop"]
+    ways = ["auto", "padded", "few_tokens", "loop"]
     ways += ["grouped_mm"] if dim % 8 == width % 8 == 0 else []
     yield "model/ffn=moe"
     yield f"model.sizes.moe_inter_dim={width}"

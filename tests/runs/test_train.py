@@ -1,7 +1,6 @@
 """What a run leaves behind and says, and what it never does."""
 
 import json
-import re
 import shutil
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from mla_lm import load_checkpoint, load_config
-from mla_lm.ablation.runner import PROGRESS
 from mla_lm.checkpoint.record import newest
 from mla_lm.config import RunConfig
 from mla_lm.cost import count_parameters
@@ -122,12 +120,6 @@ def test_the_console_shows_a_sample_below_each_validation(trained: Run) -> None:
     validations = [i for i, line in enumerate(lines) if "  val/loss " in line]
     assert len(validations) == 3
     assert all(lines[i + 1].startswith("    def ") for i in validations)
-
-
-def test_a_study_reads_the_lines_of_its_cells(trained: Run) -> None:
-    read = [found for line in trained.stdout.splitlines() if (found := PROGRESS.search(line))]
-    assert [found.groups()[:2] for found in read] == [(f"{i}", "12") for i in range(1, STEPS + 1)]
-    assert all(re.fullmatch(r"loss [\d.]+  .*[\d,]+ tokens/s", found[3]) for found in read)
 
 
 def test_console_says_what_is_coming_before_the_first_step(trained: Run) -> None:
