@@ -1,4 +1,4 @@
-"""`metrics.json`: what was measured of a checkpoint, and under which conditions; loggers."""
+"""`metrics.json`: metrics of a checkpoint and their conditions; the same to loggers."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -24,10 +24,12 @@ N_PROMPTS = 64
 
 
 def code(subject: Subject, cfg: EvalConfig) -> dict[str, float]:
+    """Part `code`."""
     return parsed_share(subject.model, subject.tokenizer, seed=cfg.seed)
 
 
 def speculation(subject: Subject, cfg: EvalConfig) -> dict[str, float | str]:
+    """Part `speculation`; UserError for a model without MTP modules."""
     if not subject.model.cfg.mtp_depth:
         raise UserError(f"parts=speculation: {subject.path} has no MTP module to draft with")
     data = subject.data()
@@ -35,7 +37,7 @@ def speculation(subject: Subject, cfg: EvalConfig) -> dict[str, float | str]:
 
 
 def parsed_share(model: Transformer, tokenizer: Tokenizer, *, seed: int) -> dict[str, float]:
-    """`code/parsed`: of sampled texts, cut behind their last whole line."""
+    """`code/parsed`: of sampled texts without their last, incomplete line."""
     completion = Completion(
         model,
         tokenizer,
@@ -52,7 +54,7 @@ def parsed_share(model: Transformer, tokenizer: Tokenizer, *, seed: int) -> dict
 
 
 def parses(text: str) -> bool:
-    """Whether the whole lines of a text, one at least, are a Python module."""
+    """Whether the complete lines of a text, at least one, are a Python module."""
     lines = text[: text.rfind("\n") + 1]
     try:
         with warnings.catch_warnings(action="ignore"):  # of strange escapes
@@ -80,7 +82,7 @@ def draft(model: Transformer, ids: Stream) -> dict[str, float]:
 
 
 def spread(ids: Stream, *, length: int) -> list[Sequence[int]]:
-    """Up to `N_PROMPTS` stretches of a stream, far from each other."""
+    """Up to `N_PROMPTS` stretches of a stream, evenly spaced."""
     room = max(0, len(ids) - length)
     n = min(N_PROMPTS, 1 + room // length)
     return [ids[room * i // n : room * i // n + length].tolist() for i in range(n)]

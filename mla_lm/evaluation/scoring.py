@@ -1,11 +1,11 @@
-"""Log-likelihoods of continuations, in batches of like length; what texts share is read once.
+"""Log-likelihoods of continuations; a common beginning of texts is computed once.
 
-Texts that begin alike (the choices of a question, a sentence and its minimal pair) become a tree in
-one row, whose tokens see their own ancestors only. The tokens are those of lm-evaluation-harness:
-context and continuation are encoded as one text, and what the context alone does not give belongs
-to the continuation; before each text stands `end_of_text`.
+Texts that begin alike (the choices of a question, a minimal pair) become a tree in one row, whose
+tokens attend to their ancestors only; rows of like length are a batch. The tokens are those of
+lm-evaluation-harness: context and continuation are encoded as one text after `end_of_text`, and
+the tokens beyond those of the context alone are the continuation.
 
-B rows, T tokens of a row, V vocabulary, N tokens that are scored.
+B rows, T tokens of a row, V vocabulary, N scored tokens.
 """
 
 import math
@@ -68,10 +68,10 @@ def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:
 
 @torch.no_grad()
 def score(model: Transformer, requests: Sequence[Request], *, name: str = "") -> list[Score]:
-    """Scores in the order of `requests`, behind a progress bar where it has a name.
+    """Scores in the order of `requests`; `name` is that of a progress bar.
 
-    In float32 they do not depend on the batches; in bfloat16 they do by a rounding, as everywhere.
-    Raises ValueError for a continuation without tokens, UserError for a model that gives no number.
+    In float32 they do not depend on the batches, in bfloat16 by a rounding. Raises ValueError for a
+    continuation without tokens, UserError for likelihoods that are not finite.
     """
     if not all(request.continuation for request in requests):
         raise ValueError("a continuation has no tokens")
@@ -95,9 +95,9 @@ def with_stderr(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 class Tree:
-    """Texts with a common beginning in one row: a token is one node, however many texts share it.
+    """Texts with a common beginning in one row, one node per distinct prefix.
 
-    Nodes stand in depth-first order, so those that follow from node i are i .. ends[i] - 1.
+    Nodes are in depth-first order: the subtree of node i is i .. ends[i] - 1.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class Tree:
 
 
 def plant(requests: Sequence[Request]) -> list[Tree]:
-    """All requests in as few trees as pays: a text joins the one before if that saves enough."""
+    """Trees of all requests: a text joins the tree before it if they share enough tokens."""
     texts = [[*request.context, *request.continuation[:-1]] for request in requests]
     trees: list[Tree] = []
     before: list[int] = []
@@ -149,7 +149,7 @@ def plant(requests: Sequence[Request]) -> list[Tree]:
 
 
 def _batches(trees: list[Tree]) -> Iterator[list[Tree]]:
-    """Trees of like size together, largest first, within `BATCH` tokens and `PAIRS` of them."""
+    """Trees of like size, largest first, within `BATCH` tokens and `PAIRS` mask elements."""
     batch: list[Tree] = []
     for tree in sorted(trees, key=len, reverse=True):
         if batch and len(batch[0]) * (len(batch) + 1) > min(BATCH, PAIRS // len(batch[0])):
@@ -161,7 +161,7 @@ def _batches(trees: list[Tree]) -> Iterator[list[Tree]]:
 
 
 def _score_trees(model: Transformer, trees: list[Tree], requests: Sequence[Request]) -> list[Score]:
-    """One pass over rows that are trees; `requests` are theirs, in order."""
+    """One forward pass over trees as rows; `requests` are theirs, in order."""
     width = len(trees[0])
     device = model.embed.weight.device
 
@@ -199,9 +199,9 @@ def _score_trees(model: Transformer, trees: list[Tree], requests: Sequence[Reque
 def _at_targets(
     model: Transformer, hidden: Tensor, nodes: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """hidden (M, dim), nodes and targets (N,): log-likelihoods, and which are the best: (N,).
+    """hidden (M, dim), nodes and targets (N,): log-likelihoods, and which are the argmax: (N,).
 
-    A node that predicts for several texts is put through the head once.
+    A node that predicts for several texts passes the head once.
     """
     unique, place = nodes.unique(return_inverse=True)
     likely = torch.empty(len(nodes), device=hidden.device)
