@@ -32,9 +32,8 @@ from mla_lm.machine import (
 )
 from mla_lm.training import processes as ranks
 from mla_lm.training.checkpoints import Checkpoints
+from mla_lm.training.exact_resume import ExactResume
 from mla_lm.training.module import LanguageModel
-from mla_lm.training.publish import publish_config
-from mla_lm.training.random_state import RandomState
 from mla_lm.training.strategy import strategy_of
 
 VERSIONS = ("python", "torch", "lightning", "commit", "precision")
@@ -62,19 +61,21 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     """
     keep_freed_memory()
     environment = environment_of(cfg)
-    ranks.agree({key: environment[key] for key in VERSIONS}, rank_invariant(cfg))
-    cfg = ranks.first(partial(resolved, cfg, overrides or ()))
+    ranks.assert_same_on_all_ranks({key: environment[key] for key in VERSIONS}, rank_invariant(cfg))
+    cfg = ranks.broadcast_from_rank0(partial(resolved, cfg, overrides or ()))
     origin = cfg.resume or cfg.init_from
     stored = checkpoint.read(Path(origin), checkpoint.RECORD)[0] if origin else None
     tokenizer = checkpoint.tokenizer_of(Path(origin), stored) if origin and stored else None
     data = prepare(cfg.data, tokenizer=tokenizer)
-    ranks.agree({f"data {key}": data.manifest[key] for key in checkpoint.OF_CORPUS})
+    ranks.assert_same_on_all_ranks(
+        {f"data {key}": data.manifest[key] for key in checkpoint.OF_CORPUS}
+    )
     if cfg.resume and stored:
         checkpoint.require_corpus(cfg.resume, stored, data.manifest)
     train_batches, val_batches = loaders(cfg, data)
     precision = resolve_precision(cfg.precision, accelerator_type(cfg.trainer.accelerator))
-    if ranks.n_ranks() > 1:
-        print(f"{ranks.n_ranks()} processes, {cfg.trainer.strategy}")
+    if ranks.world_size() > 1:
+        print(f"{ranks.world_size()} processes, {cfg.trainer.strategy}")
     print(describe(cfg, precision))
     print(data.describe(n_dropped=train_batches.n_dropped))
 
@@ -97,15 +98,16 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     checkpoints = Checkpoints(
         run_dir / "checkpoints", cfg.checkpoint, repeat=overrides_to_repeat(overrides or ())
     )
-    trainer = trainer_of(cfg, loggers, [RandomState(), *callbacks, checkpoints])
+    trainer = trainer_of(cfg, loggers, [ExactResume(), *callbacks, checkpoints])
 
     def begin() -> None:
         claim.enter_context(claimed(run_dir, key="run_dir"))
         checkpoint.write_run_files(run_dir, cfg, record)
 
     with ExitStack() as claim, ctrl_c_ends(), memory_or(what_to_try(cfg)):
-        ranks.first(begin)
-        publish_config(trainer.loggers, public(cfg.model_dump(mode="json")))
+        ranks.broadcast_from_rank0(begin)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(public(cfg.model_dump(mode="json")))
         trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
     if ranks.rank() == 0:
         path = checkpoint.newest(run_dir)
@@ -114,7 +116,7 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
 
 def resolved(cfg: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """`cfg` with what the checkpoint that it resumes or starts from decides."""
-    ranks.share(cfg.data.batch_size)
+    ranks.per_rank_batch_size(cfg.data.batch_size)
     found = resolve_resume(cfg, overrides)
     return resolve_init(found, overrides) if found.init_from and not found.resume else found
 
@@ -123,9 +125,9 @@ def loaders(cfg: RunConfig, data: PreparedData) -> tuple[TrainLoader, EvalLoader
     """The batches of this rank."""
     rows = {
         "seq_len": cfg.data.seq_len,
-        "batch_size": ranks.share(cfg.data.batch_size),
+        "batch_size": ranks.per_rank_batch_size(cfg.data.batch_size),
         "rank": ranks.rank(),
-        "n_ranks": ranks.n_ranks(),
+        "n_ranks": ranks.world_size(),
     }
     accumulate = cfg.trainer.accumulate_grad_batches
     train_batches = TrainLoader(data.train, **rows, accumulate=accumulate, seed=cfg.seed)
@@ -217,7 +219,7 @@ def what_to_try(cfg: RunConfig) -> str:
     """What to change when memory is out in a step, the least harmful first."""
     rows, accumulate = cfg.data.batch_size, cfg.trainer.accumulate_grad_batches
     ways = []
-    if rows % (2 * ranks.n_ranks()) == 0:
+    if rows % (2 * ranks.world_size()) == 0:
         ways.append(
             f"data.batch_size={rows // 2} trainer.accumulate_grad_batches={2 * accumulate}, "
             "the same steps in halves"
