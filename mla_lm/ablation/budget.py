@@ -53,13 +53,13 @@ def solve(
     if match == "none":
         return arm, {}
     target = getattr(axes(reference), match)
+    if abs(getattr(axes(arm), match) / target - 1) <= TOLERANCE:
+        return arm, {}
     keys = _keys(arm, free)
 
     def figure(width: int) -> float:
         return float(getattr(axes(_unchecked(arm, dict.fromkeys(keys, width))), match)) / target
 
-    if abs(getattr(axes(arm), match) / target - 1) <= TOLERANCE:
-        return arm, {}
     widths = _matching(figure)
     refusal = None
     for width in sorted(widths, key=lambda width: (-(width & -width), abs(figure(width) - 1))):
