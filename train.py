@@ -9,9 +9,9 @@ from mla_lm.errors import UserError
 def train(cfg: RunConfig, overrides: list[str]) -> None:
     """Run what `cfg` says and leave a checkpoint; `overrides` made it."""
     _require_named(cfg)
-    from mla_lm.training.run import train
+    from mla_lm.training.run import launch
 
-    train(cfg, overrides)
+    launch(cfg, overrides)
 
 
 def _require_named(cfg: RunConfig) -> None:

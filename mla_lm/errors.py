@@ -2,11 +2,10 @@
 
 import errno
 import os
-import select
 import sys
 from collections.abc import Callable
 
-STOPPED, INTERRUPTED, UNREAD = 143, 130, 141  # exit status: 128 + SIGTERM, SIGINT, SIGPIPE
+STOPPED, INTERRUPTED, UNREAD = 143, 130, 141  # exit codes: 128 + SIGTERM, SIGINT, SIGPIPE
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, a file
 
 
@@ -23,46 +22,34 @@ def one_line(error: BaseException) -> str:
 
 
 def guard(action: Callable[[], None]) -> None:
-    """Run `action`; a UserError, or a file that cannot be used, ends it with one line, status 2.
+    """Run `action`; turn a UserError or an unusable file into one line and status 2.
 
-    A reader that has gone, as `head` does, ends it without a word.
+    When nobody reads the output any more, as behind `| head`, it ends without a message.
     """
     try:
         action()
         sys.stdout.flush()
     except BrokenPipeError:
-        if _can_print():  # another reader has gone
-            raise
+        _discard_output()
         raise SystemExit(UNREAD) from None
-    except (UserError, OSError) as error:
-        print(f"error: {_line(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
+    except UserError as error:
+        _end_with(str(error))
+    except OSError as error:
+        if error.filename is None and error.errno not in FULL:
+            raise
+        if error.filename is None:
+            _discard_output()
+        _end_with(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
 
 
-def _line(error: UserError | OSError) -> str:
-    """Raises an OSError that is neither of a file nor of a full disk."""
-    if isinstance(error, UserError):
-        return str(error)
-    if error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    if error.errno not in FULL:
-        raise error
-    _can_print()
-    return str(error.strerror)
+def _end_with(line: str) -> None:
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
-def _can_print() -> bool:
-    """Whether somebody reads what is printed, and a disk has room; else it goes nowhere."""
-    try:
-        reader = select.poll()
-        reader.register(sys.stdout, select.POLLOUT)
-        sys.stdout.flush()
-        if not any(event & (select.POLLERR | select.POLLHUP) for _, event in reader.poll(0)):
-            return True
-    except OSError:
-        pass
+def _discard_output() -> None:
+    """Let the flush at exit succeed, though what standard output wrote to is gone or full."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return False

@@ -1,8 +1,7 @@
-"""Files and folders that appear whole or not at all, whenever the process is killed.
+"""Atomic files and folders, locks on folders, JSON objects and digests.
 
-They are written in a temporary folder beside their place, so that no file system has to copy them
-and no name of a library's temporary files matters; on disk before they are renamed, and the folder
-around them after.
+A file or folder is written in a temporary folder beside its final place (same file system), synced
+to disk, renamed, and its parent folder synced: after `kill -9` it is there whole or not at all.
 """
 
 import hashlib
@@ -21,12 +20,12 @@ from safetensors import SafetensorError
 from mla_lm.errors import UserError, one_line
 
 TEMPORARY = ".tmp"
-LOCK = ".lock"  # in a folder that a process works in
+LOCK = ".lock"
 
 
 @contextmanager
 def claimed(folder: Path, *, key: str) -> Iterator[None]:
-    """Keep other processes from working in a folder; UserError where one does."""
+    """Lock a folder against other processes; UserError where one holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / LOCK, timeout=0):
@@ -37,10 +36,10 @@ def claimed(folder: Path, *, key: str) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write to, which then takes the place of `path`, or is gone."""
+    """A temporary file that replaces `path` at the end, and is deleted on an error."""
     with _beside(path) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # what others may do; safetensors would let nobody read
+        mode = temporary.stat().st_mode  # by the umask; safetensors writes 0600
         yield temporary
         temporary.chmod(mode)
         to_disk(temporary)
@@ -50,7 +49,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which then is `path`, or is gone; UserError where `path` holds anything."""
+    """A folder to fill that becomes `path` at the end; UserError where `path` is not empty."""
     path = path.resolve()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"out={path}: not an empty folder; name a new one")
@@ -58,7 +57,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir()
         try:
             yield temporary
-            mode = temporary.stat().st_mode & 0o666  # safetensors would let nobody else read
+            mode = temporary.stat().st_mode & 0o666  # by the umask; safetensors writes 0600
             for inside in temporary.rglob("*"):
                 if inside.is_file():
                     inside.chmod(mode)
@@ -74,13 +73,13 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what writers that were killed left in a folder."""
+    """Delete the temporary files of killed writers in a folder."""
     for stale in folder.glob(f".*{TEMPORARY}"):
         shutil.rmtree(stale, ignore_errors=True)
 
 
 def to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, would survive a loss of power."""
+    """Sync a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

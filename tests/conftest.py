@@ -78,7 +78,7 @@ def random_tokens(cfg: ModelConfig, batch: int, length: int) -> Tensor:
 
 def write_checkpoint(path: Path, cfg: RunConfig, tokenizer: Tokenizer, model: Transformer) -> Path:
     """A file as training leaves it behind step 3, without what only training needs."""
-    record = Record.of(cfg, commands=[], tokenizer=tokenizer.json, data={}, environment={})
+    record = Record.of(cfg, command="", tokenizer=tokenizer.json, data={}, environment={})
     state = {f"{PREFIX}{name}": tensor for name, tensor in model.state_dict().items()}
     checkpoint_file.write(path, {RECORD: record.stored(), WEIGHTS: state, STEP: 3})
     return path

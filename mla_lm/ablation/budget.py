@@ -1,136 +1,121 @@
-"""Matched budgets: one free width of an arm, solved so that it costs what a reference arm costs.
+"""Matched budgets: one free width of an arm, solved so that it costs what the reference arm costs.
 
-The cost is a closed form of the configuration (`mla_lm.cost`); no model is built. Knows
-nothing of what an arm learns, nor of how long it trains.
+The cost is a closed form of the configuration (`mla_lm.cost`); no model is built.
 """
 
-import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
-from functools import reduce
-from itertools import groupby
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
-from mla_lm.config import RunConfig
-from mla_lm.config.compose import variants
+from pydantic import BaseModel
+
+from mla_lm.config import MLAConfig, RunConfig
+from mla_lm.config.compose import with_values
+from mla_lm.config.section import value_at
 from mla_lm.cost import cache_elements_per_token, count_parameters, train_flops_per_token
 from mla_lm.errors import UserError
 
-TOLERANCE = 0.01  # share of the reference's figure
-LIMIT = 2**20  # widths are not tried beyond twice that
-REACH = 32  # how far around a refused width an admissible one is looked for
+TOLERANCE = 0.01  # relative to the reference
+LIMIT = 2**20  # no width is tried above it
+FREE = ("ffn", "expert", "heads", "kv_heads", "head", "rank")
+Config = TypeVar("Config", bound=BaseModel)
 
 
-def _params(cfg: RunConfig) -> float:
+class Axes(NamedTuple):
+    """What a run costs, MTP modules included where they do."""
+
+    params: int
+    active_params: int
+    train_flops: int  # per token
+    kv_bytes: int  # per token, in bfloat16
+
+
+def axes(cfg: RunConfig) -> Axes:
+    """The four axes of a run."""
     counted = count_parameters(cfg.model)
-    return counted.total + counted.mtp
+    return Axes(
+        params=counted.total + counted.mtp,
+        active_params=counted.active + counted.mtp_active,
+        train_flops=round(train_flops_per_token(cfg.model, cfg.data.seq_len)),
+        kv_bytes=2 * cache_elements_per_token(cfg.model),
+    )
 
 
-def _active_params(cfg: RunConfig) -> float:
-    counted = count_parameters(cfg.model)
-    return counted.active + counted.mtp_active
+def solve(
+    reference: RunConfig, arm: RunConfig, *, match: str, free: str
+) -> tuple[RunConfig, dict[str, int]]:
+    """The arm within 1 % of `reference` on the axis `match`, and the keys that were set for it.
 
-
-AXES: dict[str, Callable[[RunConfig], float]] = {
-    "params": _params,  # MTP modules included
-    "active_params": _active_params,
-    "train_flops": lambda cfg: train_flops_per_token(cfg.model, cfg.data.seq_len),  # per token
-    "kv_bytes": lambda cfg: 2 * cache_elements_per_token(cfg.model),  # per token, in bfloat16
-}
-FREE = {
-    "ffn": "model.inter_dim",
-    "expert": "model.sizes.moe_inter_dim",
-    "heads": "model.n_heads",
-    "kv_heads": "model.sizes.n_kv_heads",
-    "head": "model.sizes.head_dim",
-    "rank": "model.sizes.kv_lora_rank",
-}
-
-
-def axes(cfg: RunConfig) -> dict[str, float]:
-    """What a run costs on every axis."""
-    return {name: axis(cfg) for name, axis in AXES.items()}
-
-
-def solve(reference: RunConfig, words: Sequence[str], *, match: str, free: str) -> tuple[str, ...]:
-    """The override to add to an arm's `words`, so that it is within 1 % of `reference` on `match`.
-
-    Nothing is added where it is so already, or for `none`. Of all widths that will do it is the
-    one divisible by the highest power of two; the axis must rise with it. `free` is a name of
-    FREE or a dotted key. Raises UserError for an unknown axis or width, and where no width does.
+    None are set where it is so already, or for `none`. Of all widths that match it is the one
+    divisible by the highest power of two. `free` is a name of FREE or a dotted key. Raises
+    UserError for a `free` that is no width of the arm, and where no width matches.
     """
     if match == "none":
-        return ()
-    if match not in AXES:
-        raise UserError(f"match={match}: must be one of none, {', '.join(AXES)}")
-    axis, target = AXES[match], AXES[match](reference)
-    vary = variants(words)
-    arm = vary({})
-    if abs(axis(arm) / target - 1) <= TOLERANCE:
-        return ()
-    key = FREE.get(free, free)
-    figures = _Figures(lambda width: axis(vary({key: width})), start=_integer(arm, key))
-    width = figures.roundest(target)
-    if width is None:
-        raise UserError(f"{match}: the reference has {target:,.0f}; {figures.best(key, target)}")
-    return (f"{key}={width}",)
+        return arm, {}
+    target = getattr(axes(reference), match)
+    if abs(getattr(axes(arm), match) / target - 1) <= TOLERANCE:
+        return arm, {}
+    keys = _keys(arm, free)
 
+    def figure(width: int) -> float:
+        return float(getattr(axes(_unchecked(arm, dict.fromkeys(keys, width))), match)) / target
 
-def _integer(arm: RunConfig, key: str) -> int:
-    """The value of a dotted key, which must be an integer."""
-    try:
-        value: object = reduce(lambda node, part: dict(node)[part], key.split("."), arm)
-    except (KeyError, TypeError, ValueError):
-        value = None
-    if type(value) is not int:
-        names = ", ".join(FREE)
-        raise UserError(f"free={key}: must be one of {names}, or the key of an integer of the arm")
-    return value
-
-
-class _Figures(dict[int, float]):
-    """An axis by width, as far as looked at; NaN where the configuration refuses the width."""
-
-    def __init__(self, figure: Callable[[int], float], *, start: int) -> None:
-        self.figure, self.start = figure, start
-
-    def __missing__(self, width: int) -> float:
+    widths = _matching(figure)
+    refusal = None
+    for width in sorted(widths, key=lambda width: (-(width & -width), abs(figure(width) - 1))):
+        solved = dict.fromkeys(keys, width)
         try:
-            self[width] = self.figure(width)
-        except UserError:
-            self[width] = math.nan
-        return self[width]
+            return with_values(arm, solved), solved
+        except UserError as error:
+            refusal = refusal or error
+    nearest = min({max(1, widths.start - 1), widths.start}, key=lambda w: abs(figure(w) - 1))
+    reason = refusal or f"the closest is {keys[0]}={nearest} with {figure(nearest) - 1:+.2%}"
+    if figure(1) == figure(2):
+        reason = f"{keys[0]} does not change it"
+    raise UserError(f"match={match}: the reference has {target:,}; {reason}")
 
-    def near(self, width: int) -> float:
-        """Of the nearest admissible width: rises with `width` as the axis does."""
-        for distance in range(REACH + 1):
-            for neighbour in (width - distance, width + distance):
-                if not math.isnan(self[neighbour]):
-                    return self[neighbour]
-        return -math.inf if width < self.start else math.inf
 
-    def roundest(self, target: float) -> int | None:
-        """The width within TOLERANCE that most powers of two divide; of several the closest."""
-        lowest, highest = (1 - TOLERANCE) * target, (1 + TOLERANCE) * target
-        top = max(1, self.start)
-        while self.near(top) <= highest and top <= LIMIT:
-            top *= 2
-        low = bisect_left(range(top + 1), lowest, key=self.near)
-        high = bisect_right(range(top + 1), highest, lo=low, key=self.near)
+def _matching(figure: Callable[[int], float]) -> range:
+    """The widths whose figure, which rises with them, is 1 within TOLERANCE."""
+    top = 1
+    while top < LIMIT and figure(top) <= 1 + TOLERANCE:
+        top *= 2
+    low = bisect_left(range(1, top + 1), 1 - TOLERANCE, key=figure) + 1
+    high = bisect_right(range(1, top + 1), 1 + TOLERANCE, key=figure) + 1
+    return range(low, high)
 
-        def power(width: int) -> int:
-            return width & -width
 
-        for _, alike in groupby(sorted(range(low, high), key=power, reverse=True), key=power):
-            if found := [w for w in alike if abs(self[w] / target - 1) <= TOLERANCE]:
-                return min(found, key=lambda w: abs(self[w] - target))
-        return None
+def _keys(arm: RunConfig, free: str) -> list[str]:
+    """The keys that take the free width; UserError where the arm has no such integer."""
+    attention = arm.model.attention
+    keys = {
+        "ffn": ["model.inter_dim"],
+        "expert": ["model.ffn.moe_inter_dim"],
+        "heads": ["model.n_heads"],
+        "kv_heads": ["model.attention.n_kv_heads"],
+        "head": ["model.attention.head_dim"],
+        "rank": ["model.attention.kv_lora_rank"],
+    }.get(free, [free])
+    if free == "heads" and attention.kind == "mha":
+        keys.append("model.attention.n_kv_heads")
+    if free == "head" and isinstance(attention, MLAConfig):
+        keys = ["model.attention.v_head_dim"]
+    elif free == "head" and attention.rope_dim == value_at(arm, keys[0]):
+        keys.append("model.attention.rope_head_dim")
+    try:
+        values: list[Any] = [value_at(arm, key) for key in keys]
+    except (AttributeError, KeyError, TypeError):
+        values = [None]
+    if any(type(value) is not int for value in values):
+        names = ", ".join(FREE)
+        raise UserError(f"free={free}: must be one of {names}, or the key of an integer of the arm")
+    return keys
 
-    def best(self, key: str, target: float) -> str:
-        """The nearest miss among the widths looked at, in words."""
-        admissible = {w: figure for w, figure in self.items() if not math.isnan(figure)}
-        width = min(admissible, key=lambda w: abs(admissible[w] - target))
-        figure = admissible[width]
-        found = f"{figure:,.0f} ({figure / target - 1:+.2%})"
-        if len(admissible) > 1 and len({*admissible.values()}) == 1:
-            return f"{key} does not move it from {found}"
-        return f"{key}={width} comes closest with {found}"
+
+def _unchecked(cfg: Config, values: dict[str, int]) -> Config:
+    """A copy with dotted keys set: not validated, so that the search is fast and has no gaps."""
+    for key, value in values.items():
+        name, _, inner = key.partition(".")
+        new = _unchecked(getattr(cfg, name), {inner: value}) if inner else value
+        cfg = cfg.model_copy(update={name: new})
+    return cfg

@@ -1,12 +1,11 @@
-"""One cell of a study, a process of its own: `python -m mla_lm.ablation.cell FOLDER [profile] ...`.
+"""One cell of a study, a process of its own: `python -m mla_lm.ablation.cell FOLDER [profile]`.
 
-It trains as `train.py` does, notes its peak memory in `cost.json`, and ends when its standard input
-does: with the runner that started it, however that ended. One process at a time works in a folder.
+It trains the configuration in `FOLDER/.cell.json` as `train.py` does, writes what that cost to
+`cost.json`, and ends with the runner that started it, however that ended: by its standard input.
 """
 
 import json
 import os
-import runpy
 import signal
 import sys
 import threading
@@ -15,35 +14,78 @@ from typing import Any
 
 from filelock import FileLock
 
-from mla_lm.config import CONFIGS
-from mla_lm.config.words import quoted
-from mla_lm.files import replacing
-from mla_lm.machine import resident
+from mla_lm.config import RunConfig
+from mla_lm.errors import STOPPED, guard
+from mla_lm.files import read_object, replacing
 
-COST, LOCK = "cost.json", ".cell.lock"
+CONFIG, COST, LOCK = ".cell.json", "cost.json", ".cell.lock"  # hidden: the run's folder is empty
 PROFILE = "profile"
 PATIENCE = 600.0  # seconds for the process before this one to save and end
 
 
-def done(folder: Path) -> bool:
-    """Whether all of a cell has been done."""
-    return bool(_cost(folder).get("done"))
+def write_config(folder: Path, cfg: RunConfig) -> None:
+    """Leave the configuration for the process; nobody else may read secrets of its loggers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).touch(mode=0o600)
+    (folder / CONFIG).write_text(cfg.model_dump_json(indent=2))
 
 
-def _cost(folder: Path) -> dict[str, Any]:
-    path = folder / COST
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
+def costs(folder: Path) -> dict[str, Any]:
+    """`peak_memory` in bytes once it is trained, speeds by context and batch once profiled."""
+    return read_object(folder / COST) if (folder / COST).exists() else {}
 
 
-def note(folder: Path, **values: Any) -> None:
-    """Add to the cell's `cost.json`."""
-    content = json.dumps(_cost(folder) | values)
+def done(folder: Path, *, profiled: bool) -> bool:
+    """Whether nothing is left to do for a cell."""
+    return costs(folder).keys() >= {"peak_memory", *(["cache/bytes_per_token"] * profiled)}
+
+
+def main(name: str, *options: str) -> None:
+    """Train in a folder; with `profile` also measure how fast the model reads and writes."""
+    folder = Path(name)
+    cfg = RunConfig.model_validate_json((folder / CONFIG).read_text())
+    if "RANK" in os.environ:  # one of several processes that this cell has started
+        train(cfg, name)
+        return
+    threading.Thread(target=_end_with_runner, daemon=True).start()
+    with FileLock(folder / LOCK, timeout=PATIENCE):
+        if not done(folder, profiled=False):
+            from mla_lm.machine import resident
+
+            train(cfg, name)
+            _write(folder, {"peak_memory": resident("VmHWM")})
+        if PROFILE in options and not done(folder, profiled=True):
+            _write(folder, costs(folder) | speeds(cfg))
+
+
+def train(cfg: RunConfig, name: str) -> None:
+    """As `train.py` does; where a run has several processes, each is `cell FOLDER` again."""
+    from mla_lm.training import processes as ranks
+    from mla_lm.training.run import fit
+
+    sys.argv[0] = "-m"
+    if not ranks.launched(cfg.trainer, ["mla_lm.ablation.cell", name]):
+        with ranks.joined(cfg.trainer):
+            fit(cfg)
+
+
+def speeds(cfg: RunConfig) -> dict[str, float]:
+    """Speeds of the trained model, as `eval.py parts=[profile]` measures them."""
+    from mla_lm.checkpoint.record import load_checkpoint
+    from mla_lm.evaluation.profile import profile
+    from mla_lm.machine import accelerator_type, autocast, resolve_precision
+
+    device = accelerator_type(cfg.trainer.accelerator)
+    with autocast(resolve_precision(cfg.precision, device), device):
+        return profile(load_checkpoint(cfg.run_dir)[0].to(device))
+
+
+def _write(folder: Path, content: dict[str, Any]) -> None:
     with replacing(folder / COST) as path:
-        path.write_text(content)
+        path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def end_with_runner() -> None:
+def _end_with_runner() -> None:
     """Wait for the end of the standard input, which nothing is written to; then save and end."""
     os.read(sys.stdin.fileno(), 1)  # not by its buffer, which a daemon thread may not hold at exit
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -52,26 +94,8 @@ def end_with_runner() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def application(name: str, words: list[str]) -> None:
-    """Run one of the two applications here, as from the command line."""
-    path = CONFIGS.parent / name
-    sys.argv = [str(path), *words]
-    runpy.run_path(str(path), run_name="__main__")
-
-
-def main(name: str, *words: str) -> None:
-    """Train in a folder; with `profile` also measure how fast the model reads and writes."""
-    threading.Thread(target=end_with_runner, daemon=True).start()
-    folder = Path(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / LOCK, timeout=PATIENCE):
-        overrides = [word for word in words if word != PROFILE]
-        application("train.py", [*overrides, quoted("run_dir", folder), "resume=auto"])
-        note(folder, peak_memory=max(resident("VmHWM"), _cost(folder).get("peak_memory", 0)))
-        if PROFILE in words:
-            application("eval.py", [quoted("ckpt", folder), "parts=[profile]"])
-        note(folder, done=True)
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(STOPPED)
+    )  # a run that has begun takes it over
+    guard(lambda: main(*sys.argv[1:]))

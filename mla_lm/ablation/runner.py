@@ -1,192 +1,113 @@
 """Runs the cells of a study, each a process of its own; what is on disk decides what is left.
 
-A finished cell is skipped, one that was cut short continues from its newest checkpoint, one that
+A finished cell is skipped, one that was cut short resumes from its newest checkpoint, one that
 fails does not stop the others.
 """
 
 import os
-import re
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import NamedTuple
 
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from mla_lm.ablation.cell import PROFILE, done
+from mla_lm.ablation.cell import PROFILE, done, write_config
 from mla_lm.ablation.study import Cell
+from mla_lm.config import RunConfig
 
 CELLS, LOGS = "cells", "logs"
-PROGRESS = re.compile(r"step (\d+)/(\d+)  (loss .* tokens/s)")
-VALIDATION = re.compile(r"val/bpb (\S+)")
-
-
-class State(NamedTuple):
-    """Of a cell: waiting, running, finished, skipped or failed."""
-
-    what: str = "waiting"
-    step: int = 0
-    steps: int = 0
-    note: str = ""  # loss and speed, bits per byte, or the reason
 
 
 class Runner:
-    """`jobs` cells at a time in `out/cells`, what they say in `out/logs`."""
+    """`jobs` cells at a time in `out/cells`, their output in `out/logs`."""
 
-    def __init__(self, out: Path, *, jobs: int) -> None:
-        self.out, self.jobs = out, jobs
-        self.states: dict[str, State] = {}
-        self.processes: set[subprocess.Popen[str]] = set()
-        self.console = Console()
-        self.begun = time.perf_counter()
-        self.stopped, self.starting = False, threading.Lock()
+    def __init__(self, out: Path, configs: Mapping[str, RunConfig], *, jobs: int) -> None:
+        self.out, self.configs, self.jobs = out, configs, jobs
+        self.failed: dict[str, str] = {}  # the reason by cell
+        self.processes: list[subprocess.Popen[str]] = []
+        self.stopped = False
+        line = TextColumn("{task.fields[line]}", markup=False)
+        self.progress = Progress("{task.description}", TimeElapsedColumn(), line)
+        self.progress.disable = not self.progress.console.is_terminal
 
-    def folder(self, cell: Cell) -> Path:
-        """The run folder of a cell."""
-        return self.out / CELLS / cell.name
-
-    def run(self, cells: Sequence[Cell], *, profiled: Sequence[str]) -> None:
-        """Run what is left of these, and measure those named; `states` has those that failed."""
-        self.states |= {cell.name: State() for cell in cells}
-        with ThreadPoolExecutor(self.jobs) as pool, Display(self) as show:
+    def run(self, cells: Sequence[Cell]) -> None:
+        """Run what is left of these; `failed` has those that could not be finished."""
+        todo = []
+        for cell in cells:
+            if done(self.out / CELLS / cell.name, profiled=cell.profiled):
+                self._say(f"{cell.name}: skipped, finished before")
+            else:
+                todo.append(cell)
+        with ThreadPoolExecutor(self.jobs) as pool, self.progress:
+            task = self.progress.add_task("study", line=f"0 of {len(todo)} cells done")
+            futures = [pool.submit(self._run, cell) for cell in todo]
             try:
-                waiting = [pool.submit(self._run, cell, cell.name in profiled) for cell in cells]
-                while not all(future.done() for future in waiting):
-                    show()
-                    time.sleep(0.2)
+                for n_done, future in enumerate(as_completed(futures), 1):
+                    future.result()
+                    self.progress.update(task, line=f"{n_done} of {len(todo)} cells done")
             except BaseException:
-                self.stop()
+                self._stop()
                 raise
-            for future in waiting:
-                future.result()
-            show()
+            self.progress.remove_task(task)
 
-    def stop(self) -> None:
-        """Let the cells that run save and end; start no more."""
-        with self.starting:
-            self.stopped = True
-            for process in self.processes:
-                process.terminate()
+    def _stop(self) -> None:
+        """Let the running cells save and end; start no more."""
+        self.stopped = True
+        for process in list(self.processes):
+            process.terminate()
 
-    def failed(self) -> list[str]:
-        """`NAME (reason)` of each."""
-        return [f"{n} ({s.note})" for n, s in self.states.items() if s.what == "failed"]
-
-    def _run(self, cell: Cell, profiled: bool) -> None:
-        folder = self.folder(cell)
-        if done(folder):
-            self._tell(cell, State("skipped", note="finished before"))
+    def _run(self, cell: Cell) -> None:
+        if self.stopped:
             return
-        words = [*([PROFILE] * profiled), *cell.words, f"seed={cell.seed}"]
+        folder = self.out / CELLS / cell.name
         log = self.out / LOGS / f"{cell.name}.log"
+        self._say(f"{cell.name}: running")
+        last = found = ""
         try:
+            write_config(folder, cell.config(self.configs[cell.arm], folder))
             log.parent.mkdir(exist_ok=True)
-            with log.open("a", buffering=1) as file:
-                file.write(f"$ {' '.join(words)}\n")
-                self._tell(cell, State("running"))
-                command = [sys.executable, "-m", "mla_lm.ablation.cell", str(folder), *words]
-                status, last = self._follow(cell, command, file.write)
+            with log.open("a", buffering=1) as file, self._started(cell, folder) as process:
+                task = self.progress.add_task(cell.name, line="")
+                for line in process.stdout or ():
+                    file.write(line)
+                    last = line.strip() or last
+                    found = last if "val/bpb" in line else found
+                    self.progress.update(task, line=last)
+                self.progress.remove_task(task)
+            status = process.returncode
         except OSError as error:
             status, last = 1, str(error)
-        if status < 0:
-            last = f"signal {-status} after: {last}"
         if status == 0:
-            self._tell(cell, State("finished", note=self.states[cell.name].note))
+            self._say(f"{cell.name}: finished  {found}")
         elif not self.stopped:
-            self._tell(cell, State("failed", note=last or f"exit status {status}"))
+            reason = f"signal {-status} after: {last}" if status < 0 else last or f"status {status}"
+            self.failed[cell.name] = reason
+            self._say(f"{cell.name}: failed  {reason}")
 
-    def _follow(
-        self, cell: Cell, command: Sequence[str], write: Callable[[str], object]
-    ) -> tuple[int, str]:
-        """Exit status and last line of a process, whose lines tell how far it is."""
-        last = ""
+    def _started(self, cell: Cell, folder: Path) -> "subprocess.Popen[str]":
         environment = dict(os.environ)
         if self.jobs > 1:
             n_threads = max(1, (os.cpu_count() or 1) // self.jobs)
             environment.setdefault("OMP_NUM_THREADS", str(n_threads))
-        with self.starting:
-            if self.stopped:
-                return 1, ""
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,  # its end tells the cell that the runner is gone
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                encoding="utf-8",
-                errors="replace",
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for the runner, which lets the cells save
-            )
-            self.processes.add(process)
-        with process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                write(line)
-                last = line.strip() or last
-                if found := PROGRESS.search(line):
-                    step, steps, note = found.groups()
-                    self.states[cell.name] = State("running", int(step), int(steps), note)
-                elif found := VALIDATION.search(line):
-                    state = self.states[cell.name]
-                    self.states[cell.name] = state._replace(note=f"val/bpb {found[1]}")
-        with self.starting:
-            self.processes.discard(process)
-        return process.returncode, last
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mla_lm.ablation.cell", str(folder)),
+                *([PROFILE] * cell.profiled),
+            ],
+            stdin=subprocess.PIPE,  # its end tells the cell that the runner is gone
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the runner, which lets the cells save
+        )
+        self.processes.append(process)
+        if self.stopped:  # in the meantime
+            process.terminate()
+        return process
 
-    def _tell(self, cell: Cell, state: State) -> None:
-        self.states[cell.name] = state
-        if not self.console.is_terminal:
-            line = f"{cell.name}: {state.what}  {state.note}".rstrip()
-            print(f"{line}\n", end="", flush=True)  # in one piece: cells speak from their threads
-
-
-class Display:
-    """The live table; nothing where there is no terminal."""
-
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
-        self.live = Live(console=runner.console, auto_refresh=False)
-
-    def __enter__(self) -> Callable[[], None]:
-        if not self.runner.console.is_terminal:
-            return lambda: None
-        self.live.start()
-        return lambda: self.live.update(table(self.runner), refresh=True)
-
-    def __exit__(self, *_: object) -> None:
-        if self.runner.console.is_terminal:
-            self.live.stop()
-
-
-def table(runner: Runner) -> Table:
-    """Every cell, and how long the rest may take."""
-    states = runner.states
-    shown = Table("cell", "state", "step", "", title=Text(f"{runner.out}  {left(runner)}"))
-    for name, state in states.items():
-        step = f"{state.step}/{state.steps}" if state.steps else ""
-        shown.add_row(name, state.what, step, Text(state.note))
-    return shown
-
-
-def left(runner: Runner) -> str:
-    """Time left in words, from the share of this start's cells that is done."""
-    mine = [state for state in runner.states.values() if state.what != "skipped"]
-    done = sum(share(state) for state in mine)
-    if not done or done == len(mine):
-        return ""
-    seconds = (time.perf_counter() - runner.begun) * (len(mine) - done) / done
-    return f"about {seconds / 60:.0f} min left"
-
-
-def share(state: State) -> float:
-    """How much of a cell is done."""
-    if state.what in ("finished", "failed"):
-        return 1.0
-    return state.step / state.steps if state.steps else 0.0
+    def _say(self, line: str) -> None:
+        self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,30 +1,25 @@
 """Arms compared over seeds: mean, standard deviation, paired differences and their intervals.
 
-Seeds are paired, for a seed gives every arm the same order of the same data. Intervals are
-Student's for the mean of paired differences, one comparison each.
+Seeds are paired, for a seed gives every arm the same data in the same order. Intervals are
+Student's for the mean of paired differences, one comparison each. Takes pandas frames with a row
+per run (`runs.Runs.table`); anything else that is computed from seeds belongs here.
 """
 
 import math
-import statistics
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mla_lm.ablation.results import Run
+from mla_lm.ablation.runs import METRICS, graded_by
 
-METRICS = {"val/exact_match": "higher", "val/bpb": "lower"}  # and what is better
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
-
-class Spread(NamedTuple):
-    """Mean and sample standard deviation; NaN where there are too few values."""
-
-    mean: float
-    sd: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Of any number of values."""
-        mean = statistics.mean(values) if values else math.nan
-        return cls(mean, statistics.stdev(values) if len(values) > 1 else math.nan)
+PHRASES = {
+    "better": "is better than",
+    "worse": "is worse than",
+    "not distinguishable": "is not distinguishable at this budget from",
+    "no interval": "has no interval against",
+}
 
 
 class Comparison(NamedTuple):
@@ -36,13 +31,17 @@ class Comparison(NamedTuple):
     metric: str
     arm: str
     reference: str
-    seeds: tuple[int, ...]
+    n_seeds: int
     mean: float
     reference_mean: float
-    difference: float
     low: float
     high: float
     confidence: float | None
+
+    @property
+    def difference(self) -> float:
+        """Of the means."""
+        return self.mean - self.reference_mean
 
     @property
     def verdict(self) -> str:
@@ -54,92 +53,62 @@ class Comparison(NamedTuple):
         return "better" if (self.high < 0) == (METRICS[self.metric] == "lower") else "worse"
 
     @property
+    def shown(self) -> str:
+        """The difference with its interval."""
+        interval = f" [{self.low:+.4f}, {self.high:+.4f}]"
+        return f"{self.difference:+.4f}" + interval * (self.verdict != "no interval")
+
+    @property
     def sentence(self) -> str:
         """The verdict in words and numbers."""
-        n_seeds = f"{len(self.seeds)} paired seed{'' if len(self.seeds) == 1 else 's'}"
-        if not self.seeds:
-            return f"{self.arm} has no finished seed in common with {self.reference}."
-        numbers = (
-            f"{self.metric} {self.mean:.4f} against {self.reference_mean:.4f}, "
-            f"difference {self.difference:+.4f}"
+        interval = f"; {100 * (self.confidence or 0):g} % CI" * (self.verdict != "no interval")
+        return (
+            f"{self.arm} {PHRASES[self.verdict]} {self.reference}: {self.metric} {self.mean:.4f} "
+            f"against {self.reference_mean:.4f}, difference {self.shown} "
+            f"({self.n_seeds} paired seed{'s' * (self.n_seeds != 1)}{interval})."
         )
-        if self.verdict == "no interval":
-            reason = "no interval was asked for"
-            if self.confidence is not None:
-                reason = "too few for a confidence interval"
-            return f"{self.arm} against {self.reference}: {numbers} over {n_seeds}; {reason}."
-        interval = f"{100 * self.confidence:g} % CI [{self.low:+.4f}, {self.high:+.4f}]"  # type: ignore[operator]
-        words = {
-            "better": f"{self.arm} is better than {self.reference}",
-            "worse": f"{self.arm} is worse than {self.reference}",
-            "not distinguishable": f"{self.arm} is not distinguishable from {self.reference} "
-            "at this budget",
-        }
-        return f"{words[self.verdict]}: {numbers} ({interval}, {n_seeds})."
 
 
-def best_rates(runs: Sequence[Run]) -> dict[str, float]:
+def best_rates(runs: "DataFrame") -> dict[str, float]:
     """The learning rate of each arm: of its lowest finished seed, the lowest validation loss.
 
     An arm without a finished run has none.
     """
-    found: dict[str, float] = {}
-    for arm in dict.fromkeys(run.arm for run in runs):
-        finished = [run for run in runs if run.arm == arm and run.finished]
-        first = min((run.seed for run in finished), default=None)
-        swept = [run for run in finished if run.seed == first]
-        if swept:
-            found[arm] = min(swept, key=lambda run: (run.val_loss, run.lr)).lr
-    return found
+    finished = runs[runs.status == "finished"]
+    first = finished[finished.seed == finished.groupby("arm").seed.transform("min")]
+    best = first.sort_values(["val/loss", "lr"]).drop_duplicates("arm")
+    return dict(zip(best.arm, best.lr, strict=True))
 
 
-def chosen(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The finished runs of each arm at its best learning rate, one a seed, in order of seeds."""
-    rates = best_rates(runs)
-    found: dict[str, list[Run]] = {}
-    for arm in dict.fromkeys(run.arm for run in runs):
-        by_seed: dict[int, Run] = {}
-        for run in runs:
-            if run.arm == arm and run.finished and run.lr == rates[arm]:
-                by_seed.setdefault(run.seed, run)
-        found[arm] = [by_seed[seed] for seed in sorted(by_seed)]
-    return found
+def chosen(runs: "DataFrame") -> "DataFrame":
+    """The finished runs of each arm at its best learning rate, one per seed."""
+    best = runs.lr == runs.arm.map(best_rates(runs))
+    return runs[best & (runs.status == "finished")].drop_duplicates(["arm", "seed"])
 
 
 def compare(
-    arms: Mapping[str, Sequence[Run]],
-    arm: str,
-    *,
-    reference: str,
-    metric: str,
-    confidence: float | None = 0.95,
-) -> Comparison:
-    """One of the arms that `chosen` gives against another; UserError without scipy."""
-    ours, theirs = (
-        {run.seed: run.final[metric] for run in arms.get(name, ()) if metric in run.final}
-        for name in (arm, reference)
-    )
-    seeds = tuple(sorted(ours.keys() & theirs.keys()))
-    difference, sd = Spread.of([ours[seed] - theirs[seed] for seed in seeds])
-    half = math.nan
-    if confidence is not None and len(seeds) > 1:
-        half = _quantile(confidence, len(seeds) - 1) * sd / math.sqrt(len(seeds))
-    return Comparison(
-        metric=metric,
-        arm=arm,
-        reference=reference,
-        seeds=seeds,
-        mean=Spread.of([ours[seed] for seed in seeds]).mean,
-        reference_mean=Spread.of([theirs[seed] for seed in seeds]).mean,
-        difference=difference,
-        low=difference - half,
-        high=difference + half,
-        confidence=confidence,
-    )
+    runs: "DataFrame", *, reference: str, confidence: float | None = 0.95
+) -> list[Comparison]:
+    """Every arm with the reference by every metric, of the runs that `chosen` gives."""
+    found = []
+    for metric in graded_by(runs):
+        by_arm = runs.pivot(index="seed", columns="arm", values=metric)
+        for arm in runs.arm.unique():
+            pairs = by_arm.reindex(columns=[arm, reference]).dropna().to_numpy()
+            if arm != reference and len(pairs):
+                mean, other = map(float, pairs.mean(axis=0))
+                low, high = _interval(*pairs.T, confidence=confidence)
+                about = (metric, arm, reference, len(pairs))
+                found.append(Comparison(*about, mean, other, low, high, confidence))
+    return found
 
 
-def _quantile(confidence: float, freedom: int) -> float:
-    """Of Student's t: so many standard errors on either side hold `confidence`."""
+def _interval(ours: Any, theirs: Any, *, confidence: float | None) -> tuple[float, float]:
+    """Student's, of the mean paired difference; NaN where not asked for, or for a single pair."""
     from scipy import stats
 
-    return float(stats.t.ppf((1 + confidence) / 2, freedom))
+    if confidence is None or len(ours) < 2:
+        return math.nan, math.nan
+    with warnings.catch_warnings(action="ignore"):  # of differences that are all equal
+        found = stats.ttest_rel(ours, theirs).confidence_interval(confidence)
+    return float(found.low), float(found.high)

@@ -1,9 +1,11 @@
 """A study: arms that differ in few overrides, seeds, and what must be equal between the arms.
 
-A file of `configs/ablation/`, or any YAML file of that form. A cell is one training run.
+A file of `configs/ablation/`, or any YAML file of that form. Each arm is composed once into a
+typed configuration; a cell is one training run, its arm with a seed, a rate and a folder.
 """
 
-import hashlib
+import json
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -11,36 +13,38 @@ from typing import Annotated, Any, Literal, NamedTuple
 import yaml
 from pydantic import BeforeValidator, Field, Strict
 
-from mla_lm.ablation.budget import AXES, solve
+from mla_lm.ablation.budget import solve
 from mla_lm.config import CONFIGS, RunConfig
-from mla_lm.config.compose import load_config, validate
+from mla_lm.config.compose import load_config, validate, with_values
+from mla_lm.config.explain import key_of
 from mla_lm.config.section import Rules, Section, Strings, value_at
 from mla_lm.errors import UserError
 
 FOLDER = CONFIGS / "ablation"
 OWN = ("run_dir", "run_id", "seed", "resume")  # of each cell
+PLACE = {"run_dir": "RUN_DIR", "run_id": "RUN_ID"}  # in an arm, until a cell has its own
+
+
+def _without_own(overrides: Sequence[str]) -> tuple[bool, str]:
+    free = set(OWN).isdisjoint(map(key_of, overrides))
+    return free, f"must leave {', '.join(OWN)} to the study"
 
 
 class Arm(Section):
     """Overrides, and the width that is free to meet the budget where it is not the study's."""
 
-    words: Strings
+    overrides: Strings
     free: str | None = None
 
     def rules(self) -> Rules:
-        yield "words", free_of_own(self.words), f"must leave {', '.join(OWN)} to the study"
-
-
-def free_of_own(words: Sequence[str]) -> bool:
-    """Whether overrides leave alone what the study gives each cell."""
-    return not any(word.lstrip("+").partition("=")[0] in OWN for word in words)
+        yield "overrides", *_without_own(self.overrides)
 
 
 def _arms(given: Any) -> Any:
     if not isinstance(given, Mapping):
         return given
     return {
-        name: arm if isinstance(arm, Mapping) else {"words": arm} for name, arm in given.items()
+        name: arm if isinstance(arm, Mapping) else {"overrides": arm} for name, arm in given.items()
     }
 
 
@@ -70,20 +74,11 @@ class Study(Section):
         yield "seeds", enough, rule
         distinct = len({f"{lr:g}" for lr in self.lr_grid}) == len(self.lr_grid)
         yield "lr_grid", distinct, "must be different numbers"
-        yield "base", free_of_own(self.base), f"must leave {', '.join(OWN)} to the study"
+        yield "base", *_without_own(self.base)
 
 
-class Cell(NamedTuple):
-    """One run; `words` are its overrides without folder and resumption."""
-
-    name: str
-    arm: str
-    seed: int
-    words: tuple[str, ...]
-
-
-def load_study(name: str, changes: Mapping[str, Any], words: Sequence[str]) -> Study:
-    """The study of that name or file, with keys changed and `words` for every cell.
+def load_study(name: str, changes: Mapping[str, Any], overrides: Sequence[str]) -> Study:
+    """The study of that name or file, with keys changed and `overrides` for every cell.
 
     Raises UserError for an unknown name, key or value.
     """
@@ -98,79 +93,88 @@ def load_study(name: str, changes: Mapping[str, Any], words: Sequence[str]) -> S
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a mapping")
     study = validate(Study, {"base": [], **values, **changes})
-    return validate(Study, {**study.model_dump(), "base": (*study.base, *words)})
+    for override in overrides:
+        if (key := key_of(override)) in OWN:
+            raise UserError(f"{key}: the study gives each cell its own; leave it out")
+    return study.model_copy(update={"base": (*study.base, *overrides)})
 
 
 class Plan(NamedTuple):
-    """What each arm is, once it meets the budget."""
+    """What each arm is once it meets the budget, and the keys that were set for that."""
 
-    words: dict[str, tuple[str, ...]]  # base included
-    solved: dict[str, tuple[str, ...]]  # of them, what the budget added
     configs: dict[str, RunConfig]
-
-    def digests(self) -> dict[str, str]:
-        """SHA-256 of the configuration of every arm."""
-        found = {}
-        for arm, cfg in self.configs.items():
-            content = cfg.model_dump_json(exclude={"run_dir", "run_id", "logger", "callbacks"})
-            found[arm] = hashlib.sha256(content.encode()).hexdigest()
-        return found
-
-    def axes(self, arm: str) -> list[tuple[str, float]]:
-        """The name of every axis, and where an arm stands on it."""
-        return [(axis, of(self.configs[arm])) for axis, of in AXES.items()]
+    solved: dict[str, dict[str, int]]
 
 
 def plan(study: Study) -> Plan:
-    """Solve the budget of every arm; UserError where one cannot be matched, or is no model."""
-    words = {name: (*study.base, *arm.words) for name, arm in study.arms.items()}
-    reference = load_config(words[study.reference])
-    solved: dict[str, tuple[str, ...]] = {}
+    """Compose every arm and solve its budget; UserError where one cannot be matched or trained."""
+    configs, solved = {}, {}
+    reference = load_config([*study.base, *study.arms[study.reference].overrides], **PLACE)
     for name, arm in study.arms.items():
-        solved[name] = ()
-        if name != study.reference:
-            try:
-                free = arm.free or study.free
-                solved[name] = solve(reference, words[name], match=study.match, free=free)
-            except UserError as error:
-                raise UserError(f"arm {name}: {error}") from None
-    words = {name: (*words[name], *solved[name]) for name in words}
-    configs = {name: load_config(arm) for name, arm in words.items()}
-    for name, cfg in configs.items():
-        for key, holds, rule in needed(cfg):
+        cfg = load_config([*study.base, *arm.overrides], **PLACE)
+        try:
+            free = arm.free or study.free
+            cfg, solved[name] = solve(reference, cfg, match=study.match, free=free)
+        except UserError as error:
+            raise UserError(f"arm {name}: {error}") from None
+        for key, holds, rule in _needed(cfg):
             if not holds:
                 raise UserError(f"arm {name}: {key}={value_at(cfg, key)}: {rule}")
-    return Plan(words, solved, configs)
+        configs[name] = cfg
+    return Plan(configs, solved)
 
 
-def needed(cfg: RunConfig) -> Rules:
+def _needed(cfg: RunConfig) -> Rules:
     """What a study needs of each run."""
     steps = cfg.trainer.max_steps
     validated = steps % cfg.trainer.val_every_n_steps == 0
     rule = f"must divide trainer.max_steps={steps}, so that the end is validated"
     yield "trainer.val_every_n_steps", validated, rule
-    targets = [node.get("_target_", "") for node in cfg.logger.values() if node]
-    written = any(target.endswith("CSVLogger") for target in targets)
+    written = any(node and "CSVLogger" in node["_target_"] for node in cfg.logger.values())
     yield "logger", written, "a study reads the files of logger=csv"
 
 
-def sweep_cells(study: Study, planned: Plan) -> list[Cell]:
+class Cell(NamedTuple):
+    """One run of an arm; `profiled`: its speed is measured after training."""
+
+    name: str
+    arm: str
+    seed: int
+    lr: float
+    profiled: bool
+
+    def config(self, arm: RunConfig, folder: Path) -> RunConfig:
+        """The configuration of this cell in its folder, where it resumes by itself."""
+        own = {"run_dir": str(folder), "run_id": f"c{secrets.token_hex(4)}"}
+        text = json.dumps([arm.logger, arm.callbacks])  # which name folder and id, too
+        for key, value in own.items():
+            text = text.replace(PLACE[key], json.dumps(value)[1:-1])
+        logger, callbacks = json.loads(text)
+        rest = {"seed": self.seed, "resume": "auto", "logger": logger, "callbacks": callbacks}
+        return with_values(arm, {**own, **rest, "optim.lr": self.lr})
+
+
+def sweep_cells(study: Study) -> list[Cell]:
     """The first seed of every arm at every learning rate of the grid."""
+    seed = study.seeds[0]
     return [
-        Cell(f"{arm}-lr{lr:g}-s{study.seeds[0]}", arm, study.seeds[0], (*words, f"optim.lr={lr}"))
+        Cell(f"{arm}-lr{lr:g}-s{seed}", arm, seed, lr, profiled=True)
         for lr in study.lr_grid
-        for arm, words in planned.words.items()
+        for arm in study.arms
     ]
 
 
 def cells(study: Study, planned: Plan, best: Mapping[str, float]) -> list[Cell]:
-    """Every seed of every arm, seed by seed; of a swept study those left, at its `best` rate."""
-    found = []
-    for seed in study.seeds[1:] if study.lr_grid else study.seeds:
-        for arm, words in planned.words.items():
-            if not study.lr_grid:
-                found.append(Cell(f"{arm}-s{seed}", arm, seed, words))
-            elif arm in best:
-                lr = best[arm]
-                found.append(Cell(f"{arm}-lr{lr:g}-s{seed}", arm, seed, (*words, f"optim.lr={lr}")))
-    return found
+    """Every seed of every arm, seed by seed; of a swept study those left, at the `best` rates."""
+    if study.lr_grid:
+        return [
+            Cell(f"{arm}-lr{best[arm]:g}-s{seed}", arm, seed, best[arm], profiled=False)
+            for seed in study.seeds[1:]
+            for arm in planned.configs
+            if arm in best
+        ]
+    return [
+        Cell(f"{arm}-s{seed}", arm, seed, cfg.optim.lr, profiled=seed == study.seeds[0])
+        for seed in study.seeds
+        for arm, cfg in planned.configs.items()
+    ]

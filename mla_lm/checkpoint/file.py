@@ -29,12 +29,12 @@ CHUNK = 2**20
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` so that `path` holds it whole, or what it held before.
+    """Write `content` to `path`, which holds either all of it or what it held before.
 
     Raises UserError when the file system refuses, TypeError for a value that is not plain.
     """
     tensors: dict[str, Tensor] = {}
-    plain = _Taker(tensors).take("", content)
+    plain = _Packer(tensors).pack("", content)
     document = {"sha256": UNKNOWN, "format": FORMAT, "content": plain}
     text = json.dumps(document, separators=(",", ":"))
     try:
@@ -47,13 +47,15 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
                 file.write(digest.encode())
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path}: cannot be written ({reason}); what was there is kept") from None
+        raise UserError(
+            f"{path}: cannot be written ({reason}); the file before it is kept"
+        ) from None
 
 
 def read(path: Path, *keys: str) -> dict[str, Any]:
-    """The content, or of it those of the top-level `keys` that are there; tensors are on the CPU.
+    """The content, or its top-level `keys` as far as they exist; tensors are on the CPU.
 
-    The whole file is verified first. Raises UserError when a single bit is not as it was written.
+    The whole file is verified first. Raises UserError when a single bit has changed.
     """
     try:
         with path.open("rb") as file:
@@ -65,7 +67,7 @@ def read(path: Path, *keys: str) -> dict[str, Any]:
                 raise ValueError(f"format {document['format']}, here it is {FORMAT}")
             content = document["content"]
             wanted = {key: content[key] for key in keys if key in content} if keys else content
-            return _Giver(tensors).give(wanted)
+            return _Unpacker(tensors).unpack(wanted)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
     except Exception as error:  # a damaged file fails in many ways, all of them mean the same
@@ -80,7 +82,7 @@ def is_one(path: Path) -> bool:
 
 
 def digest_of(path: Path) -> str:
-    """The SHA-256 that a checkpoint says of itself."""
+    """The SHA-256 that a checkpoint holds."""
     with path.open("rb") as file:
         return _stored_digest(file)
 
@@ -103,31 +105,31 @@ def _digest(file: BinaryIO) -> str:
     return sha256.hexdigest()
 
 
-class _Taker:
-    """Takes a tree apart: tensors into `tensors`, the rest into what JSON can say."""
+class _Packer:
+    """Takes a tree apart: tensors into `tensors`, the rest into plain JSON values."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors = tensors
-        self.names: dict[tuple[Any, ...], str] = {}  # where a tensor lies -> its name
+        self.names: dict[tuple[Any, ...], str] = {}  # memory of a tensor -> its name
         self.storages: set[int] = set()
 
-    def take(self, name: str, value: Any) -> Any:
+    def pack(self, name: str, value: Any) -> Any:
         if value is None or isinstance(value, bool | int | float | str):
             return value
         if isinstance(value, Tensor):
-            return {TENSOR: self.take_tensor(name, value.detach())}
+            return {TENSOR: self.pack_tensor(name, value.detach())}
         if isinstance(value, list | tuple):
-            taken = [self.take(f"{name}/{i}", item) for i, item in enumerate(value)]
-            return {TUPLE: taken} if isinstance(value, tuple) else taken
+            packed = [self.pack(f"{name}/{i}", item) for i, item in enumerate(value)]
+            return {TUPLE: packed} if isinstance(value, tuple) else packed
         if not isinstance(value, Mapping):
             kind = type(value).__name__
             raise TypeError(f"{name}: a checkpoint holds plain values and tensors, not {kind}")
-        items = {k: self.take(f"{name}/{k}".lstrip("/"), v) for k, v in value.items()}
+        items = {k: self.pack(f"{name}/{k}".lstrip("/"), v) for k, v in value.items()}
         if all(isinstance(key, str) and not key.startswith("$") for key in items):
             return items
-        return {ITEMS: [[self.take(name, key), item] for key, item in items.items()]}
+        return {ITEMS: [[self.pack(name, key), item] for key, item in items.items()]}
 
-    def take_tensor(self, name: str, tensor: Tensor) -> str:
+    def pack_tensor(self, name: str, tensor: Tensor) -> str:
         where = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and where in self.names:
             return self.names[where]
@@ -141,25 +143,27 @@ class _Taker:
         return name
 
 
-class _Giver:
-    """Puts a tree together again."""
+class _Unpacker:
+    """Puts the tree together again."""
 
     def __init__(self, tensors: Any) -> None:
         self.tensors = tensors
-        self.given: dict[str, Tensor] = {}
+        self.loaded: dict[str, Tensor] = {}
 
-    def give(self, value: Any) -> Any:
+    def unpack(self, value: Any) -> Any:
         if isinstance(value, list):
-            return [self.give(item) for item in value]
+            return [self.unpack(item) for item in value]
         if not isinstance(value, dict):
             return value
         if TENSOR in value:
             name = value[TENSOR]
-            if name not in self.given:  # a copy: the file's own pages die with a truncated file
-                self.given[name] = self.tensors.get_tensor(name).clone()
-            return self.given[name]
+            if (
+                name not in self.loaded
+            ):  # a copy: mapped pages of a file that is truncated kill the process
+                self.loaded[name] = self.tensors.get_tensor(name).clone()
+            return self.loaded[name]
         if TUPLE in value:
-            return tuple(self.give(value[TUPLE]))
+            return tuple(self.unpack(value[TUPLE]))
         if ITEMS in value:
-            return {self.give(key): self.give(item) for key, item in value[ITEMS]}
-        return {key: self.give(item) for key, item in value.items()}
+            return {self.unpack(key): self.unpack(item) for key, item in value[ITEMS]}
+        return {key: self.unpack(item) for key, item in value.items()}

@@ -43,7 +43,7 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     config: dict[str, Any]  # resolved, without the keys of NOT_STORED
-    commands: list[str]  # for people: one for each start of the run, without secrets
+    command: str  # for people: what started the run, without secrets; empty without a command
     tokenizer: str  # the content of tokenizer.json
     data: dict[str, Any]  # the manifest of the prepared corpus; empty for imported weights
     environment: dict[str, str | int]  # what else decides the bits: `machine.environment`
@@ -128,8 +128,8 @@ def step_of(path: Path) -> int | None:
 
 
 def write_run_files(run_dir: Path, cfg: RunConfig, record: Record) -> None:
-    """Beside the checkpoints, for people: configuration, commands, versions, corpus, tokenizer."""
-    ran = {"commands": record.commands, "environment": record.environment}
+    """Beside the checkpoints, for people: configuration, command, versions, corpus, tokenizer."""
+    ran = {"command": record.command, "environment": record.environment}
     files = {
         CONFIG_FILE: json.dumps(public(cfg.model_dump(mode="json")), indent=2) + "\n",
         "run.json": json.dumps(ran, indent=2) + "\n",

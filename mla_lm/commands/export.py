@@ -10,19 +10,19 @@ from mla_lm.config.cli import parse_options, require_path
 
 
 class Options(BaseModel):
-    """What is written, and where to."""
+    """What to export, and how."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     ckpt: str = Field(min_length=1, description="a checkpoint file or a run folder")
-    out: str = Field(min_length=1, description="a folder, new or empty")
+    out: str = Field(min_length=1, description="new or empty folder")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="float32 | bfloat16")
-    max_shard_gb: float = Field(5.0, gt=0, description="GB a file of weights may have")
-    license: str = Field("unknown", pattern=r"^[\w.-]+$", description="said in the model card")
+    max_shard_gb: float = Field(5.0, gt=0, description="maximum size of a weight file in GB")
+    license: str = Field("unknown", pattern=r"^[\w.-]+$", description="license in the model card")
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Write the folder and say what runs it."""
+    """Write the folder and print the class that runs it."""
     options = parse_options(Options, arguments)
     require_path("ckpt", options.ckpt)
 

@@ -1,8 +1,7 @@
 """`python -m mla_lm generate ckpt=PATH prompt="def "`: continue prompts.
 
-`prompt=@FILE` reads a prompt from a file, `prompt=-` from standard input; several `prompt=` are
-continued as one batch, and without one the command asks for prompts. `stop=TEXT`, also several
-times, ends a text before TEXT.
+`prompt=@FILE` reads a prompt from a file, `prompt=-` from standard input. Several `prompt=` are
+decoded as one batch; without any the command asks for prompts. `stop=TEXT` may be repeated.
 """
 
 import io
@@ -24,29 +23,37 @@ Strings = tuple[Annotated[str, Field(min_length=1)], ...]
 
 
 class Options(BaseModel):
-    """What is continued, how tokens are chosen, and how the model runs."""
+    """Prompts, sampling, and how the model runs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     ckpt: str = Field(min_length=1, description="a checkpoint file or a run folder")
     prompt: tuple[str, ...] = Field((), description="TEXT, @FILE or - for standard input")
-    stop: Strings = Field((), description="ends a text before this one")
-    max_new_tokens: int = Field(128, gt=0, description="tokens behind each prompt")
+    stop: Strings = Field((), description="stop string, not printed")
+    max_new_tokens: int = Field(128, gt=0, description="tokens per prompt")
     temperature: float = Field(0.6, ge=0, description="0: greedy")
-    top_k: int = Field(50, ge=0, description="of so many likely tokens; 0: of all")
-    top_p: float = Field(1.0, gt=0, le=1, description="of the likeliest that have this share")
-    min_p: float = Field(0.0, ge=0, le=1, description="of those with this share of the likeliest's")
-    n_drafts: int = Field(0, ge=0, description="tokens a step that the MTP modules propose")
-    context: int | None = Field(None, gt=0, description="tokens; beyond those trained on: by YaRN")
+    top_k: int = Field(50, ge=0, description="top-k (0: off)")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="nucleus (top-p): smallest set of tokens with cumulative probability p",
+    )
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="min-p: drop tokens below min_p x the top probability"
+    )
+    n_drafts: int = Field(0, ge=0, description="tokens per step drafted by the MTP modules")
+    context: int | None = Field(
+        None, gt=0, description="context in tokens; YaRN beyond the trained one"
+    )
     precision: Literal["auto", "32-true", "bf16-true"] = Field(
         "auto", description="auto | 32-true | bf16-true"
     )
-    graph: bool = Field(False, description="on a GPU: replay a step as a CUDA graph")
-    seed: int = Field(0, ge=0, lt=2**32, description="of the sampling")
+    seed: int = Field(0, ge=0, lt=2**32, description="sampling seed")
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Print the prompts and their continuations, one prompt's as it grows."""
+    """Print the prompts with their continuations; a single one is streamed."""
     options = parse_options(Options, arguments)
     prompts = [_read_prompt(prompt) for prompt in options.prompt]
     require_path("ckpt", options.ckpt)
@@ -94,7 +101,6 @@ def _complete(
         stops=options.stop,
         n_drafts=options.n_drafts,
         seed=options.seed,
-        graph=options.graph,
     )
     texts = list(completion.prompts)
     if len(texts) == 1:
@@ -110,7 +116,7 @@ def _complete(
     if options.n_drafts:
         shares = ", ".join(f"{share:.2f}" for share in counts.acceptance)
         print(
-            f"{counts.tokens_per_step:.2f} tokens a step; drafts accepted, by depth: {shares}",
+            f"{counts.tokens_per_step:.2f} tokens per step; drafts accepted, by depth: {shares}",
             file=sys.stderr,
         )
 

@@ -64,7 +64,7 @@ class MoEConfig(Section):
     topk_groups: Size
     route_scale: Positive
     norm_topk: bool
-    execution: Literal["auto", "padded", "grouped_mm", "few_tokens", "gathered", "loop"]
+    execution: Literal["auto", "padded", "grouped_mm", "few_tokens", "loop"]
     force_balance: bool
 
     def rules(self) -> Rules:

@@ -204,7 +204,7 @@ def _score_trees(model: Transformer, trees: list[Tree], requests: Sequence[Reque
         ends = padded([tree.ends for tree in trees], width).unsqueeze(1)
         node = torch.arange(width, device=device)
         seen = (node <= node.unsqueeze(1)) & (node.unsqueeze(1) < ends)  # (B, T, T)
-    hidden = model.at_nodes(tokens, depths, seen).flatten(0, 1)  # (B * T, dim)
+    hidden = model.forward_tree(tokens, depths, seen).flatten(0, 1)  # (B * T, dim)
 
     paths = [(row, path) for row, tree in enumerate(trees) for path in tree.paths]
     nodes: list[int] = []

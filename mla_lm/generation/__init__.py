@@ -1,4 +1,4 @@
-"""Text from a model: sampling, caches, speculation; knows nothing of training."""
+"""Text from a model: sampling, KV caches, speculative decoding; knows nothing of training."""
 
 from mla_lm.generation.decoding import Counts, Decoder, generate
 from mla_lm.generation.sampling import Sampling

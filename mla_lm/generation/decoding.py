@@ -1,35 +1,34 @@
-"""Decoding with caches: prompts of any lengths in one batch, plain or with drafts of the MTP head.
+"""Decoding with KV caches: prompts of any lengths in one batch, with or without MTP drafts.
 
-One loop serves both. A step runs the main model once on the newest token and k drafts behind it
-(k = 0: plain decoding); `accept` keeps a prefix of the drafts so that what is emitted is
-distributed as without them, and the caches are cut back to what was kept, row by row.
+One loop serves both: a step runs the main model once on the newest token and the k drafts after it
+(k = 0: plain decoding). `verify` accepts a prefix of the drafts so that the output is distributed
+as it is without drafts, and `truncate` cuts each row's caches back to the accepted tokens.
 
-B rows, D = n_drafts, V vocabulary. A row that holds n tokens has n - 1 of them in the cache.
+B rows, D = n_drafts, V vocabulary. A row of n tokens has n - 1 of them in the cache.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mla_lm.config import ModelConfig
 from mla_lm.errors import UserError
 from mla_lm.generation.drafting import Drafter
-from mla_lm.generation.recorded import Recorded
 from mla_lm.generation.sampling import Sampling, choose, verify
 from mla_lm.machine import kernels_for
-from mla_lm.model import ModelOutput, Transformer
+from mla_lm.model import Transformer
 
 
 class Counts(NamedTuple):
-    """What the steps after the prompt took, summed over rows."""
+    """Work done after the prompts, summed over rows."""
 
     steps: int  # forward passes of the main model
-    tokens: int  # that came of them
-    drafted: tuple[int, ...]  # steps that verified a draft of depth 1, 2, ...
-    accepted: tuple[int, ...]  # of those, how many kept it
+    tokens: int  # emitted by those steps
+    drafted: tuple[int, ...]  # steps that verified a draft of depth 1, 2, ..., D
+    accepted: tuple[int, ...]  # steps that accepted it
 
     @property
     def tokens_per_step(self) -> float:
@@ -38,17 +37,16 @@ class Counts(NamedTuple):
 
     @property
     def acceptance(self) -> list[float]:
-        """Share of drafts that were kept, by depth."""
+        """Fraction of drafts accepted, by depth."""
         return [n / max(1, of) for n, of in zip(self.accepted, self.drafted, strict=True)]
 
 
 class Decoder:
-    """Iterate over it for `{row: new ids}`, one step at a time, until every row has ended.
+    """An iterator of `{row: new ids}`, one step at a time, until every row has ended.
 
     A row ends with the id `stop`, after `max_new_tokens`, one token past the context, or by
-    `finish`. `first` (B, at most V) bool limits a row's first new token to the ids it marks. With
-    `graph` the model's passes behind the prompts are replayed as a CUDA graph, see `Recorded`.
-    Raises UserError for an empty prompt, one longer than the context, or impossible options.
+    `finish`. `first` (B, at most V) bool limits a row's first new token to the ids it marks.
+    Raises UserError for an empty prompt, one longer than the context, or options out of range.
     """
 
     def __init__(
@@ -62,20 +60,14 @@ class Decoder:
         n_drafts: int = 0,
         seed: int = 0,
         first: Tensor | None = None,
-        absorb: bool | None = None,
-        graph: bool = False,
     ) -> None:
         sampling.check()
-        context = model.cfg.max_seq_len
-        _check(prompts, context, max_new_tokens=max_new_tokens)
-        if not 0 <= n_drafts <= model.cfg.mtp_depth:
-            raise UserError(
-                f"n_drafts={n_drafts}: must be at most model.mtp_depth={model.cfg.mtp_depth}"
-            )
+        _check(model.cfg, prompts, max_new_tokens=max_new_tokens, n_drafts=n_drafts)
         self.model, self.sampling, self.stop, self.n_drafts = model, sampling, stop, n_drafts
         self.first = first
-        self.rows = list(range(len(prompts)))  # those that run, in the order of the batch
+        self.rows = list(range(len(prompts)))  # rows still running, in batch order
         self.lengths = [len(prompt) for prompt in prompts]
+        context = model.cfg.max_seq_len
         self.ends = [min(length + max_new_tokens, context + 1) for length in self.lengths]
         self.capacity = min(max(self.ends), context)
 
@@ -84,11 +76,8 @@ class Decoder:
         width = max(self.ends) + 2 * n_drafts
         padded = [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts]
         self.tokens = torch.tensor(padded, device=device)  # (B, width)
-        self.cache = model.new_cache(len(prompts), self.capacity, absorb=absorb)
+        self.cache = model.new_cache(len(prompts), self.capacity)
         self.drafter = Drafter(model, len(prompts), self.capacity, n_drafts) if n_drafts else None
-        self.forward: Callable[[Tensor], ModelOutput] = (
-            Recorded(model, self.cache) if graph else partial(model, cache=self.cache)
-        )
         self.counts = Counts(0, 0, (0,) * n_drafts, (0,) * n_drafts)
 
     def __iter__(self) -> Iterator[dict[int, list[int]]]:
@@ -101,16 +90,16 @@ class Decoder:
             yield new
 
     def finish(self, row: int) -> None:
-        """End a row; the others go on without it."""
+        """End a row early; the others continue without it."""
         if row in self.rows:
-            self._keep([index for index, other in enumerate(self.rows) if other != row])
+            self._select([index for index, other in enumerate(self.rows) if other != row])
 
     @torch.inference_mode()
     def _prefill(self) -> dict[int, list[int]]:
-        """Run the prompts, padded on the right, and draw each row's first token."""
+        """Prefill with the prompts, padded on the right, and draw each row's first token."""
         out = self.model(self.tokens[:, : max(self.lengths)], cache=self.cache, logits=False)
         if self.drafter is not None:
-            self.drafter.see(out.mtp_input, [0] * len(self.rows))
+            self.drafter.store(out.mtp_input, [0] * len(self.rows))
         last = torch.tensor(self.lengths, device=self.tokens.device) - 1
         logits = self.model.lm_head(out.hidden[torch.arange(len(last)), last])  # (B, V)
         if self.first is not None:
@@ -121,35 +110,36 @@ class Decoder:
 
     @torch.inference_mode()
     def _step(self, n_drafts: int) -> dict[int, list[int]]:
-        """Draft, verify in one forward pass, keep what is accepted and one token more."""
+        """Draft, verify in one forward pass, emit the accepted drafts and one token more."""
         draft = None
         if self.drafter is not None and n_drafts:
             draft = self.drafter.propose(self.tokens, self.lengths, self.sampling, self.generator)
         newest = torch.tensor(self.lengths, device=self.tokens.device) - 1
-        places = newest.unsqueeze(1) + torch.arange(n_drafts + 1, device=newest.device)
-        tokens = self.tokens.gather(1, places)  # (B, k + 1)
-        out = self.forward(tokens)
+        positions = newest.unsqueeze(1) + torch.arange(n_drafts + 1, device=newest.device)
+        tokens = self.tokens.gather(1, positions)  # (B, k + 1)
+        out = self.model(tokens, cache=self.cache)
         assert out.logits is not None
         if self.drafter is not None:
-            self.drafter.see(out.mtp_input, [length - 1 for length in self.lengths])
+            self.drafter.store(out.mtp_input, [length - 1 for length in self.lengths])
         draft = out.logits[:, :0] if draft is None else draft[:, :n_drafts]
-        n_kept, following = verify(out.logits, draft, tokens[:, 1:], self.sampling, self.generator)
-        kept, drafts = n_kept.tolist(), tokens[:, 1:].tolist()
-        emitted = self._commit(
-            [[*d[:n], token] for d, n, token in zip(drafts, kept, following.tolist(), strict=True)]
+        n_accepted, following = verify(
+            out.logits, draft, tokens[:, 1:], self.sampling, self.generator
         )
-        self._count(kept, n_drafts=n_drafts, n_tokens=sum(map(len, emitted.values())))
+        accepted, drafts = n_accepted.tolist(), tokens[:, 1:].tolist()
+        rows = zip(drafts, accepted, following.tolist(), strict=True)
+        emitted = self._commit([[*ids[:n], token] for ids, n, token in rows])
+        self._count(accepted, n_drafts=n_drafts, n_tokens=sum(map(len, emitted.values())))
         return emitted
 
     def _n_useful_drafts(self) -> int:
-        """No more than the context holds behind the longest row, or than any row may still emit."""
+        """Limited by the context left to the longest row and by what any row may still emit."""
         left = max(self.ends[row] - n for row, n in zip(self.rows, self.lengths, strict=True))
         return min(self.n_drafts, self.capacity - max(self.lengths), left - 1)
 
     def _commit(self, new: list[list[int]]) -> dict[int, list[int]]:
-        """Take up each row's new tokens, cut the caches to them, drop the rows that end."""
+        """Append each row's new tokens, truncate the cache to them, drop the rows that end."""
         emitted = {}
-        going = []
+        running = []
         for index, (row, ids) in enumerate(zip(self.rows, new, strict=True)):
             length, end = self.lengths[index], self.ends[row]
             ids = ids[: end - length]
@@ -159,22 +149,22 @@ class Decoder:
             self.lengths[index] = length + len(ids)
             emitted[row] = ids
             if self.lengths[index] < end and self.stop not in ids:
-                going.append(index)
+                running.append(index)
         self.cache.truncate([length - 1 for length in self.lengths])
-        self._keep(going)
+        self._select(running)
         return emitted
 
-    def _count(self, kept: list[int], *, n_drafts: int, n_tokens: int) -> None:
-        steps, tokens, drafted, accepted = self.counts
+    def _count(self, accepted: list[int], *, n_drafts: int, n_tokens: int) -> None:
+        before, rows = self.counts, len(accepted)
         self.counts = Counts(
-            steps + len(kept),
-            tokens + n_tokens,
-            tuple(n + len(kept) * (depth < n_drafts) for depth, n in enumerate(drafted)),
-            tuple(n + sum(k > depth for k in kept) for depth, n in enumerate(accepted)),
+            before.steps + rows,
+            before.tokens + n_tokens,
+            tuple(n + rows * (depth < n_drafts) for depth, n in enumerate(before.drafted)),
+            tuple(n + sum(k > depth for k in accepted) for depth, n in enumerate(before.accepted)),
         )
 
-    def _keep(self, indices: list[int]) -> None:
-        """Go on with some rows of the batch only."""
+    def _select(self, indices: list[int]) -> None:
+        """Continue with these rows of the batch only."""
         if len(indices) == len(self.rows):
             return
         self.rows = [self.rows[index] for index in indices]
@@ -198,12 +188,11 @@ def generate(
     stop: int | None = None,
     n_drafts: int = 0,
     seed: int = 0,
-    graph: bool = False,
 ) -> Tensor:
     """Continue tokens (B, T) by up to `max_new_tokens`: (B, T + n) int64.
 
-    Temperature 0 is greedy; a row ends with the id `stop`, which also fills it up. `n_drafts`
-    tokens a step are proposed by the MTP modules, which changes the speed and nothing else.
+    Temperature 0 is greedy. A row ends with the id `stop`, which also pads it. The MTP modules
+    draft `n_drafts` tokens per step, which changes the speed and not the distribution.
     Raises UserError, a ValueError, as `Decoder` does.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p)
@@ -216,7 +205,6 @@ def generate(
         stop=stop,
         n_drafts=n_drafts,
         seed=seed,
-        graph=graph,
     )
     for new in decoder:
         for row, ids in new.items():
@@ -226,11 +214,15 @@ def generate(
     return torch.tensor(padded, device=tokens.device)
 
 
-def _check(prompts: Sequence[Sequence[int]], context: int, *, max_new_tokens: int) -> None:
+def _check(
+    cfg: ModelConfig, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, n_drafts: int
+) -> None:
     if not prompts or not all(prompts):
         raise UserError("an empty prompt: give at least one token")
     longest = max(map(len, prompts))
-    if longest > context:
-        raise UserError(f"a prompt of {longest} tokens exceeds model.max_seq_len={context}")
+    if longest > cfg.max_seq_len:
+        raise UserError(f"a prompt of {longest} tokens exceeds model.max_seq_len={cfg.max_seq_len}")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+    if not 0 <= n_drafts <= cfg.mtp_depth:
+        raise UserError(f"n_drafts={n_drafts}: must be at most model.mtp_depth={cfg.mtp_depth}")

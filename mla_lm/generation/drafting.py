@@ -1,9 +1,9 @@
-"""Drafts for self-speculative decoding: the MTP modules with caches of their own.
+"""Drafts for self-speculative decoding: the MTP modules with KV caches of their own.
 
-At position i depth k joins the state of depth k - 1 with the embedding of token i + k and predicts
-token i + k + 1 (arXiv 2412.19437, section 2.2). Of a row with n tokens the newest position is
-n - 2: depth k reads token n - 2 + k there, for k > 1 a draft. What rests on drafts is computed
-again at the next step, from the tokens that were kept.
+At position i, depth k joins the state of depth k - 1 with the embedding of token i + k and predicts
+token i + k + 1 (arXiv 2412.19437, section 2.2). In a row of n tokens the newest position is n - 2:
+there depth k reads token n - 2 + k, which for k > 1 is itself a draft. Cache entries computed from
+drafts are truncated and computed again in the next step, from the accepted tokens.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,18 @@ from mla_lm.model import Transformer
 
 
 class Drafter:
-    """Proposes D = n_drafts tokens a step; knows the main model's states of all positions so far.
+    """Proposes D = n_drafts tokens per step from the main model's states of all positions so far.
 
     B rows, V vocabulary.
     """
 
     def __init__(self, model: Transformer, batch_size: int, capacity: int, n_drafts: int) -> None:
-        self.model = model
-        self.capacity = capacity
-        weight = model.embed.weight
-        self.states = weight.new_zeros(batch_size, capacity, model.cfg.dim)
+        self.model, self.capacity = model, capacity
+        self.states = model.embed.weight.new_zeros(batch_size, capacity, model.cfg.dim)
         self.caches = [model.new_cache(batch_size, capacity, mtp=True) for _ in range(n_drafts)]
 
-    def see(self, states: Tensor, starts: Sequence[int]) -> None:
-        """The main model's `mtp_input` (B, T, dim) at the positions from `starts` on."""
+    def store(self, states: Tensor, starts: Sequence[int]) -> None:
+        """Keep the main model's `mtp_input` (B, T, dim) at the positions from `starts` on."""
         for row, start in enumerate(starts):
             self.states[row, start : start + states.shape[1]] = states[row]
 
@@ -40,24 +38,23 @@ class Drafter:
         sampling: Sampling,
         generator: torch.Generator,
     ) -> Tensor:
-        """Write D drafts behind the `lengths` tokens of each row; their distributions (B, D, V)."""
-        held = self.caches[0].lengths
-        n_new = max(length - 1 - start for length, start in zip(lengths, held, strict=True))
-        held = [min(start, self.capacity - n_new) for start in held]  # all windows within the cache
+        """Write D drafts after each row's `lengths` tokens; their distributions (B, D, V)."""
+        cached = self.caches[0].lengths
+        n_new = max(length - 1 - start for length, start in zip(lengths, cached, strict=True))
+        cached = [min(start, self.capacity - n_new) for start in cached]  # windows of equal width
         for cache in self.caches:
-            cache.truncate(held)
+            cache.truncate(cached)
         rows = torch.arange(len(tokens), device=tokens.device)
-        starts = torch.tensor(held, device=tokens.device)
+        starts = torch.tensor(cached, device=tokens.device)
         ends = torch.tensor(lengths, device=tokens.device)
         window = starts.unsqueeze(1) + torch.arange(n_new, device=tokens.device)  # (B, T)
-        newest = ends - 2 - starts  # (B,): the place of position n - 2 in the window
+        newest = ends - 2 - starts  # (B,): index of position n - 2 in the window
 
         state = self.states[rows.unsqueeze(1), window]
         probabilities = []
         for depth, cache in enumerate(self.caches, start=1):
-            state = self.model.further(
-                depth, state, tokens.gather(1, window + depth), cache=cache
-            )  # (B, T, dim)
+            following = tokens.gather(1, window + depth)
+            state = self.model.mtp_step(depth, state, following, cache=cache)  # (B, T, dim)
             logits = self.model.lm_head(state[rows, newest])
             ids, distribution = choose(logits, sampling, generator)
             tokens[rows, ends - 1 + depth] = ids
@@ -67,7 +64,7 @@ class Drafter:
         return torch.stack(probabilities, dim=1)
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Go on with some rows of the batch only."""
+        """Continue with these rows of the batch only."""
         self.states = self.states[list(rows)]
         for cache in self.caches:
             cache.reorder(rows)

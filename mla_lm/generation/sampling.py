@@ -1,7 +1,7 @@
-"""From logits to a choice: temperature, top-k, nucleus (arXiv 1904.09751), min-p (2407.01082).
+"""From logits to ids: temperature, top-k, nucleus (arXiv 1904.09751), min-p (arXiv 2407.01082).
 
-Distributions are explicit, so that speculation can accept a draft by them; greedy is the one that
-puts everything on the best token.
+Distributions are explicit, because speculation accepts drafts by them; greedy decoding is the
+distribution with all probability on the best token.
 """
 
 from typing import NamedTuple
@@ -14,15 +14,15 @@ from mla_lm.errors import UserError
 
 
 class Sampling(NamedTuple):
-    """How to choose: temperature 0 is greedy; the filters apply in the order of the fields."""
+    """Temperature 0 is greedy; the filters apply in the order of the fields."""
 
     temperature: float = 1.0
-    top_k: int | None = None  # the k best
-    top_p: float = 1.0  # the fewest best that together have this probability
-    min_p: float = 0.0  # at least this share of the best one's probability
+    top_k: int | None = None  # the k most probable tokens; None: off
+    top_p: float = 1.0  # nucleus: smallest set with this cumulative probability
+    min_p: float = 0.0  # drop tokens below min_p x the top probability
 
     def check(self) -> None:
-        """Raise UserError for a value out of its range."""
+        """Raise UserError for a value out of range."""
         for name, holds, rule in (
             ("temperature", 0 <= self.temperature < float("inf"), "must be at least 0"),
             ("top_k", self.top_k is None or self.top_k > 0, "must be at least 1"),
@@ -34,12 +34,12 @@ class Sampling(NamedTuple):
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
-    """What `sampling` makes of logits (..., V): probabilities (..., V) float32."""
+    """Probabilities (..., V) float32 of the tokens after temperature and filters."""
     if sampling.temperature == 0:
         return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float()
     logits = logits.float()
-    logits = logits - logits.amax(dim=-1, keepdim=True)  # a tiny temperature then gives no inf
-    logits = logits / min(max(sampling.temperature, 1e-38), 1e38)  # what float32 holds
+    logits = logits - logits.amax(dim=-1, keepdim=True)  # no inf at a tiny temperature
+    logits = logits / min(max(sampling.temperature, 1e-38), 1e38)  # float32 range
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         smallest = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
@@ -56,7 +56,7 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """From logits (B, V) one id a row (B,) int64, and the distribution (B, V) it follows."""
+    """Sample one id per row (B,) int64 from logits (B, V); also its distribution (B, V)."""
     probabilities = distribution(logits, sampling)
     if sampling.temperature == 0:
         return logits.argmax(dim=-1), probabilities
@@ -64,37 +64,36 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tu
 
 
 def draw(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """One id a row by weights (B, V) that need not sum to 1: (B,) int64."""
+    """Sample one id per row (B,) int64 by weights (B, V), which need not sum to 1."""
     return torch.multinomial(weights, 1, generator=generator).squeeze(-1)
 
 
 def verify(
     logits: Tensor, draft: Tensor, ids: Tensor, sampling: Sampling, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """What the model's logits (B, k + 1, V) make of k drafts; returns as `accept` does."""
+    """Accept a prefix of k drafts by the model's logits (B, k + 1, V); returns as `accept` does."""
     if sampling.temperature > 0:
         return accept(distribution(logits, sampling), draft, ids, generator)
     best = logits.argmax(dim=-1)  # (B, k + 1)
-    n_kept = (best[:, :-1] == ids).cumprod(dim=-1).sum(dim=-1)
-    return n_kept, best.gather(1, n_kept.unsqueeze(1)).squeeze(1)
+    n_accepted = (best[:, :-1] == ids).cumprod(dim=-1).sum(dim=-1)
+    return n_accepted, best.gather(1, n_accepted.unsqueeze(1)).squeeze(1)
 
 
 def accept(
     target: Tensor, draft: Tensor, ids: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Rejection sampling (arXiv 2211.17192, algorithm 1): what is emitted follows `target`.
+    """Rejection sampling (arXiv 2211.17192, algorithm 1): emitted ids are distributed as `target`.
 
-    target (B, k + 1, V) are the model's distributions, draft (B, k, V) those that the drafts
-    ids (B, k) were drawn from. Returns how many drafts each row keeps (B,), and the id that
-    follows them (B,).
+    target (B, k + 1, V) are the model's distributions; the drafts ids (B, k) were drawn from
+    draft (B, k, V). Returns the number of drafts each row accepts (B,) and the id after them (B,).
     """
     n_drafts = ids.shape[1]
     p = target[:, :n_drafts].gather(-1, ids.unsqueeze(-1)).squeeze(-1)  # (B, k)
     q = draft.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     chance = torch.rand(q.shape, generator=generator, device=q.device)
-    n_kept = (chance * q < p).cumprod(dim=-1).sum(dim=-1)  # (B,)
-    missed = (target - F.pad(draft, (0, 0, 0, 1))).clamp(min=0)  # the last: target itself
+    n_accepted = (chance * q < p).cumprod(dim=-1).sum(dim=-1)  # (B,)
+    residual = (target - F.pad(draft, (0, 0, 0, 1))).clamp(min=0)  # after k drafts: target itself
     rows = torch.arange(len(ids), device=ids.device)
-    weights, whole = missed[rows, n_kept], target[rows, n_kept]
-    weights = weights.where(weights.sum(dim=-1, keepdim=True) > 0, whole)  # rounding left nothing
-    return n_kept, draw(weights, generator)
+    weights, full = residual[rows, n_accepted], target[rows, n_accepted]
+    weights = weights.where(weights.sum(dim=-1, keepdim=True) > 0, full)  # rounded to zero
+    return n_accepted, draw(weights, generator)

@@ -1,7 +1,4 @@
-"""From prompts to text, piece by piece: whole characters only, up to a stop string.
-
-Prompts are tokenized, continued together and decoded as they grow.
-"""
+"""From prompts to text, streamed in whole characters up to a stop string."""
 
 import codecs
 from collections.abc import Iterator, Sequence
@@ -15,49 +12,49 @@ from mla_lm.model import Transformer
 
 
 class TextStream:
-    """Turns ids into text as they come; bytes that are not UTF-8 become U+FFFD.
+    """Turns ids into text incrementally; bytes that are not UTF-8 become U+FFFD.
 
-    What may be the beginning of a character or of a stop string is held back.
+    The start of an incomplete character or of a possible stop string stays pending.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
         self.tokenizer, self.stops = tokenizer, [stop for stop in stops if stop]
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.held = ""
+        self.pending = ""
         self.stopped = False
 
     def feed(self, ids: Sequence[int]) -> str:
-        """The text that is now certain; `stopped` once a stop string, itself left out, is met."""
+        """Text that is final; `stopped` becomes true at a stop string, which is left out."""
         if self.stopped:
             return ""
         table = self.tokenizer.token_bytes
-        found = b"".join(table[i] for i in ids if i < len(table))  # padding of the vocabulary: none
-        self.held += self.decoder.decode(found)
-        met = [(at + len(stop), at) for stop in self.stops if (at := self.held.find(stop)) >= 0]
-        self.stopped = bool(met)  # what is complete first counts, however many ids come at once
-        return self._release(min(met)[1] if met else len(self.held) - self._open())
+        found = b"".join(table[i] for i in ids if i < len(table))  # else vocabulary padding
+        self.pending += self.decoder.decode(found)
+        met = [(at + len(stop), at) for stop in self.stops if (at := self.pending.find(stop)) >= 0]
+        self.stopped = bool(met)  # the one complete first wins, however many ids are fed at once
+        return self._release(min(met)[1] if met else len(self.pending) - self._open())
 
     def close(self) -> str:
-        """What was held back."""
-        self.held += "" if self.stopped else self.decoder.decode(b"", final=True)
-        return "" if self.stopped else self._release(len(self.held))
+        """The pending text."""
+        self.pending += "" if self.stopped else self.decoder.decode(b"", final=True)
+        return "" if self.stopped else self._release(len(self.pending))
 
     def _release(self, length: int) -> str:
-        text, self.held = self.held[:length], self.held[length:]
+        text, self.pending = self.pending[:length], self.pending[length:]
         return text
 
     def _open(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
+        """Length of the longest suffix of the pending text that is a prefix of a stop string."""
         return max(
-            (n for stop in self.stops for n in range(len(stop)) if self.held.endswith(stop[:n])),
+            (n for stop in self.stops for n in range(len(stop)) if self.pending.endswith(stop[:n])),
             default=0,
         )
 
 
 class Completion:
-    """Iterate over it for (row, piece of text); `decoder.counts` tells what it took.
+    """An iterator of (row, piece of text); `decoder.counts` has the work it took.
 
-    A prompt that ends in a space is continued without it: tokens carry the space before a word.
+    A space that ends a prompt is left out of it: the next word's token begins with that space.
     Raises UserError as `Decoder` does.
     """
 
@@ -72,9 +69,8 @@ class Completion:
         stops: Sequence[str] = (),
         n_drafts: int = 0,
         seed: int = 0,
-        graph: bool = False,
     ) -> None:
-        self.prompts = [prompt.removesuffix(" ") for prompt in prompts]  # what pieces follow
+        self.prompts = [prompt.removesuffix(" ") for prompt in prompts]  # as continued
         encoded = [tokenizer.encode_prompt(prompt) for prompt in prompts]
         first = torch.ones(len(prompts), tokenizer.vocab_size, dtype=torch.bool)
         for row, (_, mask) in enumerate(encoded):
@@ -90,7 +86,6 @@ class Completion:
             n_drafts=n_drafts,
             seed=seed,
             first=first.to(model.embed.weight.device),
-            graph=graph,
         )
 
     def __iter__(self) -> Iterator[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""Other ecosystems' layouts; the only place where Hugging Face's names appear."""
+"""Folders of Hugging Face in both directions; the only place where its names appear."""
 
 from mla_lm.interop.hf_config import config_dict
 from mla_lm.interop.weights import to_hugging_face, write_shards

@@ -1,4 +1,4 @@
-"""The model card of an exported folder: what it is, what it scores, how it was made."""
+"""The model card of an exported folder: shape, scores, data and training command."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -47,9 +47,9 @@ def model_card(
         "width": model.dim,
         "vocabulary": model.vocab_size,
         "context": f"{model.max_seq_len} tokens",
-        "cache": f"{cache_elements_per_token(model)} elements per token",
+        "KV cache": f"{cache_elements_per_token(model)} elements per token",
         "MTP modules": model.mtp_depth,
-        "type of the weights": config["dtype"],
+        "dtype": config["dtype"],
     }
     sections = {
         "Model": _table(shape),
@@ -78,7 +78,7 @@ def _results(metrics: Mapping[str, Any] | None) -> str:
 def _data(manifest: Mapping[str, Any]) -> str:
     if not manifest:
         return "Unknown: the weights were imported.\n"
-    rows = {"corpus": manifest["name"], "bytes a token": manifest["bytes_per_token"]}
+    rows = {"corpus": manifest["name"], "bytes per token": manifest["bytes_per_token"]}
     for split in ("train", "val"):
         counts = manifest[split]
         rows[split] = (
@@ -91,8 +91,9 @@ def _data(manifest: Mapping[str, Any]) -> str:
 def _training(record: Record, *, step: int) -> str:
     if not record.data:
         return "Not trained here: the weights were imported.\n"
-    commands = "\n".join(record.commands)
-    text = f"{step} optimizer steps of\n\n```bash\n{commands}\n```\n\n"
+    text = f"{step} optimizer steps.\n\n"
+    if record.command:
+        text += f"```bash\n{record.command}\n```\n\n"
     return text + _table(record.environment)
 
 

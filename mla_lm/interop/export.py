@@ -9,23 +9,29 @@ import torch
 
 from mla_lm.checkpoint.record import read_weights, run_folder
 from mla_lm.data.tokenizer import Tokenizer
+from mla_lm.errors import UserError, one_line
 from mla_lm.files import new_folder
 from mla_lm.interop.card import model_card
 from mla_lm.interop.hf_config import config_dict
-from mla_lm.interop.weights import require_state, to_hugging_face, write_shards
+from mla_lm.interop.weights import to_hugging_face, write_shards
+from mla_lm.model import Transformer
 
 
 def export(
     checkpoint: Path, out: Path, *, dtype: torch.dtype, max_shard_bytes: int, licence: str
 ) -> str:
-    """Write `out`, whole or not at all; the name of the class that runs it.
+    """Write `out`, whole or not at all; return the name of the class that runs it.
 
-    Raises UserError for a model that no class of `transformers` computes exactly, and where `out`
-    holds anything or the file system refuses.
+    Raises UserError for a model that no class of `transformers` computes exactly, or if `out` is
+    not empty or cannot be written.
     """
     record, state, step = read_weights(checkpoint)
     cfg = record.run_config()
-    require_state(state, cfg.model, where=checkpoint)
+    try:
+        with torch.device("meta"):
+            Transformer(cfg.model).load_state_dict(state, assign=True)  # names and shapes
+    except RuntimeError as error:
+        raise UserError(f"{checkpoint}: {one_line(error)}") from None
     tokenizer = record.own_tokenizer()
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
     config = config_dict(cfg.model) | ends | {"dtype": str(dtype).removeprefix("torch.")}
@@ -50,7 +56,7 @@ def export(
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int) -> None:
-    """Ours, made to begin every text with the token that separates documents, as in training."""
+    """The run's tokenizer, beginning every text with the separator of documents as in training."""
     bpe = tokenizers.Tokenizer.from_str(tokenizer.json)
     token = bpe.id_to_token(tokenizer.end_of_text)
     bpe.post_processor = tokenizers.processors.TemplateProcessing(
@@ -69,7 +75,7 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int) -> 
 
 
 def _metrics(checkpoint: Path) -> dict[str, Any] | None:
-    """What `eval.py` has measured of this checkpoint."""
+    """What `eval.py` measured on this checkpoint, if it did."""
     try:
         metrics = json.loads((run_folder(checkpoint) / "metrics.json").read_text())
     except (OSError, ValueError):

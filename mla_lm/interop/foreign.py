@@ -1,7 +1,7 @@
-"""The model of a DeepSeek-V2/V3-style `config.json`, as a `model` section of ours.
+"""The `model` section for a DeepSeek-V2/V3-style `config.json`.
 
-What would change the numbers and is not known here is refused by its name and value, so a key is
-used, has the one value that this project computes with, is known to change nothing, or is empty.
+Every key is used, has the one value that this project computes with, has no effect on the numbers,
+or is empty; anything else is refused by its name and value.
 """
 
 import math
@@ -9,33 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from mla_lm.errors import UserError
+from mla_lm.interop.hf_config import EXPERTS, GATE, LATENT, SIZES, YARN
 
-SIZES = {
-    "vocab_size": "vocab_size",
-    "max_seq_len": "max_position_embeddings",
-    "dim": "hidden_size",
-    "n_layers": "num_hidden_layers",
-    "n_heads": "num_attention_heads",
-    "inter_dim": "intermediate_size",
-    "norm_eps": "rms_norm_eps",
-}
-LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-EXPERTS = {
-    "moe_inter_dim": "moe_intermediate_size",
-    "n_routed_experts": "n_routed_experts",
-    "n_shared_experts": "n_shared_experts",
-    "n_activated_experts": "num_experts_per_tok",
-    "n_groups": "n_group",
-    "topk_groups": "topk_group",
-    "route_scale": "routed_scaling_factor",
-    "norm_topk": "norm_topk_prob",
-}
 ONLY: dict[str, list[Any]] = {
     "hidden_act": ["silu"],
     "attention_bias": [False, None],
     "rope_interleave": [True],
 }
-ONLY_OF_GATES = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1}
 WITHOUT_EFFECT = {  # on what the model computes, or read below
     *("architectures", "model_type", "transformers_version", "torch_dtype", "dtype"),
     *("_name_or_path", "use_cache", "initializer_range", "attention_dropout", "pretraining_tp"),
@@ -46,40 +26,32 @@ WITHOUT_EFFECT = {  # on what the model computes, or read below
     *("rope_theta", "rope_parameters", "rope_scaling"),
 }
 CLASSES = {"deepseek_v3": "DeepseekV3ForCausalLM", "deepseek_v2": "DeepseekV2ForCausalLM"}
+YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 0.0, "mscale_all_dim": 0.0}
 ROPE = ("rope_type", "type", "rope_theta")
+ROPE_OF_YARN = (*ROPE, *YARN.values(), "mscale", "mscale_all_dim", "attention_factor")
 ROPE_ONLY = {"partial_rotary_factor": 1, "truncate": True}
-YARN = {
-    "factor": None,
-    "original_max_position_embeddings": None,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": 0.0,
-    "mscale_all_dim": 0.0,
-}
 
 
 def model_section(config: Mapping[str, Any], has_mtp: Callable[[int], bool]) -> dict[str, Any]:
-    """The section, to be validated; `has_mtp(layer)` says whether the files hold an MTP layer.
+    """The section, to be validated; `has_mtp(layer)` tells whether the files hold an MTP layer.
 
     Raises UserError for what is missing or what this project does not compute.
     """
-    _refuse_others(config)
-    sizes = {ours: _number(config, theirs) for ours, theirs in SIZES.items()}
+    _refuse_unknown(config)
     n_layers, n_dense = _count(config, "num_hidden_layers"), _count(config, "first_k_dense_replace")
     depth = _count(config, "num_nextn_predict_layers", 0)
     found = next((k for k in range(depth) if not has_mtp(n_layers + k)), depth)
     if found < depth:
-        print(f"num_nextn_predict_layers={depth}: the files hold {found}, the others are left out")
+        print(f"num_nextn_predict_layers={depth}: the files hold {found}; the others are left out")
     dense = n_dense >= n_layers and not found
-    ffn = {"kind": "dense"} if dense else _experts(config)
-    return sizes | {
+    return _numbers(config, SIZES) | {
         "n_dense_layers": min(n_dense, n_layers),
         "tie_embeddings": bool(config.get("tie_word_embeddings")),
         "init_std": _number(config, "initializer_range", 0.02),
         "mtp_depth": found,
         "mtp_input": "post_norm",
-        "attention": {"kind": "mla", **{key: _number(config, key) for key in LATENT}},
-        "ffn": ffn,
+        "attention": {"kind": "mla", **_numbers(config, LATENT)},
+        "ffn": {"kind": "dense"} if dense else _experts(config),
         "rope": _rope(config),
     }
 
@@ -88,7 +60,7 @@ def _refuse(key: str, value: object, rule: str = "is not supported") -> NoReturn
     raise UserError(f"config.json: {key}={str(value)[:80]}: {rule}")
 
 
-def _refuse_others(config: Mapping[str, Any]) -> None:
+def _refuse_unknown(config: Mapping[str, Any]) -> None:
     if "auto_map" in config:
         rule = "its code is never run; delete the key if transformers' own class is meant"
         _refuse("auto_map", config["auto_map"], rule)
@@ -103,21 +75,26 @@ def _refuse_others(config: Mapping[str, Any]) -> None:
     heads = config.get("num_attention_heads")
     if (kv_heads := config.get("num_key_value_heads") or heads) != heads:
         _refuse("num_key_value_heads", kv_heads, f"must be num_attention_heads={heads}")
-    known = {*SIZES.values(), *LATENT, *EXPERTS.values(), *ONLY, *ONLY_OF_GATES}
+    known = {*SIZES.values(), *LATENT, *EXPERTS.values(), *ONLY, *GATE, *WITHOUT_EFFECT}
     for key, value in config.items():
-        if value and key not in known and key not in WITHOUT_EFFECT:
+        if value and key not in known:
             _refuse(key, value)
 
 
 def _number(config: Mapping[str, Any], key: str, default: float | None = None) -> Any:
-    """A plain number; anything else could mean something to who composes the configuration."""
     value = config.get(key)
     value = default if value is None else value
     if value is None and key != "q_lora_rank":
         raise UserError(f"config.json: {key}: missing")
-    if not isinstance(value, int | float | None) or (value is not None and not abs(value) < 2**53):
+    if not isinstance(value, int | float | None):
         _refuse(key, value, "must be a number")
     return value
+
+
+def _numbers(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        ours: _number(config, theirs, YARN_DEFAULTS.get(ours)) for ours, theirs in names.items()
+    }
 
 
 def _count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -130,10 +107,10 @@ def _count(config: Mapping[str, Any], key: str, default: int | None = None) -> i
 def _experts(config: Mapping[str, Any]) -> dict[str, Any]:
     if config["model_type"] == "deepseek_v2":
         _refuse("model_type", "deepseek_v2", "its gates are softmax; only V3's sigmoid is computed")
-    for key, only in ONLY_OF_GATES.items():
+    for key, only in GATE.items():
         if config.get(key, only) != only:
             _refuse(key, config[key], f"only {only} is computed here")
-    experts = {ours: _number(config, theirs) for ours, theirs in EXPERTS.items()}
+    experts = _numbers(config, EXPERTS)
     return {"kind": "moe", **experts, "execution": "auto", "force_balance": False}
 
 
@@ -143,33 +120,25 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
             _refuse(key, config[key], "must be an object")
     given: dict[str, Any] = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = given.get("rope_type") or given.get("type") or "default"
-    theta = _number({**config, **given}, "rope_theta")
     if kind not in ("default", "yarn"):
         _refuse("rope_parameters.rope_type", kind, "must be default or yarn")
-    known = {*ROPE, *((*YARN, "attention_factor") if kind == "yarn" else ())}
+    known = ROPE_OF_YARN if kind == "yarn" else ROPE
     for key, value in given.items():
         if value is not None and key not in known and value != ROPE_ONLY.get(key):
             _refuse(f"rope_parameters.{key}", value)
+    theta = _number({**config, **given}, "rope_theta")
     if kind == "default":
         return {"kind": "plain", "theta": theta}
-    yarn = {key: _number(given, key, default) for key, default in YARN.items()}
-    if negative := [key for key in yarn if yarn[key] < 0]:
-        _refuse(f"rope_parameters.{negative[0]}", yarn[negative[0]], "must not be negative")
-    amplitude, mscales = _number(given, "attention_factor", 0), ("mscale", "mscale_all_dim")
-    return {
-        "kind": "yarn",
-        "theta": theta,
-        "factor": yarn["factor"],
-        "original_max_seq_len": yarn["original_max_position_embeddings"],
-        "beta_fast": yarn["beta_fast"],
-        "beta_slow": yarn["beta_slow"],
-        "mscale": _mscale(amplitude, yarn["factor"], *(yarn[key] for key in mscales)),
-        "mscale_all_dim": yarn["mscale_all_dim"],
+    yarn = {"kind": "yarn", "theta": theta, **_numbers(given, YARN)}
+    yarn |= _numbers(given, {key: key for key in ("mscale", "mscale_all_dim")})
+    amplitude = _number(given, "attention_factor", 0)
+    return yarn | {
+        "mscale": _mscale(amplitude, yarn["factor"], yarn["mscale"], yarn["mscale_all_dim"])
     }
 
 
 def _mscale(amplitude: float, factor: float, mscale: float, mscale_all_dim: float) -> float:
-    """The mscale behind the amplitude of the tables; that is 0 where the class works it out."""
+    """The mscale that gives this amplitude of the rotary tables; 0: the class computes it."""
     log_factor = math.log(max(1.0, factor))
 
     def temperature(mscale: float) -> float:

@@ -1,11 +1,12 @@
-"""`config.json` for the `transformers` class that computes exactly what a model of ours does.
+"""`config.json` for the `transformers` class that computes exactly the same function as a model.
 
 MLA is `DeepseekV3ForCausalLM`. MHA, GQA and MQA are `Glm4MoeForCausalLM`, or with a dense FFN and
-heads rotated as a whole `LlamaForCausalLM` (`Qwen3ForCausalLM` with QK-norm). vLLM wants the keys
-of the released DeepSeek-V3 besides those of the class.
+RoPE on whole heads `LlamaForCausalLM` (`Qwen3ForCausalLM` with QK-norm). vLLM needs the keys of the
+released DeepSeek-V3 as well. `foreign.py` reads the same tables of names the other way.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from mla_lm.config import (
@@ -15,6 +16,7 @@ from mla_lm.config import (
     MoEConfig,
     YarnConfig,
 )
+from mla_lm.config.section import Section
 from mla_lm.errors import UserError
 
 MODEL_TYPES = {
@@ -23,11 +25,41 @@ MODEL_TYPES = {
     "LlamaForCausalLM": "llama",
     "Qwen3ForCausalLM": "qwen3",
 }
+SIZES = {  # our name: Hugging Face's
+    "vocab_size": "vocab_size",
+    "max_seq_len": "max_position_embeddings",
+    "dim": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "inter_dim": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+}
+LATENT = {
+    key: key
+    for key in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+}
+EXPERTS = {
+    "moe_inter_dim": "moe_intermediate_size",
+    "n_routed_experts": "n_routed_experts",
+    "n_shared_experts": "n_shared_experts",
+    "n_activated_experts": "num_experts_per_tok",
+    "n_groups": "n_group",
+    "topk_groups": "topk_group",
+    "route_scale": "routed_scaling_factor",
+    "norm_topk": "norm_topk_prob",
+}
+GATE = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1}
+YARN = {
+    "factor": "factor",
+    "original_max_seq_len": "original_max_position_embeddings",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+}
 
 
 def class_for(cfg: ModelConfig) -> str:
-    """The name of the class; UserError, naming the key, for what none of them can run."""
-    name = _fitting(cfg)
+    """The name of the class; UserError naming the key for what none of them computes."""
+    name = _by_attention(cfg)
     moe = cfg.ffn
     if cfg.mtp_depth and cfg.mtp_input == "pre_norm":
         raise UserError("model.mtp_input=pre_norm: the released layout feeds the normed state")
@@ -38,128 +70,84 @@ def class_for(cfg: ModelConfig) -> str:
         if moe.force_balance:
             raise UserError(f"model.ffn.force_balance=true: {name} has a gate")
     elif cfg.mtp_depth:
-        raise UserError(
-            f"model.mtp_depth={cfg.mtp_depth}: {name} has no MTP module with a dense FFN"
-        )
+        depth = cfg.mtp_depth
+        raise UserError(f"model.mtp_depth={depth}: {name} has no MTP module with a dense FFN")
     return name
 
 
-def _fitting(cfg: ModelConfig) -> str:
-    if isinstance(cfg.attention, MLAConfig):
+def _by_attention(cfg: ModelConfig) -> str:
+    attention, rope = cfg.attention, cfg.rope
+    if isinstance(attention, MLAConfig):
         return "DeepseekV3ForCausalLM"
-    whole = cfg.attention.rope_head_dim == cfg.attention.head_dim
-    rope = cfg.rope
+    whole = attention.rope_head_dim == attention.head_dim
     if isinstance(rope, YarnConfig) and not whole and rope.temperature(rope.mscale_all_dim) != 1:
         raise UserError(
-            f"model.rope.mscale_all_dim={rope.mscale_all_dim}: Glm4MoeForCausalLM sharpens no "
-            "softmax of heads that are rotated in part"
+            f"model.rope.mscale_all_dim={rope.mscale_all_dim}: Glm4MoeForCausalLM has no YaRN "
+            "softmax scale for partly rotated heads"
         )
     if cfg.ffn.kind == "dense" and whole:
-        return "Qwen3ForCausalLM" if cfg.attention.qk_norm else "LlamaForCausalLM"
+        return "Qwen3ForCausalLM" if attention.qk_norm else "LlamaForCausalLM"
     return "Glm4MoeForCausalLM"
 
 
 def config_dict(cfg: ModelConfig) -> dict[str, Any]:
-    """`config.json`; UserError, naming the key, for what no class can run."""
+    """`config.json`; UserError naming the key for what no class computes."""
     name = class_for(cfg)
-    attention = (
-        _latent(cfg.attention) if isinstance(cfg.attention, MLAConfig) else _grouped(cfg.attention)
-    )
     content = {
         "architectures": [name],
         "model_type": MODEL_TYPES[name],
-        "vocab_size": cfg.vocab_size,
-        "hidden_size": cfg.dim,
-        "intermediate_size": cfg.inter_dim,
-        "num_hidden_layers": cfg.n_layers,
-        "num_attention_heads": cfg.n_heads,
+        **_renamed(cfg, SIZES),
         "num_key_value_heads": cfg.n_heads,
-        "max_position_embeddings": cfg.max_seq_len,
-        "rms_norm_eps": cfg.norm_eps,
         "rope_theta": cfg.rope.theta,
         "rope_parameters": _rope_parameters(cfg),
         "tie_word_embeddings": cfg.tie_embeddings,
         "initializer_range": cfg.init_std,
         "hidden_act": "silu",
         "attention_bias": False,
-        **attention,
     }
+    if isinstance(cfg.attention, MLAConfig):
+        content |= {**_renamed(cfg.attention, LATENT), "rope_interleave": True}
+    else:
+        content |= {
+            "num_key_value_heads": cfg.attention.n_kv_heads,
+            "head_dim": cfg.attention.head_dim,
+            "use_qk_norm": cfg.attention.qk_norm,
+            "partial_rotary_factor": _rotated_share(cfg.attention),
+        }
     if name in ("DeepseekV3ForCausalLM", "Glm4MoeForCausalLM"):
-        content |= _experts(cfg)
+        moe = isinstance(cfg.ffn, MoEConfig)
+        content |= {
+            "num_nextn_predict_layers": cfg.mtp_depth,
+            "first_k_dense_replace": cfg.n_dense_layers if moe else cfg.n_layers,
+            "ep_size": 1,
+            **GATE,
+            **(_renamed(cfg.ffn, EXPERTS) if moe else {}),
+        }
     return content
 
 
-def _latent(mla: MLAConfig) -> dict[str, Any]:
-    return {
-        "q_lora_rank": mla.q_lora_rank,
-        "kv_lora_rank": mla.kv_lora_rank,
-        "qk_nope_head_dim": mla.qk_nope_head_dim,
-        "qk_rope_head_dim": mla.qk_rope_head_dim,
-        "v_head_dim": mla.v_head_dim,
-        "rope_interleave": True,
-    }
-
-
-def _grouped(attention: GroupedAttentionConfig) -> dict[str, Any]:
-    return {
-        "num_key_value_heads": attention.n_kv_heads,
-        "head_dim": attention.head_dim,
-        "use_qk_norm": attention.qk_norm,
-        "partial_rotary_factor": _rotated_share(attention),
-    }
+def _renamed(section: Section, names: Mapping[str, str]) -> dict[str, Any]:
+    return {theirs: getattr(section, ours) for ours, theirs in names.items()}
 
 
 def _rotated_share(attention: GroupedAttentionConfig) -> float:
-    """What the classes multiply the width of a head by, rounding down, to get the rotated part."""
+    """The classes multiply the head width by this and round down, to get the rotated width."""
     share = attention.rope_head_dim / attention.head_dim
     exact = int(attention.head_dim * share) == attention.rope_head_dim
     return share if exact else math.nextafter(share, 1)
 
 
-def _experts(cfg: ModelConfig) -> dict[str, Any]:
-    content = {
-        "num_nextn_predict_layers": cfg.mtp_depth,
-        "first_k_dense_replace": cfg.n_layers,
-        "scoring_func": "sigmoid",
-        "topk_method": "noaux_tc",
-        "moe_layer_freq": 1,
-        "ep_size": 1,
-    }
-    if isinstance(cfg.ffn, MoEConfig):
-        moe = cfg.ffn
-        content |= {
-            "first_k_dense_replace": cfg.n_dense_layers,
-            "moe_intermediate_size": moe.moe_inter_dim,
-            "n_routed_experts": moe.n_routed_experts,
-            "n_shared_experts": moe.n_shared_experts,
-            "num_experts_per_tok": moe.n_activated_experts,
-            "n_group": moe.n_groups,
-            "topk_group": moe.topk_groups,
-            "routed_scaling_factor": moe.route_scale,
-            "norm_topk_prob": moe.norm_topk,
-        }
-    return content
-
-
 def _rope_parameters(cfg: ModelConfig) -> dict[str, Any]:
     rope = cfg.rope
     content: dict[str, Any] = {"rope_type": "default", "rope_theta": rope.theta}
-    if isinstance(rope, YarnConfig):
-        content |= {
-            "rope_type": "yarn",
-            "factor": rope.factor,
-            "original_max_position_embeddings": rope.original_max_seq_len,
-            "beta_fast": rope.beta_fast,
-            "beta_slow": rope.beta_slow,
-        }
-    if not isinstance(cfg.attention, GroupedAttentionConfig):
-        return content | (_mscales(rope) if isinstance(rope, YarnConfig) else {})
-    if isinstance(rope, YarnConfig):  # on the tables alone: of both queries and keys
-        content["attention_factor"] = rope.amplitude * rope.temperature(rope.mscale_all_dim)
-    return content | {"partial_rotary_factor": _rotated_share(cfg.attention)}
-
-
-def _mscales(rope: YarnConfig) -> dict[str, Any]:
-    # Where an mscale is 0 the class falls back to an amplitude of its own.
-    amplitude = {} if rope.mscale and rope.mscale_all_dim else {"attention_factor": rope.amplitude}
-    return amplitude | {"mscale": rope.mscale, "mscale_all_dim": rope.mscale_all_dim}
+    if isinstance(cfg.attention, GroupedAttentionConfig):
+        content["partial_rotary_factor"] = _rotated_share(cfg.attention)
+    if not isinstance(rope, YarnConfig):
+        return content
+    content |= {"rope_type": "yarn", **_renamed(rope, YARN)}
+    if isinstance(cfg.attention, GroupedAttentionConfig):  # scales the tables of queries and keys
+        scale = rope.amplitude * rope.temperature(rope.mscale_all_dim)
+        return content | {"attention_factor": scale}
+    if not (rope.mscale and rope.mscale_all_dim):  # the class would fall back to its own amplitude
+        content["attention_factor"] = rope.amplitude
+    return content | {"mscale": rope.mscale, "mscale_all_dim": rope.mscale_all_dim}

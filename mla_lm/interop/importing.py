@@ -1,4 +1,4 @@
-"""A DeepSeek-V2/V3-style folder as a run of ours at step 0: to evaluate, sample and train on."""
+"""A DeepSeek-V2/V3-style folder as a run at step 0: to evaluate, sample and train further."""
 
 import re
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from mla_lm.config import RunConfig
 from mla_lm.config.compose import load_config, validate
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
-from mla_lm.files import new_folder
+from mla_lm.files import new_folder, read_object
 from mla_lm.interop.foreign import model_section
-from mla_lm.interop.weights import Shards, read_json, read_state
+from mla_lm.interop.weights import Shards, read_state
 
-UNSAFE = re.compile(r"[$\\'\x00-\x1f]")  # could mean something to who composes a configuration
-ROW = 1024  # tokens to evaluate at once, unless told otherwise
+UNSAFE = re.compile(r"[$\\'\x00-\x1f]")  # could be interpolated when a configuration is composed
+ROW = 1024  # default data.seq_len, where the context is not shorter
 
 
 class Foreign(NamedTuple):
-    """A folder, read: configuration, weights, tokenizer."""
+    """The content of a folder."""
 
     cfg: RunConfig
     state: dict[str, Tensor]
@@ -30,9 +30,9 @@ class Foreign(NamedTuple):
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether this is a folder of a model of `transformers`, and no run of ours."""
+    """Whether this is a folder of a `transformers` model rather than a run."""
     file = path / "config.json"
-    return file.is_file() and "model_type" in read_json(file)
+    return file.is_file() and "model_type" in read_object(file)
 
 
 def read_folder(
@@ -42,13 +42,13 @@ def read_folder(
     tokenizer: Path | None = None,
     end_of_text: str | None = None,
 ) -> Foreign:
-    """`overrides` say what is not the model's own.
+    """Read `src`; `overrides` set what is not the model's, such as data.
 
-    `tokenizer` is a `tokenizer.json` where `src` has none, `end_of_text` the token before each
-    text where it is not the one that `src` begins them with. Raises UserError for a folder of
-    another architecture, or with code, pickle or tensors that do not fit.
+    `tokenizer` is a `tokenizer.json` where `src` has none; `end_of_text` overrides the token that
+    `src` begins texts with. Raises UserError for another architecture, code, pickle, or tensors
+    that do not fit.
     """
-    config = read_json(src / "config.json")
+    config = read_object(src / "config.json")
     shards = Shards(src)
     model = model_section(config, shards.holds_layer)
     path = tokenizer or src / "tokenizer.json"
@@ -75,7 +75,7 @@ def import_folder(src: Path, out: Path, **options: Any) -> RunConfig:
     """
     found = read_folder(src, **options)
     cfg = found.cfg.model_copy(update={"run_dir": str(out)})
-    record = Record.of(cfg, commands=[], tokenizer=found.tokenizer.json, data={}, environment={})
+    record = Record.of(cfg, command="", tokenizer=found.tokenizer.json, data={}, environment={})
     with new_folder(out) as folder:
         write_run_files(folder, cfg, record)
         weights = {f"{PREFIX}{name}": tensor for name, tensor in found.state.items()}
@@ -87,11 +87,11 @@ def import_folder(src: Path, out: Path, **options: Any) -> RunConfig:
 
 
 def _separator(src: Path) -> str | None:
-    """The token before each text, or else behind it, by the tokenizer's own configuration."""
+    """The token before each text, else after it, in the tokenizer's configuration."""
     path = src / "tokenizer_config.json"
     if not path.is_file():
         return None
-    content = read_json(path)
+    content = read_object(path)
     token = content.get("bos_token") or content.get("eos_token")
     return token.get("content") if isinstance(token, dict) else token
 

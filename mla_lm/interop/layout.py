@@ -1,8 +1,8 @@
-"""Where each of our parameters lies in the files of a Hugging Face checkpoint, for both directions.
+"""Where each parameter is stored in the files of a Hugging Face checkpoint, in both directions.
 
-On disk experts are separate matrices and MTP module k is layer `n_layers + k - 1`, which repeats
-the embedding and the head. DeepSeek's rotary pairs are adjacent like ours; the classes of MHA, GQA
-and MQA rotate halves, so there the rows of queries and keys change places.
+On disk experts are separate matrices, and MTP module k is layer `n_layers + k - 1` with copies of
+the embedding and the head. DeepSeek rotates adjacent pairs as we do; the classes for MHA, GQA and
+MQA rotate halves, so there the rows of queries and keys are permuted.
 """
 
 import re
@@ -32,7 +32,7 @@ MTP_STEMS = {
     "norm": "shared_head.norm",
 }
 HEAD = "lm_head.weight"
-ENDS = {  # what MTP layers repeat: its name, and its name there
+ENDS = {  # copied into MTP layers: name, and name there
     "embed.weight": ("model.embed_tokens.weight", "embed_tokens.weight"),
     "lm_head.weight": (HEAD, "shared_head.head.weight"),
 }
@@ -41,17 +41,17 @@ Place = EllipsisType | int | tuple[int, slice] | Tensor
 
 
 class Part(NamedTuple):
-    """A tensor of the files: `ours[at]`, or a copy of one that another part holds."""
+    """A tensor of the files: `ours[at]`, or a copy of another part."""
 
     name: str
     at: Place = ...
-    copy: bool = False  # may be missing, and must equal what it is a copy of
+    copy: bool = False  # may be missing, must equal the original
 
 
 def parts(name: str, cfg: ModelConfig) -> list[Part]:
     """The tensors of the files that make up our parameter or buffer `name`.
 
-    A tied head is no parameter of its own, but a part of "embed.weight".
+    A tied head is a part of "embed.weight".
     """
     mtp_layers = [f"model.layers.{cfg.n_layers + k}" for k in range(cfg.mtp_depth)]
     if name == "norm.weight":
@@ -94,7 +94,7 @@ def _in_block(name: str, cfg: ModelConfig) -> Iterator[tuple[str, Place]]:
 
 
 def _halves(n_heads: int, attention: GroupedAttentionConfig) -> Tensor:
-    """Our rows in the order of heads whose first half is rotated with the second."""
+    """Permutation of our rows (adjacent pairs) into the order of heads that rotate halves."""
     rope = torch.arange(attention.rope_head_dim).view(-1, 2).T.flatten()
     rest = torch.arange(attention.rope_head_dim, attention.head_dim)
     first = torch.arange(n_heads).unsqueeze(1) * attention.head_dim

@@ -1,4 +1,4 @@
-"""softmax(scale q k^T) v: fused kernels, and plain products where a CPU is faster with them.
+"""softmax(scale q k^T) v: fused kernels, or plain matrix products where a CPU is faster with them.
 
 B batch, T new tokens, L tokens attended to, H query heads, G key/value heads, N = B * H.
 """
@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PRODUCTS = 2048  # tokens a CPU attends to by products; what is kept grows with their square
-ROWS = 128  # queries at once
+PRODUCTS = 2048  # longest sequence for `Products` on a CPU; its memory grows quadratically
+ROWS = 128  # queries per block
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:
     """Attention -> (B, T, H, v_dim): q (B, H, T, qk_dim), k (B, G, L, qk_dim), v (B, G, L, v_dim).
 
-    mask (1 | B, 1, T, L), bool or to be added, says what may be attended to, of later tokens none;
-    without one T queries see their T keys causally, a single query sees all. G divides H.
+    mask (1 | B, 1, T, L) is boolean (True: attend) or additive and must itself be causal. Without a
+    mask T queries attend causally to their T keys; a single query attends to all. G divides H.
     """
     batch, heads, n_new, _ = q.shape
     if q.device.type == "cpu" and 1 < n_new == k.shape[2] <= PRODUCTS:
@@ -29,13 +29,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:
-    """By torch's kernels: (B, H, T, v_dim), or (B, G, H / G * T, v_dim)."""
+    """With torch's kernels: (B, H, T, v_dim), or (B, G, H / G * T, v_dim)."""
     batch, heads, n_new, v_dim = *q.shape[:3], v.shape[-1]
-    if v_dim < q.shape[-1]:  # flash kernels want equal widths; zero columns change nothing
+    if v_dim < q.shape[-1]:  # flash kernels need equal widths; zero columns change nothing
         v = F.pad(v, (0, q.shape[-1] - v_dim))
     causal = mask is None and n_new > 1
-    sharing = heads // k.shape[1]  # query heads that share keys and values
-    if sharing > 1 and n_new < k.shape[2]:  # few queries: rows of one product
+    sharing = heads // k.shape[1]  # query heads per key/value head
+    if sharing > 1 and n_new < k.shape[2]:  # few queries: group them as rows
         q = q.reshape(batch, k.shape[1], sharing * n_new, q.shape[-1])
         mask = None if mask is None else mask.repeat(1, 1, sharing, 1)
     context = F.scaled_dot_product_attention(
@@ -45,7 +45,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float)
 
 
 def by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:
-    """By plain products, where L = T: (N, T, v_dim)."""
+    """With matrix products, for L = T: (N, T, v_dim)."""
     heads = q.shape[1]
     if heads > k.shape[1]:
         k, v = (t.repeat_interleave(heads // k.shape[1], dim=1) for t in (k, v))
@@ -59,16 +59,16 @@ def by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: 
 
 
 class Products(torch.autograd.Function):
-    """`ROWS` queries at a time, and only the keys they may see: half of all products.
+    """Attention in blocks of `ROWS` queries against the keys up to the last of them: half the work.
 
-    Scores are rounded to the type of q, as in every implementation without a fused kernel.
+    Scores have the dtype of q, as in every implementation without a fused kernel.
     """
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor:
-        context, kept = [], []
+        context, saved = [], []
         for rows, seen in blocks(q.shape[1]):
             if mask is None:
                 n_rows = rows.stop - rows.start
@@ -76,21 +76,21 @@ class Products(torch.autograd.Function):
                 scores = torch.baddbmm(later, q[:, rows], k[:, seen].mT, alpha=scale)
             else:
                 products = torch.bmm(q[:, rows], k[:, seen].mT).unflatten(0, (len(mask), -1))
-                hidden = mask[:, None, rows, seen]  # of all heads
+                hidden = mask[:, None, rows, seen]  # broadcast over heads
                 scores = torch.add(hidden, products, alpha=scale).flatten(0, 1)
             probabilities = scores.softmax(-1)
             context.append(torch.bmm(probabilities, v[:, seen]))
             if any(ctx.needs_input_grad):
-                kept.append(probabilities)
-        ctx.save_for_backward(q, k, v, *kept)
+                saved.append(probabilities)
+        ctx.save_for_backward(q, k, v, *saved)
         ctx.scale = scale
         return context[0] if len(context) == 1 else torch.cat(context, dim=1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *kept = ctx.saved_tensors
+        q, k, v, *saved = ctx.saved_tensors
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for (rows, seen), probabilities in zip(blocks(q.shape[1]), kept, strict=True):
+        for (rows, seen), probabilities in zip(blocks(q.shape[1]), saved, strict=True):
             grad = grads[0][:, rows]
             grad_v[:, seen].baddbmm_(probabilities.mT, grad)
             grad_scores = torch.ops.aten._softmax_backward_data(
@@ -102,7 +102,7 @@ class Products(torch.autograd.Function):
 
 
 def blocks(n_tokens: int) -> Iterator[tuple[slice, slice]]:
-    """Queries, and the keys up to the last of them."""
+    """Slices of queries, each with the slice of keys up to its last query."""
     for first in range(0, n_tokens, ROWS):
         last = min(first + ROWS, n_tokens)
         yield slice(first, last), slice(0, last)

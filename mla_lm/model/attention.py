@@ -1,8 +1,8 @@
 """Causal self-attention: MLA (arXiv 2405.04434, eq. 9-19) and its baselines MHA, GQA and MQA.
 
 B batch, T new tokens, L tokens attended to (T without a cache), H query heads, G key/value heads.
-Every kind is called alike: `attention(x, at, cache)` with x (B, T, dim), the `Positions` of its
-tokens, and what it keeps of earlier ones.
+Every kind is called as `attention(x, at, cache)`: x (B, T, dim), the `Positions` of its tokens, and
+the layer's KV cache, if any.
 """
 
 import torch
@@ -19,10 +19,10 @@ LATENT_NORM_EPS = 1e-6  # hard-wired in the released implementations, whatever t
 
 
 class MultiHeadLatentAttention(nn.Module):
-    """MLA: keys and values come from one small latent, positions ride on one shared key.
+    """MLA: one small latent yields the keys and values, one shared key carries the position.
 
-    A cache keeps `kv_lora_rank + qk_rope_head_dim` numbers a token, and few new tokens attend to
-    them as they are ("absorbed"); many let keys and values be made of them first.
+    The KV cache holds `kv_lora_rank + qk_rope_head_dim` elements per token. Few new tokens attend
+    to the latents directly ("absorbed"); for many, keys and values are materialised first.
     """
 
     def __init__(self, cfg: ModelConfig, mla: MLAConfig) -> None:
@@ -47,7 +47,7 @@ class MultiHeadLatentAttention(nn.Module):
         )
         self.o_proj = nn.Linear(cfg.n_heads * self.v_dim, cfg.dim, bias=False)
         q = "q_b_proj.weight" if self.compress_q else "q_proj.weight"
-        self.row_parts = {  # for Muon
+        self.row_parts = {  # blocks of rows that Muon orthogonalises separately
             q: (self.nope_dim, self.rope_dim) * cfg.n_heads,
             "kv_a_proj.weight": (self.kv_lora_rank, self.rope_dim),
             "kv_b_proj.weight": (self.nope_dim, self.v_dim) * cfg.n_heads,
@@ -64,21 +64,21 @@ class MultiHeadLatentAttention(nn.Module):
 
         if cache is None:
             return self.o_proj(self.materialised(q_nope, q_rope, latent, k_rope, at.mask))
-        (kept,) = cache.update(at, torch.cat((latent, k_rope), dim=-1).unsqueeze(1))
+        (cached,) = cache.update(at, torch.cat((latent, k_rope), dim=-1).unsqueeze(1))
         if self.absorbs(x.shape[1]) if cache.absorb is None else cache.absorb:
-            return self.o_proj(self.absorbed(q_nope, q_rope, kept, at.mask))
-        latent, k_rope = kept.squeeze(1).split((self.kv_lora_rank, self.rope_dim), dim=-1)
+            return self.o_proj(self.absorbed(q_nope, q_rope, cached, at.mask))
+        latent, k_rope = cached.squeeze(1).split((self.kv_lora_rank, self.rope_dim), dim=-1)
         return self.o_proj(self.materialised(q_nope, q_rope, latent, k_rope, at.mask))
 
     def absorbs(self, n_queries: int) -> bool:
-        """Whether attending in latent space takes fewer operations than making keys and values."""
-        made = self.nope_dim + self.v_dim  # numbers a head and token
-        return n_queries * (2 * self.kv_lora_rank - made) < self.kv_lora_rank * made
+        """Whether absorbed attention takes fewer operations than materialised attention."""
+        materialised = self.nope_dim + self.v_dim  # elements per head and token
+        return n_queries * (2 * self.kv_lora_rank - materialised) < self.kv_lora_rank * materialised
 
     def materialised(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """Keys and values of every head from latent (B, L, d_c) and k_rope (B, L, rope_dim)."""
+        """Compute keys and values per head from latent (B, L, d_c) and k_rope (B, L, rope_dim)."""
         kv = self.kv_b_proj(latent).unflatten(-1, (self.n_heads, self.nope_dim + self.v_dim))
         k_nope, v = kv.split((self.nope_dim, self.v_dim), dim=-1)  # (B, L, H, nope_dim | v_dim)
         q_nope, q_rope, k_nope, v = (t.transpose(1, 2) for t in (q_nope, q_rope, k_nope, v))
@@ -86,20 +86,22 @@ class MultiHeadLatentAttention(nn.Module):
         q, k = torch.cat((q_nope, q_rope), dim=-1), torch.cat((k_nope, k_rope), dim=-1)
         return attend(q, k, v, mask, scale=self.scale).flatten(-2)
 
-    def absorbed(self, q_nope: Tensor, q_rope: Tensor, kept: Tensor, mask: Tensor | None) -> Tensor:
-        """The same from kept (B, 1, L, d_c + rope_dim) itself, one key and value for all heads.
+    def absorbed(
+        self, q_nope: Tensor, q_rope: Tensor, cached: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """The same on cached (B, 1, L, d_c + rope_dim) itself, one key and value for all heads.
 
         q_nope . (W_UK c) = (W_UK^T q_nope) . c, and sum_j p_j (W_UV c_j) = W_UV sum_j p_j c_j.
         """
         weight = self.kv_b_proj.weight.type_as(q_nope).unflatten(0, (self.n_heads, -1))
         w_uk, w_uv = weight.split((self.nope_dim, self.v_dim), dim=1)  # (H, nope_dim | v_dim, d_c)
         q = torch.cat((per_head(q_nope, w_uk), q_rope), dim=-1).transpose(1, 2)
-        context = attend(q, kept, kept, mask, scale=self.scale)[..., : self.kv_lora_rank]
+        context = attend(q, cached, cached, mask, scale=self.scale)[..., : self.kv_lora_rank]
         return per_head(context, w_uv.transpose(1, 2)).flatten(-2)
 
 
 class GroupedQueryAttention(nn.Module):
-    """MHA, GQA and MQA. The leading `rope_head_dim` numbers of a head are rotated."""
+    """MHA, GQA and MQA. RoPE turns the leading `rope_head_dim` elements of a head."""
 
     def __init__(self, cfg: ModelConfig, gqa: GroupedAttentionConfig) -> None:
         super().__init__()
@@ -109,10 +111,10 @@ class GroupedQueryAttention(nn.Module):
         self.k_proj = nn.Linear(cfg.dim, gqa.n_kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(cfg.dim, gqa.n_kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(cfg.n_heads * self.head_dim, cfg.dim, bias=False)
-        of_head = (self.rope_dim, self.head_dim - self.rope_dim)
-        self.row_parts = {  # for Muon
-            "q_proj.weight": of_head * cfg.n_heads,
-            "k_proj.weight": of_head * gqa.n_kv_heads,
+        head_parts = (self.rope_dim, self.head_dim - self.rope_dim)
+        self.row_parts = {  # blocks of rows that Muon orthogonalises separately
+            "q_proj.weight": head_parts * cfg.n_heads,
+            "k_proj.weight": head_parts * gqa.n_kv_heads,
             "v_proj.weight": (self.head_dim,) * gqa.n_kv_heads,
         }
 
@@ -139,7 +141,7 @@ class GroupedQueryAttention(nn.Module):
 
 
 def per_head(x: Tensor, weight: Tensor) -> Tensor:
-    """A matrix for each head: x (B, T, H, n), weight (H, n, m) -> (B, T, H, m)."""
+    """Multiply by one matrix per head: x (B, T, H, n), weight (H, n, m) -> (B, T, H, m)."""
     y = torch.bmm(x.flatten(0, 1).transpose(0, 1), weight)  # (H, B * T, m)
     return y.transpose(0, 1).unflatten(0, x.shape[:2])
 

@@ -13,7 +13,7 @@ from mla_lm.model.positions import Positions
 
 
 class Block(nn.Module):
-    """(B, T, dim) -> (B, T, dim) and the routing of its experts, None when it has none."""
+    """(B, T, dim) -> (B, T, dim) and the routing of its experts (None: a dense layer)."""
 
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -41,9 +41,9 @@ def run(
     cache: LayerCache | None = None,
     checkpointing: Checkpointing = "none",
 ) -> tuple[Tensor, Routing | None]:
-    """`module(*inputs, at, cache)`; with checkpointing its activations are computed again later.
+    """`module(*inputs, at, cache)`; with checkpointing the backward pass recomputes activations.
 
-    What has been compiled is for training only: elsewhere shapes change from call to call.
+    Compiled code is for training only: without gradients shapes change from call to call.
     """
     if not torch.is_grad_enabled():
         result: tuple[Tensor, Routing | None] = module._call_impl(*inputs, at, cache)
@@ -52,7 +52,7 @@ def run(
         result = module(*inputs, at, cache)
         return result
 
-    def flat(*inputs: Tensor) -> tuple[Tensor, ...]:  # re-entrant: gradient through tensors only
+    def flat(*inputs: Tensor) -> tuple[Tensor, ...]:  # re-entrant: gradients of tensors only
         y, routing = module(*inputs, at)
         return (y, *(routing or ()))
 

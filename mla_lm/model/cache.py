@@ -1,9 +1,9 @@
-"""Preallocated caches for decoding: what every attention layer keeps of the tokens so far.
+"""Preallocated KV caches for decoding.
 
-B rows, T new tokens, L tokens held, G key/value heads. MLA keeps one tensor a layer, the latent
-and the rotated key (`kv_lora_rank + qk_rope_head_dim` numbers a token); MHA, GQA and MQA keep keys
-and values. Rows may hold different numbers of tokens: a batch of ragged prompts is padded on the
-right, run once, and cut back by `truncate`, as are the rejected drafts of a speculation.
+B rows, T new tokens, L cached tokens, G key/value heads. MLA caches one tensor per layer, the
+latent and the rotated key (`kv_lora_rank + qk_rope_head_dim` elements per token); MHA, GQA and MQA
+cache keys and values. Rows may have different lengths: a batch of ragged prompts is padded on the
+right, run once and cut back by `truncate`, and so are rejected drafts.
 """
 
 from collections.abc import Sequence
@@ -17,29 +17,28 @@ from mla_lm.model.positions import Positions
 
 
 class LayerCache:
-    """What one attention layer keeps: tensors (B, G, capacity, width)."""
+    """The cached tensors (B, G, capacity, width) of one attention layer."""
 
     def __init__(self, tensors: Sequence[Tensor], *, absorb: bool | None) -> None:
         self.tensors, self.absorb = tuple(tensors), absorb
 
     def update(self, at: Positions, *new: Tensor) -> tuple[Tensor, ...]:
-        """Write `new`, each (B, G, T, width); all then held (B, G, L, width), in the same type."""
-        for kept, tensor in zip(self.tensors, new, strict=True):
+        """Write `new`, each (B, G, T, width); return all tokens (B, G, L, width) in its dtype."""
+        for cached, tensor in zip(self.tensors, new, strict=True):
             if isinstance(at.slots, slice):
-                kept[:, :, at.slots] = tensor
+                cached[:, :, at.slots] = tensor
             else:
-                rows = torch.arange(len(kept), device=kept.device).unsqueeze(1)
-                kept[rows, :, at.slots] = tensor.transpose(1, 2).to(kept.dtype)
+                rows = torch.arange(len(cached), device=cached.device).unsqueeze(1)
+                cached[rows, :, at.slots] = tensor.transpose(1, 2).to(cached.dtype)
         pairs = zip(self.tensors, new, strict=True)
-        return tuple(kept[:, :, : at.n_held].type_as(tensor) for kept, tensor in pairs)
+        return tuple(cached[:, :, : at.cache_len].type_as(tensor) for cached, tensor in pairs)
 
 
 class Cache:
-    """The layers' caches and how many tokens each row holds (`lengths`).
+    """The caches of all layers and the number of cached tokens per row (`lengths`).
 
-    `absorb` makes MLA attend in latent space (True), through keys and values (False), or choose
-    by the number of new tokens (None). While `held` has the lengths as a tensor (B,), they are read
-    from it on its device, and all shapes follow from the capacity alone.
+    `absorb` makes MLA attend in latent space (True), on materialised keys and values (False), or
+    whichever is cheaper for the number of new tokens (None).
     """
 
     def __init__(
@@ -55,8 +54,7 @@ class Cache:
     ) -> None:
         self.capacity, self.dtype = capacity, dtype
         self.lengths = [0] * batch_size
-        self.held: Tensor | None = None
-        shapes = [(batch_size, heads, capacity, width) for heads, width in kept_widths(cfg)]
+        shapes = [(batch_size, heads, capacity, width) for heads, width in cached_widths(cfg)]
         self.layers = [
             LayerCache(
                 [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes], absorb=absorb
@@ -70,37 +68,34 @@ class Cache:
         return sum(t.nbytes for layer in self.layers for t in layer.tensors)
 
     def reserve(self, n_new: int, cos: Tensor, sin: Tensor) -> Positions:
-        """Places for `n_new` tokens behind those of each row, which the layers are to fill.
+        """Append `n_new` tokens to every row: their positions and slots, for the layers to write.
 
         cos, sin are the tables of all positions. Raises UserError beyond them or the capacity.
         """
         before = self.lengths
-        longest = max(before, default=0) + n_new
+        cache_len = max(before, default=0) + n_new
         for limit, name in (
             (len(cos), "model.max_seq_len"),
             (self.capacity, "the cache's capacity"),
         ):
-            if longest > limit:
-                raise UserError(f"{longest} tokens exceed {name}={limit}")
+            if cache_len > limit:
+                raise UserError(f"{cache_len} tokens exceed {name}={limit}")
         self.lengths = [length + n_new for length in before]
-        held = self.held
-        if held is None and len(set(before)) < 2:
-            slots = slice(longest - n_new, longest)
-            mask = None
-            if 1 < n_new < longest:
-                shape = (1, 1, n_new, longest)
-                mask = torch.ones(shape, dtype=torch.bool, device=cos.device).tril(longest - n_new)
-            return Positions(cos[slots], sin[slots], mask, slots, longest)
-        if held is None:
-            held = torch.tensor(before, device=cos.device)
-        else:
-            longest = self.capacity
-        where = held.unsqueeze(1) + torch.arange(n_new, device=cos.device)  # (B, T)
-        mask = torch.arange(longest, device=cos.device) <= where.unsqueeze(-1)  # (B, T, L)
-        return Positions(cos[where], sin[where], mask.unsqueeze(1), where, longest)
+        if len(set(before)) < 2:  # rows of equal length
+            slots = slice(cache_len - n_new, cache_len)
+            mask: Tensor | None = None
+            if 1 < n_new < cache_len:
+                shape = (1, 1, n_new, cache_len)
+                mask = torch.ones(shape, dtype=torch.bool, device=cos.device)
+                mask = mask.tril(cache_len - n_new)
+            return Positions(cos[slots], sin[slots], mask, slots, cache_len)
+        starts = torch.tensor(before, device=cos.device).unsqueeze(1)
+        where = starts + torch.arange(n_new, device=cos.device)  # (B, T)
+        mask = torch.arange(cache_len, device=cos.device) <= where.unsqueeze(-1)  # (B, T, L)
+        return Positions(cos[where], sin[where], mask.unsqueeze(1), where, cache_len)
 
     def truncate(self, lengths: Sequence[int]) -> None:
-        """Forget what row b holds beyond its first `lengths[b]` tokens."""
+        """Drop the cached tokens of row b after its first `lengths[b]`."""
         if any(new > old or new < 0 for new, old in zip(lengths, self.lengths, strict=True)):
             raise ValueError(f"cannot cut rows of {self.lengths} tokens to {list(lengths)}")
         self.lengths = list(lengths)
@@ -113,8 +108,8 @@ class Cache:
         self.lengths = [self.lengths[row] for row in rows]
 
 
-def kept_widths(cfg: ModelConfig) -> list[tuple[int, int]]:
-    """Heads and width of each tensor a layer keeps."""
+def cached_widths(cfg: ModelConfig) -> list[tuple[int, int]]:
+    """Heads and width of each tensor that a layer caches."""
     attention = cfg.attention
     if isinstance(attention, MLAConfig):
         return [(1, attention.kv_lora_rank + attention.qk_rope_head_dim)]

@@ -1,7 +1,7 @@
-"""E SwiGLU experts with stacked weights, and the ways to run them on the tokens routed to each.
+"""E SwiGLU experts with stacked weights, and four implementations of running them.
 
-N tokens, K experts a token, slot s of the N * K belongs to token s // K. All ways compute the same;
-`loop` is the reference.
+N tokens, K experts per token; slot s of the N * K belongs to token s // K. All implementations
+compute the same function; `loop` is the reference.
 """
 
 from typing import Any
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from mla_lm.config import MoEConfig
 
 # Row counts are rounded up to a multiple of this: oneDNN builds a kernel for every new matrix shape
-# (about 2.5 ms on a CPU with AMX), and tokens per expert differ in every step.
+# (about 2.5 ms on a CPU with AMX), and tokens per expert change in every step.
 ROW_BLOCK = 64
 ALIGNED = 8  # widths in bfloat16 that `grouped_mm` takes: multiples of 16 bytes
 
 
 class Experts(nn.Module):
-    """E SwiGLU experts, gate and up in one matrix each."""
+    """E SwiGLU experts; gate and up projection share one matrix per expert."""
 
     def __init__(self, dim: int, moe: MoEConfig) -> None:
         super().__init__()
@@ -29,28 +29,25 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(n_experts, dim, inter_dim))
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum over the chosen: x (N, dim), experts and weights (N, K) -> (N, dim)."""
+        """Weighted sum over the chosen experts: x (N, dim), experts, weights (N, K) -> (N, dim)."""
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         inputs = x.to(dtype)
         matrices: list[Tensor] = [self.gate_up_proj, self.down_proj]
         way = fastest(inputs, matrices[0]) if self.execution == "auto" else self.execution
-        if way not in ("few_tokens", "gathered"):  # there autocast converts the chosen ones only
+        if way != "few_tokens":  # there autocast casts only the chosen experts
             matrices = [matrix.to(dtype) for matrix in matrices]
         return WAYS[way](inputs, experts, weights, *matrices).type_as(x)
 
 
 def fastest(x: Tensor, gate_up: Tensor) -> str:
-    """The way that takes least for tokens x (N, dim) and gate_up (E, 2 * inter_dim, dim)."""
-    few, on_gpu = 0 < len(x) < ROW_BLOCK, x.device.type == "cuda"
+    """The fastest implementation for x (N, dim) and gate_up (E, 2 * inter_dim, dim)."""
     aligned = gate_up.shape[1] % (2 * ALIGNED) == gate_up.shape[2] % ALIGNED == 0
-    if on_gpu and x.dtype == torch.bfloat16 and aligned:
+    if x.device.type == "cuda" and x.dtype == torch.bfloat16 and aligned:
         major, _ = torch.cuda.get_device_capability(x.device)
-        if major in (9, 10):  # elsewhere it is a loop that waits
+        if major in (9, 10):  # elsewhere it is a loop with a host sync
             return "grouped_mm"
-    if few:
-        return "gathered" if on_gpu else "few_tokens"
-    return "padded"
+    return "few_tokens" if 0 < len(x) < ROW_BLOCK else "padded"
 
 
 def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -60,7 +57,7 @@ def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
 
 
 def loop(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """Expert by expert, as the equation is written."""
+    """The reference: expert by expert, as in the equation."""
     y = torch.zeros_like(x, dtype=weights.dtype)
     for expert in range(len(gate_up)):
         token, place = (experts == expert).nonzero(as_tuple=True)
@@ -72,7 +69,7 @@ def loop(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Ten
 def few_tokens(
     x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor
 ) -> Tensor:
-    """For decoding, which waits for weights: only the chosen experts, and no padding."""
+    """For decoding, which is bound by reading weights: the chosen experts only, no padding."""
     chosen, top_k = experts.flatten().tolist(), experts.shape[1]
     order = sorted(range(len(chosen)), key=chosen.__getitem__)  # slots grouped by expert
     touched = sorted(set(chosen))
@@ -88,20 +85,10 @@ def few_tokens(
     return torch.zeros_like(x, dtype=weighted.dtype).index_add(0, token, weighted)
 
 
-def gathered(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """For decoding on a GPU: a copy of the matrices of every slot, and no wait for the choice."""
-    n_tokens, top_k = experts.shape
-    chosen = experts.flatten()
-    inputs = x.repeat_interleave(top_k, dim=0).unsqueeze(-1)  # (N * K, dim, 1)
-    gate, up = torch.bmm(gate_up[chosen], inputs).chunk(2, dim=1)
-    y = torch.bmm(down[chosen], F.silu(gate) * up).view(n_tokens, top_k, -1)
-    return (y * weights.unsqueeze(-1)).sum(dim=1)
-
-
 def grouped_mm(
     x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor
 ) -> Tensor:
-    """One kernel for all experts, no wait for their sizes; fast in bfloat16 on sm90 and sm100."""
+    """One kernel for all experts, without a host sync; fast in bfloat16 on sm90 and sm100."""
     n_tokens, top_k = experts.shape
     chosen = experts.flatten()
     order = chosen.argsort(stable=True)  # slots grouped by expert
@@ -115,17 +102,17 @@ def grouped_mm(
 
 
 def padded(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """For training on a CPU: each expert gets blocks of `ROW_BLOCK` rows."""
+    """For training on a CPU: rows per expert are padded to a multiple of `ROW_BLOCK`."""
     y: Tensor = Padded.apply(x, experts, weights, gate_up, down)  # type: ignore[no-untyped-call]
     return y
 
 
 class Padded(torch.autograd.Function):
-    """`padded`, with a backward that gathers where autograd would scatter.
+    """`padded`, with a backward pass that gathers where autograd would scatter.
 
-    R rows, those of an expert together; `token` (R,) is whose row it is, N for padding, `place`
-    (N, K) the row of each slot. Every expert is taken from its inputs to its outputs while they are
-    in the processor's cache; of the activations only those of gate and up are kept.
+    R rows grouped by expert: `token` (R,) is the token of a row (N: padding), `place` (N, K) the
+    row of a slot. Each expert runs to its outputs while its rows are in the CPU's cache; only the
+    gate and up activations are saved for the backward pass.
     """
 
     @staticmethod
@@ -161,7 +148,7 @@ class Padded(torch.autograd.Function):
             gate, up = hidden.chunk(2, dim=-1)
             silu, grad_out = F.silu(gate), grad_rows.index_select(0, who)
             activated, w = silu * up, w.unsqueeze(-1).type_as(x)
-            grad = grad_out @ down[expert]  # of the activation, before the weight
+            grad = grad_out @ down[expert]  # of the activation, before weighting
             torch.sum(grad * activated, dim=-1, dtype=weight.dtype, out=grad_w)
             torch.mm(grad_out.T, activated * w, out=grad_down[expert])
             grad = grad * w
@@ -176,7 +163,7 @@ class Padded(torch.autograd.Function):
 
 
 def layout(experts: Tensor, n_experts: int) -> tuple[Tensor, Tensor, list[int]]:
-    """For `Padded`: token (R,), place (N, K), and the rows of each expert."""
+    """For `Padded`: token (R,), place (N, K), and the number of rows per expert."""
     n_tokens, top_k = experts.shape
     chosen = experts.flatten()
     order = chosen.argsort(stable=True)  # slots grouped by expert
@@ -191,7 +178,7 @@ def layout(experts: Tensor, n_experts: int) -> tuple[Tensor, Tensor, list[int]]:
 
 
 def with_zero(x: Tensor) -> Tensor:
-    """x (N, dim) and a row of zeros, which padding reads: (N + 1, dim)."""
+    """Append a row of zeros for the padding to read: x (N, dim) -> (N + 1, dim)."""
     return F.pad(x, (0, 0, 0, 1))
 
 
@@ -200,5 +187,4 @@ WAYS = {
     "padded": padded,
     "grouped_mm": grouped_mm,
     "few_tokens": few_tokens,
-    "gathered": gathered,
 }

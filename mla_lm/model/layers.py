@@ -1,4 +1,4 @@
-"""What every block is built of: RMSNorm, SwiGLU, and buffers that stay float32."""
+"""Layers of every block: RMSNorm, SwiGLU, and a base class whose buffers stay float32."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm (arXiv 1910.07467), (..., dim) -> (..., dim) in the type of the input.
+    """RMSNorm (arXiv 1910.07467), (..., dim) -> (..., dim) in the dtype of the input.
 
-    Fused kernels want weight and input of one type, and sum in float32 whatever that type is.
+    Fused kernels need weight and input of one dtype, and accumulate in float32 whatever it is.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,9 +31,9 @@ class SwiGLU(nn.Module):
 
 
 class KeepsFloat32(nn.Module):
-    """A module whose own buffers stay as they are under `.to(bfloat16)`; they still move devices.
+    """A module whose own buffers keep their dtype under `.to(bfloat16)`; they still change device.
 
-    A bias of selection sticks in bfloat16 as it grows, and rotary angles lose whole turns.
+    In bfloat16 a routing bias rounds small updates away, and rotary angles lose whole turns.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

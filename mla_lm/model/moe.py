@@ -1,7 +1,7 @@
 """DeepSeekMoE (arXiv 2401.06066) with the sigmoid gate of DeepSeek-V3: route, dispatch, combine.
 
-B batch, T tokens, N = B * T, E routed experts, K experts a token. Routing is returned, never
-stored: `balance.py` and `losses.py` read it from the output.
+B batch, T tokens, N = B * T, E routed experts, K experts per token. Routing is returned, never
+stored: `objective/balance.py` and `objective/losses.py` read it from the output.
 """
 
 from typing import NamedTuple
@@ -16,9 +16,9 @@ from mla_lm.model.layers import KeepsFloat32, SwiGLU
 
 
 class Routing(NamedTuple):
-    """What one MoE layer decided, for balancing and metrics."""
+    """The routing decisions of one MoE layer, for balancing and metrics."""
 
-    scores: Tensor  # (B, T, E) float32, unbiased sigmoid scores; carries gradient
+    scores: Tensor  # (B, T, E) float32, unbiased sigmoid scores, with gradient
     experts: Tensor  # (B, T, K) int64, the chosen experts
 
 
@@ -43,26 +43,26 @@ class Router(KeepsFloat32):
         moe = self.moe
         with torch.autocast(x.device.type, enabled=False):  # bf16 scores would tie and flip experts
             scores = F.linear(x.float(), self.weight.float()).sigmoid()  # (B, T, E)
-        experts = self.in_turn(scores) if moe.force_balance else self.best(scores.detach())
+        experts = self.round_robin(scores) if moe.force_balance else self.best(scores.detach())
         weights = scores.gather(-1, experts)  # unbiased
         if moe.norm_topk:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
         return Routing(scores, experts), weights * moe.route_scale
 
     def best(self, scores: Tensor) -> Tensor:
-        """The experts (B, T, K) of highest score (B, T, E) and bias, within the best groups."""
+        """The experts (B, T, K) of highest score (B, T, E) + bias, within the best groups."""
         choice = self.keep_best_groups(scores + self.e_score_correction_bias)
         return choice.topk(self.moe.n_activated_experts, dim=-1, sorted=False).indices
 
-    def in_turn(self, scores: Tensor) -> Tensor:
-        """Experts (B, T, K) one after the other whatever they score: a ceiling of throughput."""
+    def round_robin(self, scores: Tensor) -> Tensor:
+        """Round-robin experts (B, T, K) whatever the scores: an upper bound of throughput."""
         batch, n_tokens, n_experts = scores.shape
         top_k = self.moe.n_activated_experts
-        turns = torch.arange(batch * n_tokens * top_k, device=scores.device) % n_experts
-        return turns.view(batch, n_tokens, top_k)
+        experts = torch.arange(batch * n_tokens * top_k, device=scores.device) % n_experts
+        return experts.view(batch, n_tokens, top_k)
 
     def keep_best_groups(self, choice: Tensor) -> Tensor:
-        """Exclude (-inf) the experts outside the `topk_groups` groups with the best two experts."""
+        """Set to -inf the experts outside the `topk_groups` groups with the best top-2 sums."""
         if self.moe.n_groups == 1:
             return choice
         grouped = choice.unflatten(-1, (self.moe.n_groups, -1))  # (B, T, groups, E / groups)

@@ -17,7 +17,7 @@ from mla_lm.model.positions import Positions
 
 
 class MTPModule(nn.Module):
-    """One depth of prediction beyond the next token."""
+    """Predicts one token beyond the depth before it."""
 
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class MTPModule(nn.Module):
         at: Positions,
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        """hidden at i, embedding of token i + k: both (B, T - k, dim) -> normed state, same."""
+        """hidden at i, embedding of token i + k: both (B, T - k, dim) -> normed state."""
         x = self.proj(torch.cat((self.embed_norm(embedding), self.hidden_norm(hidden)), dim=-1))
         x, routing = self.block(x, at, cache)
         return self.norm(x), routing

@@ -1,7 +1,7 @@
 """Rotary position embedding of adjacent pairs (arXiv 2104.09864), as DeepSeek's weights store it.
 
 Pure functions; the pair (2i, 2i + 1) turns by position * theta^(-2i / width). YaRN (arXiv
-2309.00071) slows the pairs that a trained context never saw turn, so that longer ones can be read.
+2309.00071) interpolates the slow frequencies, so that a model reads beyond its trained context.
 """
 
 import math
@@ -17,15 +17,15 @@ def rotary_tables(max_seq_len: int, width: int, rope: RopeConfig) -> tuple[Tenso
     frequencies = rope.theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
     amplitude = 1.0
     if isinstance(rope, YarnConfig):
-        slowed = _slowed(width, rope)
-        frequencies = frequencies * (1 - slowed + slowed / rope.factor)
+        interpolated = _interpolated(width, rope)
+        frequencies = frequencies * (1 - interpolated + interpolated / rope.factor)
         amplitude = rope.amplitude
     angles = torch.outer(torch.arange(max_seq_len, dtype=torch.float64), frequencies)
     return (amplitude * angles.cos()).float(), (amplitude * angles.sin()).float()
 
 
 def softmax_scale(width: int, rope: RopeConfig) -> float:
-    """What scores of heads of this width are multiplied by; YaRN sharpens them."""
+    """Softmax scale for heads of this width; YaRN multiplies it by mscale^2."""
     scale: float = width**-0.5
     if isinstance(rope, YarnConfig):
         scale *= rope.temperature(rope.mscale_all_dim) ** 2
@@ -35,7 +35,7 @@ def softmax_scale(width: int, rope: RopeConfig) -> float:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the last dimension of `x` (..., T, H, width) by tables (..., T, width / 2).
 
-    Computed in float32 (bfloat16 positions lose whole turns), returned in the type of `x`.
+    Computed in float32 (bfloat16 positions lose whole turns), returned in the dtype of `x`.
     """
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # one angle for all heads
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
@@ -43,15 +43,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return rotated.flatten(-2).type_as(x)
 
 
-def _slowed(width: int, yarn: YarnConfig) -> Tensor:
-    """How much of each pair's frequency is divided by the factor, 0 to 1: (width / 2,) float64."""
+def _interpolated(width: int, yarn: YarnConfig) -> Tensor:
+    """Ramp from 0 (own frequency) to 1 (divided by the factor) over pairs: (width / 2,) float64."""
 
-    def pair_that_turns(times: float) -> float:
-        """The pair, as a fraction, that turns so many times within the trained context."""
-        wavelength = yarn.original_max_seq_len / (2 * math.pi * times)
+    def correction_dim(rotations: float) -> float:
+        """Fractional index of the pair with that many rotations in the trained context."""
+        wavelength = yarn.original_max_seq_len / (2 * math.pi * rotations)
         return width * math.log(wavelength) / (2 * math.log(yarn.theta))
 
-    low = max(math.floor(pair_that_turns(yarn.beta_fast)), 0)
-    high = min(math.ceil(pair_that_turns(yarn.beta_slow)), width - 1)
+    low = max(math.floor(correction_dim(yarn.beta_fast)), 0)
+    high = min(math.ceil(correction_dim(yarn.beta_slow)), width - 1)
     pairs = torch.arange(width // 2, dtype=torch.float64)
     return ((pairs - low) / (high - low or 1e-3)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Tensors that are cut into one part for each rank (DTensor), and whole ones."""
+"""Conversion between sharded tensors (DTensor, one shard per rank) and full ones."""
 
 from typing import TypeVar
 
@@ -9,12 +9,12 @@ T = TypeVar("T")
 
 
 def whole(tensor: T) -> T | Tensor:
-    """All of a sharded tensor, put together on every rank; anything else as it is."""
+    """Gather a sharded tensor on every rank; anything else is returned unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def part(tensor: T, like: Tensor) -> T | Tensor:
-    """Of a whole tensor this rank's part, cut as `like` is; as it is where that does not fit."""
+    """This rank's shard of a full tensor, sharded as `like`; unchanged where `like` is not."""
     if not isinstance(like, DTensor) or not isinstance(tensor, Tensor):
         return tensor
     if tensor.shape != like.shape:

@@ -1,6 +1,6 @@
 """The decoder: embedding, blocks, final norm, head, and the MTP modules that share both ends.
 
-B batch, T tokens, V vocabulary, k = 1..mtp_depth. Everything a loss or a metric needs is returned.
+B batch, T tokens, V vocabulary, k = 1..mtp_depth. All that a loss or metric needs is returned.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ class ModelOutput(NamedTuple):
 
     hidden: Tensor  # (B, T, dim), after the final norm
     logits: Tensor | None  # (B, T, V); None when not asked for
-    mtp: tuple[Tensor, ...]  # (B, T - k, dim): position i is to predict token i + k + 1
+    mtp: tuple[Tensor, ...]  # (B, T - k, dim): position i predicts token i + k + 1
     routing: tuple[Routing, ...]  # one per MoE layer that ran
-    mtp_input: Tensor  # (B, T, dim), what the first MTP module takes
+    mtp_input: Tensor  # (B, T, dim), input of the first MTP module
 
 
 class Transformer(KeepsFloat32):
@@ -68,10 +68,10 @@ class Transformer(KeepsFloat32):
     ) -> ModelOutput:
         """Run the model; `logits=False` leaves out the head, `mtp=False` the MTP modules.
 
-        With documents (B, T), the number of the document a token belongs to, attention stays
-        inside a document. With a cache the tokens follow those it holds and are added to it; the
-        MTP modules then run by `further` only. `checkpointing` keeps only the input of each block
-        for the backward pass, which runs it again. Raises UserError beyond `max_seq_len` tokens.
+        With documents (B, T), the document index of each token, attention stays inside documents.
+        With a cache the tokens are appended to the cached ones; MTP modules then run through
+        `mtp_step` only. `checkpointing` saves only the input of each block for the backward pass,
+        which recomputes the rest. Raises UserError beyond `max_seq_len` tokens.
         """
         n_tokens = tokens.shape[1]
         layers: Sequence[LayerCache | None] = [None] * len(self.blocks)
@@ -88,7 +88,7 @@ class Transformer(KeepsFloat32):
         mtp_states = []
         state = mtp_input = hidden if self.cfg.mtp_input == "post_norm" else x
         for depth, module in enumerate(self.mtp if mtp and cache is None else (), start=1):
-            length = max(0, n_tokens - depth)  # later positions know no token that far ahead
+            length = max(0, n_tokens - depth)  # the last positions have no token that far ahead
             state, block_routing = run(
                 module,
                 state[:, :length],
@@ -107,10 +107,10 @@ class Transformer(KeepsFloat32):
         )
 
     def compile_blocks(self, *, whole: bool, backend: str = "inductor") -> None:
-        """Let `torch.compile` fuse each block and MTP module for training.
+        """Compile each block and MTP module with `torch.compile`, for training.
 
-        As a whole where experts run by `grouped_mm`, on a GPU; a CPU must know how many tokens each
-        expert has, so that there its block is compiled in parts around them.
+        `whole` (no graph breaks) needs experts run by `grouped_mm`, on a GPU. On a CPU the experts
+        depend on the number of tokens of each and stay outside the compiled parts.
         """
         for module in (*self.blocks, *self.mtp):
             module.compile(fullgraph=whole, dynamic=False, backend=backend)
@@ -119,19 +119,19 @@ class Transformer(KeepsFloat32):
                 module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
 
     def shard_blocks(self, mesh: DeviceMesh) -> None:
-        """Leave this rank of `mesh` its part of all weights (FSDP2), gathered block by block."""
+        """Shard all weights over the ranks of `mesh` (FSDP2), gathered block by block."""
         for module in (*self.blocks, *self.mtp):
             fully_shard(module, mesh=mesh)
         fully_shard(self, mesh=mesh)
 
-    def at_nodes(self, tokens: Tensor, positions: Tensor, seen: Tensor | None) -> Tensor:
-        """Final hidden states (B, T, dim) of rows that are no plain texts.
+    def forward_tree(self, tokens: Tensor, positions: Tensor, seen: Tensor | None) -> Tensor:
+        """Final hidden states (B, T, dim) of token trees: texts that share prefixes, one per row.
 
-        tokens (B, T) stand at positions (B, T); token i attends to those where seen (B, T, T)
-        holds in its row i, without it to all before.
+        tokens (B, T) are at positions (B, T). Token i attends to the tokens j with seen[b, i, j]
+        (B, T, T), or without `seen` causally.
         """
         mask = None
-        if seen is not None:  # as numbers, once for all layers
+        if seen is not None:  # additive, computed once for all layers
             mask = torch.zeros(seen.shape, dtype=self.matmul_dtype, device=seen.device)
             mask = mask.masked_fill_(~seen, -torch.inf).unsqueeze(1)
         at = Positions(self.cos[positions], self.sin[positions], mask)
@@ -140,11 +140,11 @@ class Transformer(KeepsFloat32):
             x, _ = run(block, x, at=at)
         return self.norm(x)
 
-    def further(self, depth: int, state: Tensor, tokens: Tensor, *, cache: Cache) -> Tensor:
-        """State of MTP depth 1.. at the positions behind those its own cache holds: (B, T, dim).
+    def mtp_step(self, depth: int, state: Tensor, tokens: Tensor, *, cache: Cache) -> Tensor:
+        """Run MTP module `depth` (from 1) on T more positions of its own cache: (B, T, dim).
 
-        state (B, T, dim) of the depth before, or `ModelOutput.mtp_input`; tokens (B, T): at
-        position i token i + depth.
+        state (B, T, dim) is that of the depth before, or `ModelOutput.mtp_input`; tokens (B, T)
+        has token i + depth at position i.
         """
         at = cache.reserve(tokens.shape[1], self.cos, self.sin)
         return self.mtp[depth - 1](state, self.embed(tokens), at, cache.layers[0])[0]
@@ -152,7 +152,7 @@ class Transformer(KeepsFloat32):
     def new_cache(
         self, batch_size: int, capacity: int, *, mtp: bool = False, absorb: bool | None = None
     ) -> Cache:
-        """An empty cache of the main layers, or of one MTP module, in the format of the matmuls."""
+        """An empty cache of the main layers, or of one MTP module, in the dtype of the matmuls."""
         return Cache(
             self.cfg,
             n_layers=1 if mtp else self.cfg.n_layers,
@@ -165,7 +165,7 @@ class Transformer(KeepsFloat32):
 
     @property
     def matmul_dtype(self) -> torch.dtype:
-        """The number format of matrix products here and now."""
+        """The dtype of matrix products, autocast included."""
         weight = self.embed.weight
         if torch.is_autocast_enabled(weight.device.type):
             return torch.get_autocast_dtype(weight.device.type)
@@ -186,7 +186,7 @@ class Transformer(KeepsFloat32):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights; those that write to the residual stream shrink with depth (GPT-2)."""
+        """Normal weights; those writing to the residual stream are scaled by depth (GPT-2)."""
         std = self.cfg.init_std
         residual_std = std / (2 * self.cfg.n_layers) ** 0.5
         if isinstance(module, nn.Linear | nn.Embedding | Router):
@@ -200,5 +200,5 @@ class Transformer(KeepsFloat32):
 
 
 def _within(documents: Tensor) -> Tensor:
-    """Earlier tokens of the same document: (B, T) -> (B, 1, T, T) bool."""
+    """Causal mask within documents: (B, T) -> (B, 1, T, T) bool."""
     return (documents[:, :, None] == documents[:, None, :]).tril().unsqueeze(1)

@@ -1,8 +1,8 @@
 """Balancing experts: load, metrics, and bias updates without an auxiliary loss (arXiv 2408.15664).
 
-Pure functions. B rows, T tokens, L MoE layers (MTP blocks included), E experts, K experts a token.
-The update belongs once to each optimizer step, with the load of the whole global batch: every rank
-and every micro-batch, padding left out.
+Pure functions. B rows, T tokens, L MoE layers (MTP blocks included), E experts, K experts per
+token. Biases are updated once per optimizer step from the load of the global batch: all ranks, all
+micro-batches, padding excluded.
 """
 
 import math
@@ -26,7 +26,7 @@ def expert_load(routing: Sequence[Routing], counted: Tensor | None = None) -> Te
 
 
 def of_layer(layer: Routing, counted: Tensor | None) -> Tensor | None:
-    """Which positions of a layer count: those whose tokens do, for (B, T) of the input.
+    """Which positions of a layer count, from `counted` (B, T) of the input tokens.
 
     An MTP block of depth k has T - k positions; position i joins the tokens i and i + k.
     """
@@ -37,7 +37,7 @@ def of_layer(layer: Routing, counted: Tensor | None) -> Tensor | None:
 
 
 def count(experts: Tensor, n_experts: int, counted: Tensor | None) -> Tensor:
-    """How often each expert stands in a row of experts (B, T, K): (B, E) int64."""
+    """Tokens per row and expert from experts (B, T, K): (B, E) int64."""
     once = torch.ones_like(experts)
     if counted is not None:
         once = once * counted.unsqueeze(-1)
@@ -63,7 +63,7 @@ def max_violation(load: Tensor) -> Tensor:
 
 
 def load_entropy(load: Tensor) -> Tensor:
-    """Entropy of the experts' shares over its maximum: (..., E) -> (...) float32; 1 is balance."""
+    """Entropy of the load over its maximum: (..., E) -> (...) float32; 1 is balance."""
     share = load / load.sum(dim=-1, keepdim=True).clamp(min=1)
     highest = math.log(load.shape[-1])
     missing = highest - torch.special.entr(share).sum(dim=-1)
@@ -71,5 +71,5 @@ def load_entropy(load: Tensor) -> Tensor:
 
 
 def dead_experts(load: Tensor) -> Tensor:
-    """How many experts received no token: (..., E) -> (...) int64."""
+    """Number of experts without a token: (..., E) -> (...) int64."""
     return (load == 0).sum(dim=-1)

@@ -14,8 +14,8 @@ from mla_lm.data.batch import IGNORED
 from mla_lm.model.moe import Routing
 from mla_lm.objective.balance import count, of_layer
 
-LOGITS = 2**23  # at once
-IN_CACHE = 2**19  # of them, for a CPU
+LOGITS = 2**23  # per chunk
+IN_CACHE = 2**19  # per softmax on a CPU, to stay in its cache
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def head_loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, n_targets: Tensor | None = None
 ) -> Tensor:
-    """`next_token_loss` of the logits hidden @ weight.T, which never exist all at once.
+    """`next_token_loss` of the logits hidden @ weight.T, computed in chunks of rows.
 
     hidden (B, T, dim), weight (V, dim), targets (B, T) int64 -> float32 scalar, the sum over
     `n_targets`, or over those of `targets` that count.
@@ -53,10 +53,9 @@ def n_counted(targets: Tensor) -> Tensor:
 
 
 class HeadLoss(torch.autograd.Function):
-    """Summed cross-entropy of N rows through the head, some rows at a time.
+    """Summed cross-entropy of N rows through the head, in chunks of rows.
 
-    The gradient is made along with the loss, in the place of the logits: of a sum it is the same
-    whatever is added.
+    Forward computes the gradient too, in the buffer of the logits; backward only scales it.
     """
 
     @staticmethod
@@ -89,7 +88,7 @@ class HeadLoss(torch.autograd.Function):
 
 
 def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:
-    """Turn logits (n, V) into the gradient of their cross-entropies, which are returned: (n,).
+    """Overwrite logits (n, V) with the gradient of their cross-entropies; return those (n,).
 
     With m the highest logit of a row, its highest probability is exp(m - logsumexp).
     """
@@ -106,7 +105,7 @@ def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def mtp_targets(labels: Tensor, depth: int, documents: Tensor | None = None) -> Tensor:
-    """What depth k predicts: labels (B, T + 1) -> (B, T - k), at position i label i + k + 1.
+    """Targets of MTP depth k: labels (B, T + 1) -> (B, T - k), at position i label i + k + 1.
 
     With documents (B, T + 1) it is `IGNORED` unless i and i + k + 1 lie in the same one.
     """
@@ -135,9 +134,9 @@ def switch_balance_loss(
 ) -> Tensor:
     """Balance over the batch (arXiv 2101.03961, eq. 4-6), before its weight: for top-K, E f.P.
 
-    f is the share of the choices made, P the mean normalised score of all tokens of the forward
-    pass. Float32 scalar; 1 at perfect balance. With `over_ranks`, which takes choices (E,) to their
-    mean over all ranks, the mean of the losses of all is that of their tokens together.
+    f is the fraction of choices per expert, P the mean normalised score, over all tokens of the
+    forward pass. Float32 scalar; 1 at perfect balance. `over_ranks` averages choices (E,) over all
+    ranks, so that the mean loss of the ranks is that of the whole batch.
     """
     counts, shares = _sums(routing, routing.experts, counted)
     counts = over_ranks(counts.sum(dim=0).float())
@@ -145,7 +144,7 @@ def switch_balance_loss(
 
 
 def _sums(routing: Routing, chosen: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Over the tokens of each row: choices, and normalised scores, both (B, E)."""
+    """Choices and normalised scores summed over each row's tokens, both (B, E)."""
     counted = of_layer(routing, counted)
     share = routing.scores / routing.scores.sum(dim=-1, keepdim=True)  # (B, T, E)
     if counted is not None:

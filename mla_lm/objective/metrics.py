@@ -15,11 +15,11 @@ from mla_lm.objective.losses import mtp_targets
 
 
 class Sums(NamedTuple):
-    """What batches add up to; `loss_sums` gives it as a tensor."""
+    """Sums over batches; `loss_sums` returns them as a tensor."""
 
     nats: float
     tokens: float
-    bytes: float  # of text
+    bytes: float  # of text behind the tokens
     right: float  # answers whose every token is the greedy choice
     answers: float  # runs of labels that count
 
@@ -60,7 +60,7 @@ def exact_matches(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def summarize(sums: Tensor, *, graded: bool) -> dict[str, float]:
-    """Mean loss in nats a token, perplexity and bits per byte, from summed `loss_sums`.
+    """Mean loss in nats per token, perplexity and bits per byte, from summed `loss_sums`.
 
     `val/exact_match`, the share of right answers, only where answers are graded.
     """
@@ -76,9 +76,9 @@ def summarize(sums: Tensor, *, graded: bool) -> dict[str, float]:
 
 
 def kept_drafts(drafts: Tensor, greedy: Tensor, batch: Batch, *, depth: int) -> Tensor:
-    """How many of the drafts (B, T - depth) are the main model's choice (B, T), and of how many.
+    """Number of drafts (B, T - depth) that equal the main model's choice (B, T), and of all: (2,).
 
-    Those whose target does not count are left out. Returns (2,) int64.
+    Drafts whose target is `IGNORED` are left out. int64.
     """
     counted = mtp_targets(batch.labels, depth, batch.documents) != IGNORED
     return torch.stack([(counted & (drafts == greedy[:, depth:])).sum(), counted.sum()])

@@ -20,10 +20,9 @@ class MuonAdamW(Optimizer):
     """AdamW for groups of `kind: adamw`, Muon (arXiv 2502.16982) for matrices of `kind: muon`.
 
     Muon steps along the orthogonalised momentum, scaled to the RMS of an AdamW step, so both kinds
-    share learning rate and decay. Stacked experts (E, rows, columns) are matrices each, and so are
-    the parts of a matrix whose rows do different things: `parts` has how many rows each has. Of
-    sharded matrices every rank puts the whole together, those of one shape at a time, and keeps its
-    part of the result.
+    share learning rate and decay. Each stacked expert (E, rows, columns) is a matrix of its own, as
+    is each block of rows of a projection, such as a head; `parts` has their numbers of rows.
+    Sharded matrices are gathered on every rank, one shape at a time; each rank keeps its shard.
     """
 
     def __init__(
@@ -63,9 +62,9 @@ class MuonAdamW(Optimizer):
     def _muon_of_shape(
         self, shape: torch.Size, members: Mapping[Tensor, Sequence[int]], group: dict[str, Any]
     ) -> None:
-        """Step the parts of `shape`; `members` has at which rows of each parameter one begins.
+        """Step the blocks of `shape`; `members` has the first rows of the blocks of each parameter.
 
-        What is sharded is whole only here: momenta of all members at once, weights one by one.
+        Sharded tensors are gathered only here: the momenta of all members, the weights one by one.
         """
 
         def updates(p: Tensor) -> list[Tensor]:
@@ -112,10 +111,10 @@ class MuonAdamW(Optimizer):
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly: singular values pulled to about 1.
+    """Approximately the nearest semi-orthogonal matrices: singular values of about 1.
 
     Five quintic Newton-Schulz steps (Jordan et al. 2024) on (n, rows, columns), in bfloat16 where
-    the machine multiplies it fast.
+    the hardware supports it.
     """
     fast = resolve_precision("auto", matrices.device.type) == "bf16-mixed"
     x = matrices.bfloat16() if fast else matrices

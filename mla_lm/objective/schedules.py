@@ -32,7 +32,7 @@ def mtp_weight(step: int, *, cfg: LossConfig, max_steps: int) -> float:
 
 
 def bias_speed(step: int, *, cfg: BalanceConfig, max_steps: int) -> float:
-    """How far biases move at `step`: linearly to 0 over the last `bias_decay_fraction` of the run.
+    """Bias update speed gamma at `step`: linear to 0 over the last `bias_decay_fraction` of steps.
 
     DeepSeek-V3 kept 1e-3 for 14.3 of 14.8 T tokens, then 0; a short run must move faster at first.
     """

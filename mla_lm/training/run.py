@@ -32,16 +32,16 @@ from mla_lm.machine import (
 )
 from mla_lm.training import processes as ranks
 from mla_lm.training.checkpoints import Checkpoints
+from mla_lm.training.exact_resume import ExactResume
 from mla_lm.training.module import LanguageModel
-from mla_lm.training.publish import publish_config
-from mla_lm.training.random_state import RandomState
 from mla_lm.training.strategy import strategy_of
 
 VERSIONS = ("python", "torch", "lightning", "commit", "precision")
+OF_THIS_START = ("run_dir", "run_id", "resume", "resume_allow")  # keys of no other start
 SMALLER = "a smaller model, see `python -m mla_lm info`"
 
 
-def train(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
+def launch(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     """Run what `cfg` says, in as many processes as it asks for, and leave a checkpoint.
 
     `overrides` are those of the command line that made `cfg`; None for a run that was not started
@@ -61,19 +61,21 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     """
     keep_freed_memory()
     environment = environment_of(cfg)
-    ranks.agree({key: environment[key] for key in VERSIONS}, rank_invariant(cfg))
-    cfg = ranks.first(partial(resolved, cfg, overrides or ()))
+    ranks.assert_same_on_all_ranks({key: environment[key] for key in VERSIONS}, rank_invariant(cfg))
+    cfg = ranks.broadcast_from_rank0(partial(resolved, cfg, overrides or ()))
     origin = cfg.resume or cfg.init_from
     stored = checkpoint.read(Path(origin), checkpoint.RECORD)[0] if origin else None
     tokenizer = checkpoint.tokenizer_of(Path(origin), stored) if origin and stored else None
     data = prepare(cfg.data, tokenizer=tokenizer)
-    ranks.agree({f"data {key}": data.manifest[key] for key in checkpoint.OF_CORPUS})
+    ranks.assert_same_on_all_ranks(
+        {f"data {key}": data.manifest[key] for key in checkpoint.OF_CORPUS}
+    )
     if cfg.resume and stored:
         checkpoint.require_corpus(cfg.resume, stored, data.manifest)
     train_batches, val_batches = loaders(cfg, data)
     precision = resolve_precision(cfg.precision, accelerator_type(cfg.trainer.accelerator))
-    if ranks.n_ranks() > 1:
-        print(f"{ranks.n_ranks()} processes, {cfg.trainer.strategy}")
+    if ranks.world_size() > 1:
+        print(f"{ranks.world_size()} processes, {cfg.trainer.strategy}")
     print(describe(cfg, precision))
     print(data.describe(n_dropped=train_batches.n_dropped))
 
@@ -81,10 +83,9 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     callbacks = compose.instantiate("callbacks", cfg.callbacks)
     run_dir = Path(cfg.run_dir)
     L.seed_everything(cfg.seed, verbose=False)
-    earlier = stored.commands if cfg.resume and stored else []
     record = checkpoint.Record.of(
         cfg,
-        commands=[*earlier, *command_of(overrides)],
+        command=stored.command if cfg.resume and stored else command_of(overrides),
         tokenizer=data.tokenizer.json,
         data=data.manifest,
         environment=environment_of(cfg),
@@ -97,15 +98,16 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     checkpoints = Checkpoints(
         run_dir / "checkpoints", cfg.checkpoint, repeat=overrides_to_repeat(overrides or ())
     )
-    trainer = trainer_of(cfg, loggers, [RandomState(), *callbacks, checkpoints])
+    trainer = trainer_of(cfg, loggers, [ExactResume(), *callbacks, checkpoints])
 
     def begin() -> None:
         claim.enter_context(claimed(run_dir, key="run_dir"))
         checkpoint.write_run_files(run_dir, cfg, record)
 
     with ExitStack() as claim, ctrl_c_ends(), memory_or(what_to_try(cfg)):
-        ranks.first(begin)
-        publish_config(trainer.loggers, public(cfg.model_dump(mode="json")))
+        ranks.broadcast_from_rank0(begin)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(public(cfg.model_dump(mode="json")))
         trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
     if ranks.rank() == 0:
         path = checkpoint.newest(run_dir)
@@ -114,7 +116,7 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
 
 def resolved(cfg: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """`cfg` with what the checkpoint that it resumes or starts from decides."""
-    ranks.share(cfg.data.batch_size)
+    ranks.per_rank_batch_size(cfg.data.batch_size)
     found = resolve_resume(cfg, overrides)
     return resolve_init(found, overrides) if found.init_from and not found.resume else found
 
@@ -123,9 +125,9 @@ def loaders(cfg: RunConfig, data: PreparedData) -> tuple[TrainLoader, EvalLoader
     """The batches of this rank."""
     rows = {
         "seq_len": cfg.data.seq_len,
-        "batch_size": ranks.share(cfg.data.batch_size),
+        "batch_size": ranks.per_rank_batch_size(cfg.data.batch_size),
         "rank": ranks.rank(),
-        "n_ranks": ranks.n_ranks(),
+        "n_ranks": ranks.world_size(),
     }
     accumulate = cfg.trainer.accumulate_grad_batches
     train_batches = TrainLoader(data.train, **rows, accumulate=accumulate, seed=cfg.seed)
@@ -157,11 +159,12 @@ def trainer_of(cfg: RunConfig, loggers: list[Any], callbacks: list[L.Callback]) 
     )
 
 
-def command_of(overrides: Sequence[str] | None) -> list[str]:
-    """The command that started the run, without secrets; none for a run without one."""
+def command_of(overrides: Sequence[str] | None) -> str:
+    """The command that repeats the run in a new folder, without secrets; empty without one."""
     if overrides is None:
-        return []
-    return [shlex.join(["python", "train.py", *public_overrides(overrides)])]
+        return ""
+    repeated = [override for override in overrides if key_of(override) not in OF_THIS_START]
+    return shlex.join(["python", "train.py", *public_overrides(repeated)])
 
 
 def overrides_to_repeat(overrides: Sequence[str]) -> list[str]:
@@ -216,7 +219,7 @@ def what_to_try(cfg: RunConfig) -> str:
     """What to change when memory is out in a step, the least harmful first."""
     rows, accumulate = cfg.data.batch_size, cfg.trainer.accumulate_grad_batches
     ways = []
-    if rows % (2 * ranks.n_ranks()) == 0:
+    if rows % (2 * ranks.world_size()) == 0:
         ways.append(
             f"data.batch_size={rows // 2} trainer.accumulate_grad_batches={2 * accumulate}, "
             "the same steps in halves"

@@ -1,12 +1,16 @@
 """Study files: what is refused, which cells come of them, and that every file makes models."""
 
+import re
+import stat
 from pathlib import Path
 
 import pytest
 
-from mla_lm.ablation.budget import AXES
+from mla_lm.ablation.budget import axes
+from mla_lm.ablation.cell import CONFIG, write_config
 from mla_lm.ablation.study import FOLDER, Study, cells, load_study, plan, sweep_cells
 from mla_lm.commands import ablate
+from mla_lm.config import RunConfig
 from mla_lm.errors import UserError
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -19,43 +23,41 @@ def small(**changes: object) -> Study:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_study_meets_its_budget(name: str) -> None:
     study = load_study(name, {}, [])
-    planned = plan(study)
-    reference = dict(planned.axes(study.reference))
-    for arm in study.arms:
-        figures = dict(planned.axes(arm))
-        assert figures.keys() == AXES.keys()
+    configs = plan(study).configs
+    assert len(configs) == len(study.arms) > 1
+    for arm, cfg in configs.items():
         if study.match != "none":
-            assert figures[study.match] == pytest.approx(reference[study.match], rel=0.01), arm
-    assert len(planned.configs) == len(study.arms) > 1
+            figure, expected = (
+                getattr(axes(one), study.match) for one in (cfg, configs[study.reference])
+            )
+            assert figure == pytest.approx(expected, rel=0.01), arm
 
 
-def test_words_of_the_command_reach_every_cell() -> None:
+def test_cells_are_arms_with_a_seed_and_a_folder_seed_by_seed(tmp_path: Path) -> None:
     study = small()
-    assert all("model.mtp_depth=0" in cell.words for cell in cells(study, plan(study), {}))
+    planned = plan(study)
+    found = cells(study, planned, {})
+    assert [c.name for c in found] == [f"{a}-s{s}" for s in (1, 2) for a in planned.configs]
+    assert [c.name for c in found if c.profiled] == [f"{a}-s1" for a in planned.configs]
+    folder, arm = tmp_path / "it's", planned.configs["mha"]
+    cfg = found[5].config(arm, folder)
+    assert (cfg.seed, cfg.resume, cfg.run_dir) == (2, "auto", str(folder))
+    assert cfg.logger["csv"]["save_dir"] == str(folder)
+    assert cfg.model == arm.model
+    assert cfg.model.mtp_depth == 0
+    write_config(folder, cfg)
+    assert RunConfig.model_validate_json((folder / CONFIG).read_text()) == cfg
+    assert stat.S_IMODE((folder / CONFIG).stat().st_mode) == 0o600
 
 
-def test_seeds_come_one_after_the_other_so_that_arms_stay_comparable() -> None:
-    study = small()
-    found = [cell.name for cell in cells(study, plan(study), {})]
-    assert found == [f"{arm}-s{seed}" for seed in (1, 2) for arm in ("mla", "mha", "gqa", "mqa")]
-
-
-def test_a_sweep_takes_the_first_seed_and_the_best_rate_the_others() -> None:
+def test_a_sweep_takes_the_first_seed_and_the_best_rate_the_others(tmp_path: Path) -> None:
     study = small(lr_grid=(0.001, 0.01), arms={"mla": [], "gqa": ["model/attention=gqa"]})
     planned = plan(study)
-    sweep = sweep_cells(study, planned)
     expected = ["mla-lr0.001-s1", "gqa-lr0.001-s1", "mla-lr0.01-s1", "gqa-lr0.01-s1"]
-    assert [cell.name for cell in sweep] == expected
-    rest = cells(study, planned, {"mla": 0.01})
-    assert [cell.name for cell in rest] == ["mla-lr0.01-s2"]
-    assert rest[0].words[-1] == "optim.lr=0.01"
-
-
-def test_arms_are_known_by_what_decides_their_results() -> None:
-    one, same, other = (plan(small(**c)).digests() for c in ({}, {}, {"match": "none"}))
-    assert one == same
-    assert one["mla"] == other["mla"]
-    assert one != other
+    assert [cell.name for cell in sweep_cells(study)] == expected
+    (cell,) = cells(study, planned, {"mla": 0.01})
+    assert cell.name == "mla-lr0.01-s2"
+    assert cell.config(planned.configs["mla"], tmp_path).optim.lr == 0.01
 
 
 def test_rates_of_a_file_may_be_written_as_yaml_does(tmp_path: Path) -> None:
@@ -64,33 +66,44 @@ def test_rates_of_a_file_may_be_written_as_yaml_does(tmp_path: Path) -> None:
     assert load_study(str(path), {}, []).lr_grid == (0.002, 1.0)
 
 
+def test_the_worked_example_of_the_page_is_a_study(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
+    path = tmp_path / "rope_width.yaml"
+    path.write_text(text)
+    planned = plan(load_study(str(path), {}, []))
+    assert [*planned.solved["rope_8"]] == ["model.ffn.moe_inter_dim"]
+    assert [*planned.solved["rope_48"]] == ["model.inter_dim"]
+
+
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("command", "message"),
     [
-        (["ablation=smokey"], r"ablation=smokey: unknown choice; choose from .*smoke"),
-        (["ablation=smoke", "seeds=1"], r"seeds=\(1,\): must be at least 2 for a confidence"),
-        (["ablation=smoke", "seeds=2,2"], r"seeds=.*must be different"),
-        (["ablation=smoke", "match=flops"], r"match=flops: must be 'params'"),
-        (["ablation=smoke", "match=kv_bytes"], r"arm mha: .*kv_bytes.*does not move"),
-        (["ablation=smoke", "run_dir=x"], r"run_dir: the study gives each cell its own"),
-        (["ablation=smoke", "model.dimm=3"], r"model.dimm: unknown key"),
-        (["ablation=smoke"], r"out: must be given"),
-        ([], r"needs ablation=NAME out=DIR, or report=DIR"),
-        (["report=nowhere"], r"report=nowhere: no such folder"),
-        (["report=.", "model=nano"], r"takes no other options and no overrides"),
-        (["report=.", "seeds=1,2"], r"takes no other options and no overrides"),
-        (["ablation=smoke", "lr_grid=2e-3,0.002"], r"lr_grid=.*must be different"),
-        (["ablation=smoke", "trainer.max_steps=50"], r"arm mla: .*val_every_n_steps=20: must div"),
-        (["ablation=smoke", "logger=wandb"], r"arm mla: logger=.*reads the files of logger=csv"),
+        ("ablation=smokey", r"ablation=smokey: unknown choice; choose from .*smoke"),
+        ("ablation=smoke seeds=1", r"seeds=\(1,\): must be at least 2 for a confidence"),
+        ("ablation=smoke seeds=2,2", r"seeds=.*must be different"),
+        ("ablation=smoke match=flops", r"match=flops: must be 'params'"),
+        ("ablation=smoke match=kv_bytes", r"arm mha: .*kv_bytes.*does not change it"),
+        ("ablation=smoke run_dir=x", r"run_dir: the study gives each cell its own"),
+        ("ablation=smoke model.dimm=3", r"model.dimm: unknown key"),
+        ("ablation=smoke", r"out: must be given"),
+        ("", r"needs ablation=NAME out=DIR, or report=DIR"),
+        ("report=nowhere", r"report=nowhere: no such folder"),
+        ("report=. model=nano", r"takes no other options and no overrides"),
+        ("ablation=smoke lr_grid=2e-3,0.002", r"lr_grid=.*must be different"),
+        ("ablation=smoke trainer.max_steps=50", r"arm mla: .*val_every_n_steps=20: must div"),
+        ("ablation=smoke logger=wandb", r"arm mla: logger=.*reads the files of logger=csv"),
     ],
 )
 def test_mistakes_are_one_line(
-    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message) as raised:
-        ablate.run(words)
+        ablate.run(command.split())
     assert "\n" not in str(raised.value)
+
+
+ARMS = "{question: q, arms: {a: []}, reference: a"
 
 
 @pytest.mark.parametrize(
@@ -98,14 +111,19 @@ def test_mistakes_are_one_line(
     [
         ("arms: [", "no YAML"),
         ("- a", "must be a mapping"),
-        ("{question: q, base: [], arms: {a: []}, reference: b}", "reference=b: must be one of"),
-        ("{question: q, base: [], arms: {a/b: []}, reference: a/b}", "arms"),
-        ("{question: q, base: [], arms: {}, reference: a}", "arms"),
-        ("{question: q, base: [], arms: {a: []}, reference: a, axis: x}", "axis: unknown key"),
-        ("{question: q, base: [], arms: {a: [model=tinny]}, reference: a}", "model=tinny"),
-        ("{question: q, base: [seed=3], arms: {a: []}, reference: a}", "must leave run_dir"),
-        ("{question: q, base: [], arms: {a: [run_dir=x]}, reference: a}", "must leave run_dir"),
-        ("{question: q, base: model=nano, arms: {a: []}, reference: a}", "base=model=nano"),
+        ("{question: q, arms: {a: []}, reference: b}", "reference=b: must be one of"),
+        ("{question: q, arms: {a/b: []}, reference: a/b}", "arms"),
+        ("{question: q, arms: {}, reference: a}", "arms"),
+        (f"{ARMS}, axis: x}}", "axis: unknown key"),
+        (f"{ARMS}, base: [seed=3]}}", "must leave run_dir"),
+        (f"{ARMS}, base: model=nano}}", "base=model=nano"),
+        ("{question: q, arms: {a: [run_dir=x]}, reference: a}", "must leave run_dir"),
+        ("{question: q, arms: {a: [model=tinny]}, reference: a}", "model=tinny"),
+        (
+            "{question: q, arms: {a: [model/attention=gqa, model.attention.n_kv_heads=3]}, "
+            "reference: a}",
+            "model.n_heads=4: must be divisible",
+        ),
     ],
 )
 def test_files_that_are_no_studies_are_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -113,8 +131,3 @@ def test_files_that_are_no_studies_are_refused(text: str, message: str, tmp_path
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         plan(load_study(str(path), {}, []))
-
-
-def test_an_arm_that_is_no_model_is_named() -> None:
-    with pytest.raises(UserError, match=r"arm b: model.n_heads=4: must be divisible"):
-        plan(small(arms={"mla": [], "b": ["model/attention=gqa", "model.sizes.n_kv_heads=5"]}))

@@ -16,7 +16,7 @@ from mla_lm.config import RunConfig
 from mla_lm.data.corpora.synthetic import FILLER
 from mla_lm.machine import resolve_precision
 from mla_lm.training.module import LanguageModel
-from tests.training.bookkeeping import TOKENIZER, Loader
+from tests.training.small import TOKENIZER, Loader
 
 N = 500
 PATHS = ("data.path=x", "data.val_path=null")
@@ -115,7 +115,7 @@ def of_experts(draw: Random, dim: int) -> Iterator[str]:
     of_group = draw.randint(1 if n_groups == 1 else 2, 4)
     topk_groups = draw.randint(1, n_groups)
     width = draw.choice([8, 16, draw.randint(1, 24)])
-    ways = ["auto", "padded", "few_tokens", "gathered", "loop"]
+    ways = ["auto", "padded", "few_tokens", "loop"]
     ways += ["grouped_mm"] if dim % 8 == width % 8 == 0 else []
     yield "model/ffn=moe"
     yield f"model.sizes.moe_inter_dim={width}"
@@ -204,7 +204,7 @@ class Watch(L.Callback):
 def step(cfg: RunConfig) -> Watch:
     """One optimizer step as training takes it."""
     torch.manual_seed(0)
-    record = Record(config={}, commands=[], tokenizer=TOKENIZER.json, data={}, environment={})
+    record = Record(config={}, command="", tokenizer=TOKENIZER.json, data={}, environment={})
     watch = Watch()
     trainer = L.Trainer(
         accelerator="cpu",

@@ -106,12 +106,12 @@ def test_a_token_that_sees_another_branch_is_found(monkeypatch: pytest.MonkeyPat
     model, asked = random_model(), [Request((4, 5, 6), (i, i, i)) for i in range(3)]
     wanted = [plain(model, request) for request in asked]
     check(score(model, asked), wanted)
-    at_nodes = Transformer.at_nodes
+    forward_tree = Transformer.forward_tree
 
     def seeing_all_before(self: Any, tokens: Any, positions: Any, seen: Any) -> Any:
-        return at_nodes(self, tokens, positions, torch.ones_like(seen).tril())
+        return forward_tree(self, tokens, positions, torch.ones_like(seen).tril())
 
-    monkeypatch.setattr(Transformer, "at_nodes", seeing_all_before)
+    monkeypatch.setattr(Transformer, "forward_tree", seeing_all_before)
     with pytest.raises(AssertionError):
         check(score(model, asked), wanted)
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mla_lm.data import Tokenizer
-from mla_lm.errors import UserError
 from mla_lm.generation import Decoder, Sampling
 from mla_lm.model import Transformer
 from mla_lm.objective.losses import mtp_targets, next_token_loss
@@ -94,14 +93,6 @@ def collected(decoder: Decoder) -> list[Ids]:
         for row, ids in step.items():
             new[row] += ids
     return new
-
-
-def refusal(model: Transformer, prompts: Sequence[Ids], **options: Any) -> str:
-    """The one line that is said instead of decoding."""
-    with pytest.raises(UserError) as caught:
-        decode(model, prompts, options.pop("max_new_tokens", 3), **options)
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
 
 
 def chi_square(counts: Tensor, shares: Tensor) -> float:

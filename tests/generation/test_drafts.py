@@ -56,11 +56,9 @@ def record(
     n_drafts: int,
     n_steps: int = 4,
     sampling: Sampling = GREEDY,
-    change: Callable[[Decoder], None] = lambda decoder: None,
 ) -> Recording:
     """Decode some steps, without an end in reach, and note what comes and goes."""
     decoder = Decoder(model, prompts, max_new_tokens=100, sampling=sampling, n_drafts=n_drafts)
-    change(decoder)
     rows: list[list[Step]] = [[] for _ in prompts]
     for n_done, found in enumerate(watched(decoder, prompts)):
         for row, step in found.items():
@@ -123,33 +121,19 @@ def check_drafts(model: Transformer, steps: list[Step], sampling: Sampling = GRE
             assert expected[draft] > 0
 
 
-@torch.no_grad()
-def check_drafts_on_final_text(model: Transformer, recording: Recording) -> int:
-    """Greedy drafts against one pass over all that was emitted; how many were compared."""
-    compared = 0
-    for row in recording.rows:
-        final = [*row[-1].text, *row[-1].emitted]
-        mtp = model(torch.tensor([final])).mtp
-        for step in row:
-            n = len(step.text)
-            for depth, draft in enumerate(step.drafts, start=1):
-                if n + depth - 1 > len(final) or step.drafts[: depth - 1] != final[n:][: depth - 1]:
-                    break
-                assert draft == model.lm_head(mtp[depth - 1][0, n - 2]).argmax()
-                compared += 1
-    return compared
-
-
 def check_acceptance(recording: Recording, n_drafts: int) -> None:
-    """A draft is kept exactly when it is what is emitted there; the counts say the same."""
+    """A draft is accepted exactly when it is what is emitted there; the counts say the same."""
     accepted = [0] * n_drafts
     for step in recording.steps:
         assert step.verified == [step.text[-1], *step.drafts]
-        n_kept = 0
-        while n_kept < n_drafts and step.drafts[: n_kept + 1] == step.emitted[: n_kept + 1]:
-            n_kept += 1
-        assert len(step.emitted) == n_kept + 1
-        for depth in range(n_kept):
+        n_accepted = 0
+        while (
+            n_accepted < n_drafts
+            and step.drafts[: n_accepted + 1] == step.emitted[: n_accepted + 1]
+        ):
+            n_accepted += 1
+        assert len(step.emitted) == n_accepted + 1
+        for depth in range(n_accepted):
             accepted[depth] += 1
     n_steps = len(recording.steps)
     n_tokens = sum(len(step.emitted) for step in recording.steps)
@@ -166,14 +150,13 @@ def test_drafts_are_what_the_modules_predict(
 ) -> None:
     model = random_model(*attention, mtp_depth=2, mtp_input=mtp_input, max_seq_len=48)
     prompts = random_prompts(LENGTHS, seed=1)
-    for n_drafts in (1, 2):
-        recording = record(model, prompts, n_drafts=n_drafts, sampling=sampling)
-        check_drafts(model, recording.steps, sampling)
-        check_acceptance(recording, n_drafts)
+    recording = record(model, prompts, n_drafts=2, sampling=sampling)
+    check_drafts(model, recording.steps, sampling)
+    check_acceptance(recording, 2)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("n_drafts", [1, 2, 3])
+@pytest.mark.parametrize("n_drafts", [1, 3])
 def test_drafts_that_are_mostly_right_are_what_the_modules_predict(
     trained: Transformer, n_drafts: int, sampling: Sampling
 ) -> None:
@@ -181,19 +164,7 @@ def test_drafts_that_are_mostly_right_are_what_the_modules_predict(
     recording = record(trained, prompts, n_drafts=n_drafts, sampling=sampling)
     check_drafts(trained, recording.steps, sampling)
     check_acceptance(recording, n_drafts)
-    n_kept = {len(step.emitted) - 1 for step in recording.steps}
-    assert {0, n_drafts} <= n_kept
-
-
-@pytest.mark.parametrize("n_drafts", [1, 2, 3])
-def test_drafts_are_those_of_teacher_forcing_on_what_was_emitted(
-    trained: Transformer, n_drafts: int
-) -> None:
-    prompts = counting_prompts(LENGTHS) + random_prompts(LENGTHS, below=TRAINED_VOCAB)
-    recording = record(trained, prompts, n_drafts=n_drafts)
-    n_steps = len(recording.steps)
-    compared = check_drafts_on_final_text(trained, recording)
-    assert compared >= n_steps * (1 if n_drafts == 1 else 1.5)
+    assert {0, n_drafts} <= {len(step.emitted) - 1 for step in recording.steps}
 
 
 def test_drafts_are_the_same_after_other_rows_have_ended(trained: Transformer) -> None:
@@ -210,70 +181,66 @@ def test_drafts_are_the_same_after_other_rows_have_ended(trained: Transformer) -
     assert sorted(steps) == [1, 3]
 
 
-def see_the_prompt_only(self: Drafter, states: Tensor, starts: Sequence[int]) -> None:
-    if not any(starts):
-        HONEST_SEE(self, states, starts)
+def stores_the_prompt_only(patch: pytest.MonkeyPatch) -> None:
+    honest = Drafter.store
+    patch.setattr(Drafter, "store", lambda self, x, starts: any(starts) or honest(self, x, starts))
 
 
-def see_one_too_late(self: Drafter, states: Tensor, starts: Sequence[int]) -> None:
-    HONEST_SEE(self, states, [start + (start > 0) for start in starts])
-
-
-HONEST_SEE = Drafter.see
-
-
-@pytest.mark.parametrize("fault", [see_the_prompt_only, see_one_too_late])
-def test_drafts_from_a_stale_state_are_found(
-    monkeypatch: pytest.MonkeyPatch, fault: Callable[[Drafter, Tensor, Sequence[int]], None]
-) -> None:
-    model, prompts = random_model(mtp_depth=1), random_prompts((6, 6), seed=4)
-    check_drafts_on_final_text(model, record(model, prompts, n_drafts=1))
-    monkeypatch.setattr(Drafter, "see", fault)
-    recording = record(model, prompts, n_drafts=1)
-    check_acceptance(recording, 1)
-    with pytest.raises(AssertionError):
-        check_drafts(model, recording.steps)
-    with pytest.raises(AssertionError):
-        check_drafts_on_final_text(model, recording)
-
-
-def test_what_rests_on_rejected_drafts_is_found_where_it_is_kept(trained: Transformer) -> None:
-    def keep_all(decoder: Decoder) -> None:
-        assert decoder.drafter is not None
-        for cache in decoder.drafter.caches:
-            cache.truncate = lambda lengths: None  # type: ignore[method-assign]
-
-    prompts = random_prompts((6,), below=TRAINED_VOCAB, seed=2)
-    honest, faulty = (
-        record(trained, prompts, n_drafts=3, n_steps=5, sampling=SAMPLED, change=change)
-        for change in (lambda decoder: None, keep_all)
+def stores_one_too_late(patch: pytest.MonkeyPatch) -> None:
+    honest = Drafter.store
+    patch.setattr(
+        Drafter, "store", lambda self, x, starts: honest(self, x, [n + (n > 0) for n in starts])
     )
-    check_drafts(trained, honest.steps, SAMPLED)
-    with pytest.raises(AssertionError):
-        check_drafts(trained, faulty.steps, SAMPLED)
 
 
-def test_a_shifted_embedding_is_found(
-    trained: Transformer, monkeypatch: pytest.MonkeyPatch
+def shifts_the_embedding(patch: pytest.MonkeyPatch) -> None:
+    honest = Transformer.mtp_step
+    patch.setattr(
+        Transformer,
+        "mtp_step",
+        lambda self, k, x, ids, cache: honest(self, k, x, ids.roll(1, dims=1), cache=cache),
+    )
+
+
+def main_cache_keeps_rejected_drafts(patch: pytest.MonkeyPatch) -> None:
+    keep_in_caches(patch, n_layers=2)
+
+
+def drafters_keep_rejected_drafts(patch: pytest.MonkeyPatch) -> None:
+    keep_in_caches(patch, n_layers=1)
+
+
+def keep_in_caches(patch: pytest.MonkeyPatch, *, n_layers: int) -> None:
+    honest = Cache.truncate
+    patch.setattr(
+        Cache,
+        "truncate",
+        lambda self, lengths: None if len(self.layers) == n_layers else honest(self, lengths),
+    )
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        stores_the_prompt_only,
+        stores_one_too_late,
+        shifts_the_embedding,
+        main_cache_keeps_rejected_drafts,
+        drafters_keep_rejected_drafts,
+    ],
+)
+def test_drafts_from_a_wrong_state_are_found(
+    trained: Transformer,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
-    honest = Transformer.further
+    """Though the text is the same: speculation is lossless with any drafts."""
 
-    def shifted(
-        self: Transformer, depth: int, state: Tensor, tokens: Tensor, *, cache: Cache
-    ) -> Tensor:
-        return honest(self, depth, state, tokens.roll(1, dims=1), cache=cache)
+    def steps() -> list[Step]:
+        prompts = random_prompts((6,), below=TRAINED_VOCAB, seed=2)
+        return record(trained, prompts, n_drafts=3, n_steps=5, sampling=SAMPLED).steps
 
-    monkeypatch.setattr(Transformer, "further", shifted)
-    recording = record(trained, counting_prompts((6, 6)), n_drafts=1)
+    check_drafts(trained, steps(), SAMPLED)
+    fault(monkeypatch)
     with pytest.raises(AssertionError):
-        check_drafts(trained, recording.steps)
-
-
-def test_a_main_cache_that_is_not_cut_is_found() -> None:
-    def keep_all(decoder: Decoder) -> None:
-        decoder.cache.truncate = lambda lengths: None  # type: ignore[method-assign]
-
-    model, prompts = random_model(mtp_depth=1, max_seq_len=90), random_prompts((6,), seed=3)
-    check_drafts(model, record(model, prompts, n_drafts=1).steps)
-    with pytest.raises(AssertionError):
-        check_drafts(model, record(model, prompts, n_drafts=1, change=keep_all).steps)
+        check_drafts(trained, steps(), SAMPLED)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mla_lm.generation import Counts, Decoder, Sampling, generate
+from mla_lm.generation import Counts, Decoder, Sampling
 from mla_lm.model import Transformer
 from tests.conftest import each_attention
 from tests.generation.conftest import (
@@ -23,57 +23,32 @@ from tests.generation.conftest import (
 )
 
 CONTEXT = 32
-DEPTHS = [(1, 1), (2, 1), (2, 2), (3, 3)]  # of the model, and drafts
-each_depth = pytest.mark.parametrize(("depth", "n_drafts"), DEPTHS)
 
 
-def some_lengths(n: int, *, seed: int) -> list[int]:
-    rng = random.Random(seed)
-    return [rng.randint(1, CONTEXT) for _ in range(n)]
-
-
-@each_depth
+@pytest.mark.parametrize(("depth", "n_drafts"), [(2, 1), (3, 3)])
 @pytest.mark.parametrize("mtp_input", ["post_norm", "pre_norm"])
 @each_attention
 def test_random_drafts_change_nothing(
     attention: tuple[str, ...], mtp_input: str, depth: int, n_drafts: int
 ) -> None:
-    """Five prompts for each of 40 models."""
     model = random_model(*attention, mtp_depth=depth, mtp_input=mtp_input)
-    prompts = random_prompts(some_lengths(5, seed=10 * depth + n_drafts), seed=depth)
+    prompts = random_prompts((3, 17, 1, CONTEXT, 26), seed=depth)
     assert decode(model, prompts, 9, n_drafts=n_drafts) == decode(model, prompts, 9)
 
 
 @pytest.mark.parametrize("n_drafts", [1, 2, 3])
-@pytest.mark.parametrize("counting", [True, False])
-def test_drafts_that_are_mostly_right_change_nothing(
-    trained: Transformer, counting: bool, n_drafts: int
-) -> None:
-    """A hundred prompts each: in batches of six, and the last ones alone."""
-    lengths = some_lengths(100, seed=n_drafts)
-    if counting:
-        prompts = counting_prompts(lengths, seed=n_drafts)
-    else:
-        prompts = random_prompts(lengths, below=TRAINED_VOCAB, seed=n_drafts)
-    batches = [prompts[i : i + 6] for i in range(0, 96, 6)] + [[prompt] for prompt in prompts[96:]]
-    drafted = accepted = 0
-    for batch in batches:
+def test_drafts_that_are_mostly_right_change_nothing(trained: Transformer, n_drafts: int) -> None:
+    """Up to the context's end, with rows of any length."""
+    lengths = [random.Random(n_drafts).randint(1, CONTEXT) for _ in range(12)]
+    others = random_prompts(lengths, below=TRAINED_VOCAB, seed=n_drafts)
+    for prompts in (counting_prompts(lengths, seed=n_drafts), others):
         decoder = Decoder(
-            trained, batch, max_new_tokens=CONTEXT, sampling=GREEDY, n_drafts=n_drafts
+            trained, prompts, max_new_tokens=CONTEXT, sampling=GREEDY, n_drafts=n_drafts
         )
-        assert collected(decoder) == decode(trained, batch, CONTEXT)
-        drafted += decoder.counts.drafted[0]
-        accepted += decoder.counts.accepted[0]
-    assert accepted > (0.7 if counting else 0.4) * drafted
-
-
-@pytest.mark.parametrize("n_drafts", [1, 2, 3])
-@pytest.mark.parametrize("shortfall", [0, 1, 3])
-def test_drafts_end_with_the_context(trained: Transformer, shortfall: int, n_drafts: int) -> None:
-    prompts = counting_prompts((CONTEXT - shortfall, CONTEXT - 4, 3, CONTEXT), seed=shortfall)
-    got = decode(trained, prompts, 40, n_drafts=n_drafts)
-    assert got == decode(trained, prompts, 40)
-    assert [len(p) + len(new) for p, new in zip(prompts, got, strict=True)] == [CONTEXT + 1] * 4
+        got = collected(decoder)
+        assert got == decode(trained, prompts, CONTEXT)
+        assert {len(p) + len(new) for p, new in zip(prompts, got, strict=True)} == {CONTEXT + 1}
+        assert decoder.counts.accepted[0] > 0.4 * decoder.counts.drafted[0]
 
 
 @pytest.mark.parametrize("n_new", [1, 2, 3, 4, 5])
@@ -82,13 +57,12 @@ def test_drafts_end_with_the_tokens_asked_for(trained: Transformer, n_new: int) 
     decoder = Decoder(trained, prompts, max_new_tokens=n_new, sampling=GREEDY, n_drafts=3)
     got = collected(decoder)
     assert got == decode(trained, prompts, n_new)
-    assert [len(ids) for ids in got] == [n_new] * 3
     assert decoder.counts.tokens == 3 * (n_new - 1)
     assert [n > 0 for n in decoder.counts.drafted] == [n_new > depth + 1 for depth in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("n_drafts", [1, 2, 3])
-@pytest.mark.parametrize("place", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("n_drafts", [1, 3])
+@pytest.mark.parametrize("place", [0, 1, 2, 5])
 def test_an_accepted_draft_may_be_the_stop_id(
     trained: Transformer, place: int, n_drafts: int
 ) -> None:
@@ -101,17 +75,15 @@ def test_an_accepted_draft_may_be_the_stop_id(
         trained, prompts, max_new_tokens=12, sampling=GREEDY, stop=stop, n_drafts=n_drafts
     )
     assert collected(decoder) == expected
-    assert len(expected[0]) == place + 1
     assert decoder.counts.accepted[0] > 0
 
 
-@pytest.mark.parametrize("n_drafts", [1, 3])
-def test_a_row_finished_between_drafts_changes_no_other(
-    trained: Transformer, n_drafts: int
-) -> None:
+def test_a_row_finished_between_drafts_changes_no_other(trained: Transformer) -> None:
     prompts = counting_prompts((4, 9, 6, 2), seed=5)
-    expected = decode(trained, prompts, 15)
-    decoder = Decoder(trained, prompts, max_new_tokens=15, sampling=GREEDY, n_drafts=n_drafts)
+    first = torch.zeros(4, 60, dtype=torch.bool)
+    first[:, 5] = first[:, 9] = True
+    expected = decode(trained, prompts, 15, first=first)
+    decoder = Decoder(trained, prompts, max_new_tokens=15, sampling=GREEDY, n_drafts=3, first=first)
     got: list[Ids] = [[] for _ in prompts]
     for step, new in enumerate(decoder):
         for row, ids in new.items():
@@ -121,31 +93,6 @@ def test_a_row_finished_between_drafts_changes_no_other(
     assert got[1] == expected[1][: len(got[1])]
     assert len(got[1]) < 15
     assert [*got[:1], *got[2:]] == [*expected[:1], *expected[2:]]
-
-
-@pytest.mark.parametrize("n_drafts", [1, 2, 3])
-def test_generate_with_drafts_is_generate_without(trained: Transformer, n_drafts: int) -> None:
-    tokens = torch.tensor(counting_prompts((6, 6, 6), seed=6))
-    plain, drafted = (
-        generate(trained, tokens, max_new_tokens=14, temperature=0, stop=17, n_drafts=n)
-        for n in (0, n_drafts)
-    )
-    assert torch.equal(plain, drafted)
-
-
-def test_the_first_token_can_be_limited_before_drafts(trained: Transformer) -> None:
-    prompts = counting_prompts((6, 3), seed=7)
-    first = torch.zeros(2, 60, dtype=torch.bool)
-    first[0, 5] = first[1, 9] = True
-    got = decode(trained, prompts, 12, n_drafts=2, first=first)
-    assert got == decode(trained, prompts, 12, first=first)
-    assert [ids[0] for ids in got] == [5, 9]
-
-
-def test_nearly_no_temperature_with_drafts_is_greedy(trained: Transformer) -> None:
-    prompts = counting_prompts((6, 3, 8), seed=8)
-    got = decode(trained, prompts, 12, n_drafts=2, sampling=Sampling(1e-6))
-    assert got == decode(trained, prompts, 12)
 
 
 def follow_script(decoder: Decoder, expected: list[Ids], n_right: Callable[[int], int]) -> None:
@@ -186,7 +133,9 @@ def check_script(
 
 @pytest.mark.parametrize("ffn", ["moe", "dense"])
 @each_attention
-def test_accepted_drafts_change_nothing_for_any_kind(attention: tuple[str, ...], ffn: str) -> None:
+def test_any_pattern_of_right_and_wrong_drafts_changes_nothing(
+    attention: tuple[str, ...], ffn: str
+) -> None:
     rng = random.Random(0)
     prompts = random_prompts(rng.choices(range(1, CONTEXT - 4), k=6), seed=1)
     kind = (*attention, f"model/ffn={ffn}")
@@ -194,45 +143,12 @@ def test_accepted_drafts_change_nothing_for_any_kind(attention: tuple[str, ...],
     assert all(n > 10 for n in counts.accepted)
 
 
-@pytest.mark.parametrize("n_drafts", [1, 2, 3, 4])
-def test_any_pattern_of_right_and_wrong_drafts_changes_nothing(n_drafts: int) -> None:
-    """Rows of any lengths run apart by any number of tokens, up to the context's end."""
-    rng = random.Random(n_drafts)
-    for seed in range(4):
-        prompts = random_prompts(rng.choices(range(1, CONTEXT + 1), k=4), seed=seed)
-        check_script(prompts, n_drafts, lambda row: rng.randint(0, n_drafts))
-
-
-@pytest.mark.parametrize("n_drafts", [1, 3, 4])
-@pytest.mark.parametrize("spare", range(1, 6))
-def test_rows_drift_apart_at_the_context_end(n_drafts: int, spare: int) -> None:
+@pytest.mark.parametrize("n_drafts", [1, 4])
+def test_rows_drift_apart_at_the_context_end(n_drafts: int) -> None:
     """One accepts all drafts, one all but one, one none; the last two stand `spare` from the end.
 
     The one ahead stops the drafts for all when it fills the context; they go on when it has ended.
     """
-    prompts = random_prompts((5, CONTEXT - spare, CONTEXT - spare), seed=spare)
-    check_script(prompts, n_drafts, lambda row: (n_drafts, n_drafts - 1, 0)[row])
-
-
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.7, top_k=20)], ids=str)
-def test_without_drafts_nothing_is_drafted(trained: Transformer, sampling: Sampling) -> None:
-    decoder = Decoder(trained, counting_prompts((4, 6)), max_new_tokens=7, sampling=sampling)
-    collected(decoder)
-    assert decoder.drafter is None
-    assert decoder.counts == Counts(steps=12, tokens=12, drafted=(), accepted=())
-    assert decoder.counts.tokens_per_step == 1
-
-
-def test_distribution_of_drafts_is_made_like_the_models(trained: Transformer) -> None:
-    """What is excluded for the model is not drafted either, or acceptance would be wasted."""
-    sampling = Sampling(2.0, top_k=2)
-    decoder = Decoder(
-        trained, counting_prompts((6, 9)), max_new_tokens=9, sampling=sampling, n_drafts=2
-    )
-    assert decoder.drafter is not None
-    next(iter(decoder))
-    lengths = list(decoder.lengths)
-    q = decoder.drafter.propose(decoder.tokens, lengths, sampling, decoder.generator)
-    assert q.shape == (2, 2, TRAINED_VOCAB)
-    assert ((q > 0).sum(dim=-1) == 2).all()
-    torch.testing.assert_close(q.sum(dim=-1), torch.ones(2, 2))
+    for spare in range(1, 6):
+        prompts = random_prompts((5, CONTEXT - spare, CONTEXT - spare), seed=spare)
+        check_script(prompts, n_drafts, lambda row: (n_drafts, n_drafts - 1, 0)[row])

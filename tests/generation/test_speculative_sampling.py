@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mla_lm.generation import Decoder, Sampling, sampling
 from mla_lm.generation.drafting import Drafter
-from mla_lm.generation.sampling import accept, distribution, draw
+from mla_lm.generation.sampling import accept, distribution, draw, verify
 from mla_lm.model import Transformer
 from tests.generation.conftest import chi_square, random_model
 
@@ -24,11 +25,16 @@ ROWS = 800  # of each prompt
 N_NEW = 4
 WINDOW = 3  # tokens whose joint distribution is tested
 HOW = Sampling(1.2, top_k=4, top_p=0.9)
+each_way = pytest.mark.parametrize("how", [Sampling(0), HOW], ids=["greedy", "sampled"])
 
 
 def model_of(n_drafts: int = 2, *, attention: str = "mla") -> Transformer:
     words = (f"model/attention={attention}", "model/ffn=dense")
     return random_model(*words, n_layers=1, mtp_depth=max(1, n_drafts), vocab_size=V)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 @torch.no_grad()
@@ -43,13 +49,13 @@ def exact(model: Transformer, prompt: list[int], how: Sampling) -> Tensor:
     return shares.view([V] * N_NEW)
 
 
-def sampled(
+def check_follows_model(
     model: Transformer,
     how: Sampling,
     n_drafts: int,
     change: Callable[[Decoder], None] = lambda decoder: None,
-) -> list[Tensor]:
-    """For each prompt the first new tokens of its rows (ROWS, N_NEW), decoded in one batch."""
+) -> Decoder:
+    """Every window of the new tokens: the first is the prompt's and a step's, the last of steps."""
     decoder = Decoder(
         model, PROMPTS * ROWS, max_new_tokens=28, sampling=how, n_drafts=n_drafts, seed=1
     )
@@ -61,48 +67,28 @@ def sampled(
         if min(map(len, texts)) >= N_NEW:
             break
     everything = torch.tensor([text[:N_NEW] for text in texts])
-    return [everything[i :: len(PROMPTS)] for i in range(len(PROMPTS))]
-
-
-def check_follows_model(model: Transformer, how: Sampling, n_drafts: int, **change: Any) -> None:
-    """Every window of the new tokens: the first is the prompt's and a step's, the last of steps."""
-    for prompt, rows in zip(PROMPTS, sampled(model, how, n_drafts, **change), strict=True):
-        joint = exact(model, prompt, how)
+    for index, prompt in enumerate(PROMPTS):
+        rows, joint = everything[index :: len(PROMPTS)], exact(model, prompt, how)
         for start in range(N_NEW - WINDOW + 1):
-            kept = range(start, start + WINDOW)
-            shares = joint.sum(dim=[place for place in range(N_NEW) if place not in kept])
+            inside = range(start, start + WINDOW)
+            shares = joint.sum(dim=[place for place in range(N_NEW) if place not in inside])
             first, second, third = rows[:, start : start + WINDOW].unbind(dim=1)
             places = (first * V + second) * V + third
             p_value = chi_square(places.bincount(minlength=V**WINDOW), shares.flatten())
             assert p_value > 1e-3, f"{p_value}, from new token {start} on"
-
-
-@pytest.mark.parametrize("n_drafts", [0, 1, 2, 3])
-def test_new_tokens_follow_the_model(n_drafts: int) -> None:
-    check_follows_model(model_of(n_drafts), HOW, n_drafts)
+    return decoder
 
 
 @pytest.mark.parametrize(
-    "how",
-    [Sampling(), Sampling(1.5, min_p=0.2)],
-    ids=str,
+    ("n_drafts", "how", "attention"),
+    [(0, HOW, "mla"), (1, HOW, "gqa"), (2, Sampling(1.5, min_p=0.2), "mla"), (3, HOW, "mla")],
 )
-def test_each_option_holds_with_drafts(how: Sampling) -> None:
-    check_follows_model(model_of(), how, 2)
+def test_new_tokens_follow_the_model(n_drafts: int, how: Sampling, attention: str) -> None:
+    decoder = check_follows_model(model_of(n_drafts, attention=attention), how, n_drafts)
+    assert all(0.1 < share < 0.95 for share in decoder.counts.acceptance)  # else nothing is tested
 
 
-def test_other_attention_holds_with_drafts() -> None:
-    check_follows_model(model_of(attention="gqa"), HOW, 2)
-
-
-def test_some_drafts_are_kept_and_some_are_not() -> None:
-    """Or the tests here would test plain sampling."""
-    decoder = Decoder(model_of(), PROMPTS * 50, max_new_tokens=20, sampling=HOW, n_drafts=2)
-    for _ in decoder:
-        pass
-    first, second = decoder.counts.accepted
-    assert 0.2 < first / decoder.counts.drafted[0] < 0.95
-    assert 0.2 < second / first < 0.95
+Accept = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
 def always(p: Tensor, q: Tensor, ids: Tensor, source: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -112,29 +98,29 @@ def always(p: Tensor, q: Tensor, ids: Tensor, source: torch.Generator) -> tuple[
 def replaced_from_target(
     p: Tensor, q: Tensor, ids: Tensor, source: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    n_kept, _ = accept(p, q, ids, source)
-    return n_kept, draw(p[torch.arange(len(ids)), n_kept], source)
+    n_accepted, _ = accept(p, q, ids, source)
+    return n_accepted, draw(p[torch.arange(len(ids)), n_accepted], source)
 
 
-def fails(**change: Any) -> None:
-    with pytest.raises(AssertionError):
-        check_follows_model(model_of(), HOW, 2, **change)
+def mixed_rows(p: Tensor, q: Tensor, ids: Tensor, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    """As a wrong `reorder` would."""
+    n_accepted, following = accept(p, q, ids, source)
+    return n_accepted, following.roll(1)
 
 
-@pytest.mark.parametrize("wrong", [always, replaced_from_target])
-def test_wrong_acceptance_is_found(
-    monkeypatch: pytest.MonkeyPatch,
-    wrong: Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]],
-) -> None:
+@pytest.mark.parametrize("wrong", [always, replaced_from_target, mixed_rows])
+def test_wrong_acceptance_is_found(monkeypatch: pytest.MonkeyPatch, wrong: Accept) -> None:
     monkeypatch.setattr(sampling, "accept", wrong)
-    fails()
+    with pytest.raises(AssertionError):
+        check_follows_model(model_of(), HOW, 2)
 
 
 def test_a_cache_that_is_not_cut_is_found() -> None:
     def keep_all(decoder: Decoder) -> None:
         decoder.cache.truncate = lambda lengths: None  # type: ignore[method-assign]
 
-    fails(change=keep_all)
+    with pytest.raises(AssertionError):
+        check_follows_model(model_of(), HOW, 2, change=keep_all)
 
 
 def test_distributions_other_than_those_drawn_from_are_found(
@@ -148,15 +134,38 @@ def test_distributions_other_than_those_drawn_from_are_found(
         return honest(self, tokens, lengths, how, source).sqrt()
 
     monkeypatch.setattr(Drafter, "propose", hotter)
-    fails()
+    with pytest.raises(AssertionError):
+        check_follows_model(model_of(), HOW, 2)
 
 
-def test_sampling_of_one_row_is_not_that_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows mixed up when their tokens are drawn, as a wrong `reorder` would."""
+@pytest.mark.parametrize("k", [0, 1, 2])
+@each_way
+def test_verification_is_acceptance_by_the_models_distributions(how: Sampling, k: int) -> None:
+    """Greedy verification goes without distributions; those are what it is to agree with."""
+    logits = torch.randn(300, k + 1, V, generator=generator(1))
+    q = distribution(torch.randn(300, k, V, generator=generator(2)), how)
+    ids = draw(q.view(-1, V), generator(3)).view(300, k) if k else torch.zeros(300, 0).long()
+    got = verify(logits, q, ids, how, generator(4))
+    expected = accept(distribution(logits, how), q, ids, generator(4))
+    for mine, reference in zip(got, expected, strict=True):
+        assert mine.dtype == torch.int64
+        assert torch.equal(mine, reference)
+    assert set(got[0].tolist()) == set(range(k + 1))
 
-    def mixed(p: Tensor, q: Tensor, ids: Tensor, source: torch.Generator) -> tuple[Tensor, Tensor]:
-        n_kept, following = accept(p, q, ids, source)
-        return n_kept, following.roll(1)
 
-    monkeypatch.setattr(sampling, "accept", mixed)
-    fails()
+def test_greedy_drafts_are_accepted_up_to_the_first_that_differs() -> None:
+    best = torch.tensor([[1, 2, 3], [1, 0, 3], [0, 2, 3], [0, 0, 3]])
+    ids = torch.tensor([[1, 2]] * 4)
+    n_accepted, following = accept(
+        F.one_hot(best, V).float(), F.one_hot(ids, V).float(), ids, generator(0)
+    )
+    assert n_accepted.tolist() == [2, 1, 0, 0]
+    assert following.tolist() == [3, 0, 0, 0]
+
+
+def test_where_rounding_leaves_no_residual_the_target_is_drawn_from() -> None:
+    p, q, n = torch.tensor([0.0, 0.4, 0.6]), torch.tensor([0.4, 0.4, 0.6]), 100
+    ids = torch.zeros(n, 1, dtype=torch.int64)
+    n_accepted, following = accept(p.expand(n, 2, 3), q.expand(n, 1, 3), ids, generator(0))
+    assert not n_accepted.any()
+    assert set(following.tolist()) == {1, 2}

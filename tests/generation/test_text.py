@@ -69,20 +69,6 @@ def test_any_bytes_give_the_text_that_decode_gives(found: bytes, cuts: list[int]
     assert "".join(pieces) == BYTES.decode(ids) == found.decode(errors="replace")
 
 
-@pytest.mark.parametrize("text", ["é", "終", "🙂"])
-def test_a_character_waits_for_its_last_byte(text: str) -> None:
-    *early, last = BYTES.encode(text)
-    stream = TextStream(BYTES)
-    assert [stream.feed([i]) for i in early] == [""] * len(early)
-    assert stream.feed([last]) == text
-
-
-def test_the_beginning_of_a_character_is_released_at_the_end() -> None:
-    stream = TextStream(BYTES)
-    assert stream.feed(BYTES.encode("a終")[:-1]) == "a"
-    assert stream.close() == "\ufffd"
-
-
 def test_special_tokens_and_padding_give_no_text(each_tokenizer: Tokenizer) -> None:
     inside = [each_tokenizer.end_of_text, each_tokenizer.vocab_size, 10**6]
     stream = TextStream(each_tokenizer)
@@ -133,50 +119,9 @@ def test_no_more_is_held_back_than_may_begin_a_stop_string(text: str, stops: lis
     assert joined == text[: first_stop(text, stops)]
 
 
-@pytest.mark.parametrize(
-    ("text", "stops", "expected"),
-    [
-        ("aaab!", ["aab"], "a"),  # begins inside what is held back
-        ("ababac!", ["abac"], "ab"),
-        ("one\n\ntwo", ["\n\n"], "one"),
-        ("one two", ["wo", "one t"], ""),
-        ("one two", ["two", "e"], "on"),
-        ("one two", ["three", "o t"], "one two"),
-        ("aab", ["aaba", "abab"], "aab"),  # begun, and never met
-        ("naïve 終わり", ["終わ"], "naïve "),
-        ("a🙂b", ["🙂"], "a"),
-        ("word", [""], "word"),
-        ("word", ["word"], ""),
-        ("abcd", ["abcx", "cd"], "ab"),
-    ],
-)
-@pytest.mark.parametrize("at_once", [True, False])
-def test_stop_strings(
-    each_tokenizer: Tokenizer, text: str, stops: list[str], expected: str, at_once: bool
-) -> None:
-    ids = each_tokenizer.encode(text)
-    pieces = [ids] if at_once else [[i] for i in ids]
-    assert "".join(streamed(each_tokenizer, pieces, stops)) == expected
-
-
-def test_a_stop_string_inside_another_ends_the_text_alike_however_it_comes() -> None:
-    """Several ids come at once where drafts are accepted, which is to change nothing."""
-    ids = BYTES.encode("abcd")
-    one_by_one, at_once = (
-        "".join(streamed(BYTES, pieces, ["abcd", "bc"])) for pieces in ([[i] for i in ids], [ids])
-    )
-    assert one_by_one == at_once == "a"
-
-
 def test_nothing_comes_after_a_stop_string() -> None:
     stream = TextStream(BYTES, ["b"])
     assert stream.feed(BYTES.encode("ab a")) == "a"
     assert stream.stopped
     assert stream.feed(BYTES.encode("aa")) == ""
     assert stream.close() == ""
-
-
-def test_the_prompt_is_no_part_of_the_stream(tokenizer: Tokenizer) -> None:
-    """A stop string that the prompt begins is not met."""
-    stream = TextStream(tokenizer, ["word of"])
-    assert stream.feed(tokenizer.encode(" of")) + stream.close() == " of"

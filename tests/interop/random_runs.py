@@ -1,4 +1,4 @@
-"""Runs of random shape with trained weights, scaled until routing and logits are far from flat."""
+"""Runs of random shape, their routing and logits far from flat."""
 
 import random
 from functools import cache
@@ -9,10 +9,7 @@ import torch
 from mla_lm import Transformer
 from mla_lm.config import RunConfig
 from mla_lm.data import Tokenizer
-from mla_lm.model.moe import Router
-from mla_lm.objective.losses import next_token_loss
-from tests.conftest import tiny_config, write_checkpoint
-from tests.test_golden import structured_batches
+from tests.conftest import randomized, tiny_config, write_checkpoint
 
 CONTEXT = 80
 END_OF_TEXT = "<|endoftext|>"
@@ -55,22 +52,9 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer.train([], vocab_size=257, end_of_text=END_OF_TEXT)
 
 
-def trained(cfg: RunConfig) -> Transformer:
+def model_of(cfg: RunConfig) -> Transformer:
     torch.manual_seed(0)
-    model = Transformer(cfg.model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    for batch, _ in zip(structured_batches(61, batch=4, length=24), range(15), strict=False):
-        loss = next_token_loss(model(batch[:, :-1]).logits, batch[:, 1:])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        for p in [p for part in (model.blocks, model.mtp, model.norm) for p in part.parameters()]:
-            p.mul_(2) if p.ndim > 1 else p.mul_(torch.empty_like(p).uniform_(0.5, 1.5))
-        for module in model.modules():
-            if isinstance(module, Router):
-                module.e_score_correction_bias.normal_(std=0.3)
-    return model.eval()
+    return randomized(Transformer(cfg.model)).eval()
 
 
 def checkpoint_of(cfg: RunConfig, model: Transformer, folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import resource
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +15,13 @@ from safetensors.torch import load_file
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.record import WEIGHTS
 from mla_lm.commands import export
-from mla_lm.errors import STOPPED, UserError
+from mla_lm.errors import UserError
 from mla_lm.model import Transformer
 from mla_lm.objective.losses import next_token_loss
-from tests.conftest import random_tokens, tiny_config
+from tests.conftest import random_tokens
 from tests.generation.conftest import decode
 from tests.interop.folders import continued
-from tests.interop.random_runs import byte_tokenizer, checkpoint_of, random_config, trained
+from tests.interop.random_runs import byte_tokenizer, checkpoint_of, model_of, random_config
 from tests.processes import command, environment
 
 
@@ -34,14 +33,14 @@ def exported(checkpoint: Path, out: Path, *words: str) -> Path:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Transformer]:
     cfg = random_config(3)
-    model = trained(cfg)
+    model = model_of(cfg)
     return checkpoint_of(cfg, model, tmp_path_factory.mktemp("small")), model
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_random_trained_models_agree(seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", range(6))
+def test_models_of_random_shape_agree(seed: int, tmp_path: Path) -> None:
     cfg = random_config(seed)
-    model = trained(cfg)
+    model = model_of(cfg)
     folder = exported(checkpoint_of(cfg, model, tmp_path), tmp_path / "out")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
     tokens = random_tokens(cfg.model, 2, cfg.model.max_seq_len)
@@ -70,11 +69,16 @@ def test_the_folder_is_complete(small: tuple[Path, Transformer], tmp_path: Path)
     assert card.startswith("---\nlicense: mit\n")
     assert "Not evaluated." in card
     config = json.loads((folder / "config.json").read_text())
-    assert config["topk_method"] == "noaux_tc"
-    assert config["scoring_func"] == "sigmoid"
-    assert (config["moe_layer_freq"], config["ep_size"]) == (1, 1)
+    for_vllm = {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1}
+    assert config.items() >= for_vllm.items()
+    assert config["ep_size"] == 1
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
-    assert "auto_map" not in config
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), byte_tokenizer()
+    text = "def f(x):\n    return naïve + 終 🙂 "
+    assert theirs(text).input_ids == [ours.end_of_text, *ours.encode(text)]  # as training begins it
+    assert theirs.decode(ours.encode(text)) == text
+    assert theirs.eos_token_id == theirs.bos_token_id == ours.end_of_text
+    assert theirs.model_max_length == 80
 
 
 def test_the_card_shows_what_was_measured(small: tuple[Path, Transformer], tmp_path: Path) -> None:
@@ -87,18 +91,6 @@ def test_the_card_shows_what_was_measured(small: tuple[Path, Transformer], tmp_p
     path.write_text(json.dumps(metrics | {"ckpt": "step-000009.ckpt", "val/loss": 1.0}))
     assert "Not evaluated." in (exported(small[0], tmp_path / "other") / "README.md").read_text()
     path.unlink()
-
-
-def test_the_tokenizer_begins_texts_as_training_does(
-    small: tuple[Path, Transformer], tmp_path: Path
-) -> None:
-    folder = exported(small[0], tmp_path / "out")
-    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), byte_tokenizer()
-    text = "def f(x):\n    return naïve + 終 🙂 "
-    assert theirs(text).input_ids == [ours.end_of_text, *ours.encode(text)]
-    assert theirs.decode(ours.encode(text)) == text
-    assert theirs.eos_token_id == theirs.bos_token_id == ours.end_of_text
-    assert theirs.model_max_length == 80
 
 
 @torch.no_grad()
@@ -121,21 +113,6 @@ def test_shards_hold_the_same(small: tuple[Path, Transformer], tmp_path: Path) -
         assert sum(tensor.nbytes for tensor in tensors) <= max(10_000, largest)
 
 
-def test_bfloat16_keeps_the_biases_of_gates(
-    small: tuple[Path, Transformer], tmp_path: Path
-) -> None:
-    folder = exported(small[0], tmp_path / "out", "dtype=bfloat16")
-    tensors, state = load_file(folder / "model.safetensors"), small[1].state_dict()
-    biases = [name for name in tensors if name.endswith("e_score_correction_bias")]
-    assert biases
-    assert all(tensors[name].dtype == torch.float32 for name in biases)
-    others = [tensor for name, tensor in tensors.items() if name not in biases]
-    assert {tensor.dtype for tensor in others} == {torch.bfloat16}
-    embedding = tensors["model.embed_tokens.weight"]
-    assert torch.equal(embedding, state["embed.weight"].bfloat16())
-    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
-
-
 def refusal(*words: str) -> str:
     with pytest.raises(UserError) as caught:
         export.run(words)
@@ -151,42 +128,19 @@ def test_a_folder_that_holds_something_is_left_alone(
         f"out={tmp_path}: not an empty folder; name a new one"
     )
     assert refusal(f"ckpt={small[0]}", f"out={tmp_path / 'mine'}").startswith("out=")
+    assert "dtype=float16" in refusal("ckpt=x", "out=y", "dtype=float16")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     (tmp_path / "empty").mkdir()
     exported(small[0], tmp_path / "empty")
-
-
-def test_a_full_disk_leaves_nothing(small: tuple[Path, Transformer], tmp_path: Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    try:
-        said = refusal(f"ckpt={small[0]}", f"out={tmp_path / 'out'}")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert said.startswith(f"out={tmp_path / 'out'}: cannot be written (")
-    assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("word", "said"),
-    [
-        ("dtype=float16", "dtype=float16"),
-        ("max_shard_gb=0", "max_shard_gb=0"),
-        ("license=a b", "license=a b"),
-        ("licence=mit", "licence: unknown key; the nearest known one is license"),
-    ],
-)
-def test_wrong_options_are_named(word: str, said: str, tmp_path: Path) -> None:
-    assert said in refusal("ckpt=x", f"out={tmp_path / 'out'}", word)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda s: s.pop("model.norm.weight"), "tensors missing (1): norm.weight"),
-        (lambda s: s.update({"model.x": torch.ones(1)}), "tensors that are not used (1): x"),
-        (lambda s: s.update({"model.norm.weight": torch.ones(3)}), "norm.weight has shape [3]"),
+        (lambda s: s.pop("model.norm.weight"), 'Missing key(s) in state_dict: "norm.weight"'),
+        (lambda s: s.update({"model.x": torch.ones(1)}), 'Unexpected key(s) in state_dict: "x"'),
+        (lambda s: s.update({"model.norm.weight": torch.ones(3)}), "size mismatch for norm.weight"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
@@ -202,31 +156,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     found = refusal(f"ckpt={path}", f"out={tmp_path / 'out'}")
     assert found.startswith(f"{path}: ")
     assert said in found
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_gate_that_is_off_is_refused(tmp_path: Path) -> None:
-    cfg = tiny_config("model.ffn.force_balance=true")
-    path = checkpoint_of(cfg, Transformer(cfg.model), tmp_path)
-    said = refusal(f"ckpt={path}", f"out={tmp_path / 'out'}")
-    assert said.startswith("model.ffn.force_balance=true: DeepseekV3ForCausalLM")
-
-
-def test_a_stopped_export_leaves_nothing(small: tuple[Path, Transformer], tmp_path: Path) -> None:
-    words = ["export", f"ckpt={small[0]}", f"out={tmp_path / 'out'}", "max_shard_gb=1e-6"]
-    process = subprocess.Popen(command("-m", "mla_lm", *words), env=environment())
-    while not any(tmp_path.rglob("*.safetensors")):  # it is in the midst of writing
-        assert process.poll() is None
-    process.terminate()
-    assert process.wait(60) in (STOPPED, 0)  # 0: it was quicker
-    assert [path.name for path in tmp_path.iterdir()] in ([], ["out"])
-
-
-def test_a_model_of_no_class_is_refused(tmp_path: Path) -> None:
-    cfg = tiny_config("model.ffn.n_shared_experts=0")
-    path = checkpoint_of(cfg, Transformer(cfg.model), tmp_path)
-    said = refusal(f"ckpt={path}", f"out={tmp_path / 'out'}")
-    assert said.startswith("model.ffn.n_shared_experts=0: DeepseekV3ForCausalLM")
     assert not (tmp_path / "out").exists()
 
 

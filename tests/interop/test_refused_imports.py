@@ -1,7 +1,6 @@
 """Folders that are not taken: each in one line that names what is wrong, and nothing is written."""
 
 import json
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -54,17 +53,15 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
     "num_key_value_heads": 2,
     "quantization_config": {"quant_method": "fp8"},
     "sliding_window": 4096,
-    "hidden_size": "${oc.env:HOME}",
+    "hidden_size": "36",
     "rope_scaling": {"type": "linear", "factor": 2.0},
-    "rope_theta": [1],
     "use_qk_norm": True,
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
     "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "truncate": False},
-    "num_nextn_predict_layers": 1.5,
     "first_k_dense_replace": -1,
-    "max_position_embeddings": 10**400,
-    "rms_norm_eps": float("nan"),
+    "kv_lora_rank": None,
+    "n_group": None,
 }
 
 
@@ -80,44 +77,8 @@ def test_what_is_not_computed_here_is_named_with_its_value(
         "rope_scaling": "rope_parameters.rope_type=linear",
         "rope_parameters": "rope_parameters.truncate=False",
     }
-    named = inside.get(key, f"{key}={value}")
+    named = f"{key}: missing" if value is None else inside.get(key, f"{key}={value}")
     assert said.startswith(f"config.json: {named[:60]}")
-
-
-@pytest.mark.parametrize("architectures", [{}, 5, [[]], "DeepseekV3ForCausalLM", []])
-def test_architectures_of_any_other_kind_are_named(
-    architectures: object, good: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(good, tmp_path / "src")
-    edit_config(folder, architectures=architectures)
-    assert refusal(folder, tmp_path / "out").startswith("config.json: architectures=")
-
-
-def test_softmax_gates_of_v2_are_named(good: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(good, tmp_path / "src")
-    edit_config(folder, model_type="deepseek_v2", architectures=["DeepseekV2ForCausalLM"])
-    said = refusal(folder, tmp_path / "out")
-    assert said.startswith("config.json: model_type=deepseek_v2: its gates are softmax")
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        *("hidden_size", "kv_lora_rank", "num_experts_per_tok", "n_group", "topk_group"),
-        *("first_k_dense_replace", "rms_norm_eps"),
-    ],
-)
-def test_a_missing_key_is_named(key: str, good: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(good, tmp_path / "src")
-    edit_config(folder, **{key: None})
-    assert refusal(folder, tmp_path / "out") == f"config.json: {key}: missing"
-
-
-def test_sizes_that_contradict_each_other_are_named(good: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(good, tmp_path / "src")
-    edit_config(folder, n_group=3)
-    said = refusal(folder, tmp_path / "out")
-    assert said == "model.ffn.n_groups=3: must divide n_routed_experts=8"
 
 
 def edit_tensors(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
@@ -189,25 +150,18 @@ def outside(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": {GATE: "../elsewhere.safetensors"}}))
 
 
-def twice(folder: Path) -> None:
-    shutil.copy(folder / SINGLE, folder / "again.safetensors")
-    names = load_file(folder / SINGLE)
-    files = {name: ("again.safetensors" if i else SINGLE) for i, name in enumerate(names)}
+def a_shard_short(folder: Path) -> None:
+    files = dict.fromkeys(load_file(folder / SINGLE), SINGLE) | {GATE: "model-00002.safetensors"}
     (folder / INDEX).write_text(json.dumps({"weight_map": files}))
 
 
-def a_shard_short(folder: Path) -> None:
-    (folder / INDEX).write_text(json.dumps({"weight_map": {GATE: "model-00002.safetensors"}}))
-
-
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "pickle": (as_pickle, "pytorch_model.bin: pickle is not read"),
-    "cut short": (cut_short, f"{SINGLE}: no safetensors file"),
+    "pickle": (as_pickle, "pickle is not read"),
+    "cut short": (cut_short, f"{SINGLE}: not a readable safetensors file"),
     "no tensors": (lambda f: (f / SINGLE).unlink(), f"neither {SINGLE} nor {INDEX}"),
     "shard elsewhere": (outside, "../elsewhere.safetensors is not in this folder"),
-    "shard missing": (a_shard_short, "model-00002.safetensors: no safetensors file"),
-    "in two shards": (twice, "too"),
-    "index of another shape": (lambda f: (f / INDEX).write_text("[]"), "cannot be read"),
+    "shard missing": (a_shard_short, "model-00002.safetensors: not a readable safetensors file"),
+    "index of another shape": (lambda f: (f / INDEX).write_text("[]"), "must be a JSON object"),
     "index without a map": (lambda f: (f / INDEX).write_text("{}"), "weight_map"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: cannot be read"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: cannot be read"),
@@ -226,30 +180,7 @@ def test_folders_that_cannot_be_used_are_named(
     assert said in refusal(folder, tmp_path / "out")
 
 
-def test_no_folder_at_all(tmp_path: Path) -> None:
-    said = refusal(tmp_path / "none", tmp_path / "out")
-    assert said == f"src={tmp_path / 'none'}: no such file or folder"
-
-
-def test_a_target_that_holds_something_is_left_alone(good: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("x")
-    said = refusal(good, tmp_path / "out")
-    assert said == f"out={tmp_path / 'out'}: not an empty folder; name a new one"
-
-
-def test_a_full_disk_leaves_nothing(good: Path, tmp_path: Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
-    try:
-        said = refusal(good, tmp_path / "out")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert said.startswith(f"{tmp_path / 'out' / 'checkpoints'}")
-    assert "cannot be written (" in said
-
-
-@pytest.mark.parametrize("token", [None, {}, 3, "${oc.env:HOME}", "a\\", "a'b", "a\nb"])
+@pytest.mark.parametrize("token", [None, {}, 3, "${oc.env:HOME}"])
 def test_a_separator_that_is_no_plain_token_is_named(
     token: object, good: Path, tmp_path: Path
 ) -> None:
@@ -258,14 +189,15 @@ def test_a_separator_that_is_no_plain_token_is_named(
     assert "name what separates texts by end_of_text=TOKEN" in refusal(folder, tmp_path / "out")
 
 
-@pytest.mark.parametrize("word", ["data/tokenizer=bytes", "data.tokenizer.end_of_text=x"])
-def test_another_tokenizer_is_refused(word: str, good: Path, tmp_path: Path) -> None:
-    said = refusal(good, tmp_path / "out", word)
-    assert said == f"{word}: the tokenizer is that of src, or tokenizer=FILE"
-
-
-def test_wrong_options_are_named(good: Path, tmp_path: Path) -> None:
-    said = refusal(good, tmp_path / "out", "dta=text")
-    assert said.startswith("dta: unknown key")
-    said = refusal(good, tmp_path / "out", "data.sequence_length=3")
-    assert said.startswith("data.sequence_length: unknown key")
+def test_what_goes_together_badly_is_named(good: Path, tmp_path: Path) -> None:
+    out, folder = tmp_path / "out", shutil.copytree(good, tmp_path / "src")
+    word = "data/tokenizer=bytes"
+    assert refusal(good, out, word) == f"{word}: the tokenizer is that of src, or tokenizer=FILE"
+    assert refusal(good, out, "data.sequence_length=3").startswith("data.sequence_length: unknown")
+    assert refusal(tmp_path / "x", out) == f"src={tmp_path / 'x'}: no such file or folder"
+    edit_config(folder, n_group=3)
+    assert refusal(folder, out) == "model.ffn.n_groups=3: must divide n_routed_experts=8"
+    edit_config(folder, model_type="deepseek_v2", architectures=["DeepseekV2ForCausalLM"])
+    assert refusal(folder, out).startswith("config.json: model_type=deepseek_v2: its gates are")
+    (out / "mine").mkdir(parents=True)
+    assert refusal(good, out) == f"out={out}: not an empty folder; name a new one"

@@ -12,7 +12,7 @@ from mla_lm.model import attention as attention_module
 from mla_lm.model.attention import build_attention
 from mla_lm.model.positions import Positions
 from mla_lm.model.rope import rotary_tables
-from tests.conftest import randomized, tiny_config
+from tests.conftest import tiny_config
 
 BATCH, LENGTH = 2, 7
 MLA_SHAPES = [
@@ -148,27 +148,3 @@ def test_the_loops_tell_rotated_halves_from_adjacent_pairs(
     monkeypatch.setattr(attention_module, "rotate", rotate_halves)
     with pytest.raises(AssertionError):
         check_against_loops(overrides)
-
-
-@pytest.mark.parametrize("kind", ["gqa", "mqa"])
-def test_grouped_heads_equal_mha_with_repeated_heads(kind: str) -> None:
-    grouped_cfg, mha_cfg = (tiny_config(f"model/attention={name}").model for name in (kind, "mha"))
-    grouped, mha = randomized(build_attention(grouped_cfg)), build_attention(mha_cfg)
-    state = grouped.state_dict()
-    for name in ("k_proj.weight", "v_proj.weight"):
-        heads = state[name].unflatten(0, (-1, mha_cfg.attention.head_dim))
-        state[name] = heads.repeat_interleave(mha_cfg.n_heads // len(heads), dim=0).flatten(0, 1)
-    mha.load_state_dict(state)
-    x = torch.randn(BATCH, LENGTH, mha_cfg.dim)
-    torch.testing.assert_close(run(grouped, x, grouped_cfg), run(mha, x, mha_cfg))
-
-
-def test_without_rotation_order_of_the_past_does_not_matter_and_with_it_does() -> None:
-    cfg = tiny_config().model
-    layer = randomized(build_attention(cfg))
-    x = torch.randn(1, LENGTH, cfg.dim)
-    swapped = x[:, [1, 0, *range(2, LENGTH)]]
-    still = torch.ones(LENGTH, cfg.attention.rope_dim // 2)
-    at = Positions(still, 0 * still)
-    torch.testing.assert_close(layer(x, at)[:, 2:], layer(swapped, at)[:, 2:])
-    assert (run(layer, x, cfg) - run(layer, swapped, cfg))[:, 2:].abs().max() > 1e-3

@@ -81,45 +81,6 @@ class Decoding:
         self.cache.reorder(rows)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("size", range(1, 8))
-@each_path
-def test_chunks_up_to_the_last_position_equal_one_run(
-    overrides: tuple[str, ...], absorb: bool | None, size: int
-) -> None:
-    model = build(*overrides)
-    tokens = random_tokens(model.cfg, 2, CONTEXT)
-    held = model.new_cache(2, CONTEXT, absorb=absorb)
-    chunks = [model(chunk, cache=held) for chunk in tokens.split(size, dim=1)]
-    full = model(tokens, mtp=False)
-    assert full.logits.std() > 0.1
-    logits, states = zip(*((out.logits, out.mtp_input) for out in chunks), strict=True)
-    torch.testing.assert_close(torch.cat(logits, dim=1), full.logits, **CLOSE)
-    torch.testing.assert_close(torch.cat(states, dim=1), full.mtp_input, **CLOSE)
-    assert held.lengths == [CONTEXT, CONTEXT]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("size", range(1, 8))
-@each_path
-def test_ragged_prompts_go_on_each_as_if_alone(
-    overrides: tuple[str, ...], absorb: bool | None, size: int
-) -> None:
-    model, prompts = build(*overrides), torch.tensor((7, 1, 4))
-    tokens, rows = random_tokens(model.cfg, 3, CONTEXT), torch.arange(3)[:, None]
-    held = model.new_cache(3, CONTEXT, absorb=absorb)
-    chunks = [(torch.arange(7).expand(3, -1), model(tokens[:, :7], cache=held).logits)]
-    held.truncate(prompts.tolist())
-    for places in torch.arange(CONTEXT - 7).split(size):
-        where = prompts[:, None] + places
-        chunks.append((where, model(tokens[rows, where], cache=held).logits))
-    assert held.lengths == [16, 10, 13]
-    for row in range(3):
-        alone = model(tokens[row : row + 1], mtp=False).logits[0]
-        for where, logits in chunks:
-            torch.testing.assert_close(logits[row], alone[where[row]], **CLOSE)
-
-
 def decode_all_ways(model: Transformer, absorb: bool | None) -> None:
     """Ragged chunks, cuts of some rows, one row to nothing, rows swapped, repeated, dropped."""
     decoding = Decoding(model, 3, absorb=absorb)
@@ -140,6 +101,8 @@ def decode_all_ways(model: Transformer, absorb: bool | None) -> None:
     decoding.reorder(1)
     decoding.feed(1)
     assert decoding.lengths == [CONTEXT]
+    decoding.reorder()
+    assert (decoding.cache.lengths, decoding.cache.n_bytes) == ([], 0)
 
 
 @each_path
@@ -204,13 +167,6 @@ def keeps_the_old_lengths(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Cache, "truncate", lambda self, lengths: None)
 
 
-def cuts_all_rows_alike(patch: pytest.MonkeyPatch) -> None:
-    honest = Cache.truncate
-    patch.setattr(
-        Cache, "truncate", lambda self, lengths: honest(self, [min(lengths)] * len(lengths))
-    )
-
-
 def reorders_the_lengths_only(patch: pytest.MonkeyPatch) -> None:
     def reorder(self: Cache, rows: Sequence[int]) -> None:
         self.lengths = [self.lengths[row] for row in rows]
@@ -229,7 +185,6 @@ FAULTS = [
     starts_every_chunk_at_position_zero,
     stands_where_the_first_row_does,
     keeps_the_old_lengths,
-    cuts_all_rows_alike,
     reorders_the_lengths_only,
 ]
 FAULTY = [("mla", True), ("mla", False), ("gqa", None)]
@@ -257,15 +212,6 @@ def test_scores_scaled_by_the_width_of_the_latent_are_found(
     decode_all_ways(model, absorb=False)  # heads of keys have the width meant
     with pytest.raises(AssertionError, match="not close"):
         decode_all_ways(model, absorb=True)
-
-
-def test_dropping_all_rows_leaves_an_empty_cache() -> None:
-    decoding = Decoding(build(), 2)
-    decoding.feed(3)
-    decoding.reorder()
-    assert decoding.cache.lengths == []
-    assert decoding.cache.n_bytes == 0
-    decoding.feed(2)
 
 
 @pytest.mark.parametrize("lengths", [(5, 3), (4, -1), (4,), (4, 3, 2)])

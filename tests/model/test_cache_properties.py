@@ -1,6 +1,5 @@
 """What holds for any use of a cache: its size, the two ways of MLA, the MTP modules' own caches."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,10 +10,8 @@ from torch import Tensor
 
 from mla_lm.config import MLAConfig
 from mla_lm.cost import cache_elements_per_token
-from mla_lm.errors import UserError
 from mla_lm.model import Transformer
 from mla_lm.model.attention import MultiHeadLatentAttention
-from mla_lm.model.cache import Cache
 from mla_lm.model.positions import Positions
 from tests.conftest import ATTENTION, each_attention, random_tokens, randomized, tiny_config
 from tests.model.test_cache import CLOSE, CONTEXT, KINDS, SMALL, Decoding, build, each_path
@@ -65,18 +62,18 @@ def check_mtp(model: Transformer, size: int, *, absorb: bool | None = None) -> N
     """Every depth in chunks of the depth before, which itself ran in chunks."""
     tokens = random_tokens(model.cfg, 2, CONTEXT)
     expected = model(tokens).mtp
-    held = model.new_cache(2, CONTEXT, absorb=absorb)
-    state = torch.cat([model(c, cache=held).mtp_input for c in tokens.split(size, dim=1)], dim=1)
+    cache = model.new_cache(2, CONTEXT, absorb=absorb)
+    state = torch.cat([model(c, cache=cache).mtp_input for c in tokens.split(size, dim=1)], dim=1)
     for depth in range(1, model.cfg.mtp_depth + 1):
-        held = model.new_cache(2, CONTEXT - depth, mtp=True, absorb=absorb)
+        cache = model.new_cache(2, CONTEXT - depth, mtp=True, absorb=absorb)
         chunks = zip(
             state[:, : CONTEXT - depth].split(size, dim=1),
             tokens[:, depth:].split(size, dim=1),
             strict=True,
         )
-        state = torch.cat([model.further(depth, *chunk, cache=held) for chunk in chunks], dim=1)
+        state = torch.cat([model.mtp_step(depth, *chunk, cache=cache) for chunk in chunks], dim=1)
         torch.testing.assert_close(state, expected[depth - 1], **CLOSE)
-        assert held.lengths == [CONTEXT - depth] * 2
+        assert cache.lengths == [CONTEXT - depth] * 2
 
 
 @pytest.mark.parametrize(("size", "state"), [(1, "post_norm"), (3, "pre_norm"), (7, "post_norm")])
@@ -93,46 +90,18 @@ def test_mtp_modules_in_chunks_equal_one_run(
     check_mtp(model, size, absorb=absorb)
 
 
-@pytest.mark.parametrize("name", ["mla", "gqa"])
-def test_mtp_modules_that_read_the_wrong_token_are_found(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    model = build(*KINDS[name])
-    honest = Transformer.further
-
-    def late(self: Transformer, depth: int, state: Tensor, tokens: Tensor, cache: Cache) -> Tensor:
-        return honest(self, depth, state, tokens.roll(1, dims=1), cache=cache)
-
-    monkeypatch.setattr(Transformer, "further", late)
-    with pytest.raises(AssertionError, match="not close"):
-        check_mtp(model, 3)
-
-
 @torch.no_grad()
 def test_ragged_mtp_rows_go_on_as_if_alone() -> None:
     model = build()
     tokens, lengths = random_tokens(model.cfg, 3, CONTEXT), [9, 2, 5]
     full = model(tokens)
-    held = model.new_cache(3, CONTEXT, mtp=True)
-    model.further(1, full.mtp_input[:, :9], tokens[:, 1:10], cache=held)
-    held.truncate(lengths)
+    cache = model.new_cache(3, CONTEXT, mtp=True)
+    model.mtp_step(1, full.mtp_input[:, :9], tokens[:, 1:10], cache=cache)
+    cache.truncate(lengths)
     where = torch.tensor(lengths)[:, None] + torch.arange(4)
     rows = torch.arange(3)[:, None]
-    state = model.further(1, full.mtp_input[rows, where], tokens[rows, where + 1], cache=held)
+    state = model.mtp_step(1, full.mtp_input[rows, where], tokens[rows, where + 1], cache=cache)
     torch.testing.assert_close(state, full.mtp[0][rows, where], **CLOSE)
-
-
-@pytest.mark.parametrize(
-    ("capacity", "name"), [(CONTEXT + 3, "model.max_seq_len=16"), (9, "the cache's capacity=9")]
-)
-def test_mtp_modules_refuse_what_does_not_fit(capacity: int, name: str) -> None:
-    model = build()
-    held = model.new_cache(1, capacity, mtp=True)
-    n_new = min(capacity, CONTEXT) + 1
-    state, tokens = torch.zeros(1, n_new, model.cfg.dim), random_tokens(model.cfg, 1, n_new)
-    with pytest.raises(UserError) as caught:
-        model.further(1, state, tokens, cache=held)
-    assert str(caught.value) == f"{n_new} tokens exceed {name}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -140,23 +109,17 @@ def test_mtp_modules_refuse_what_does_not_fit(capacity: int, name: str) -> None:
 def test_bytes_are_those_of_the_formula(attention: tuple[str, ...], dtype: torch.dtype) -> None:
     model = Transformer(tiny_config(*SMALL, *attention).model).to(dtype)
     batch, capacity = 3, 11
-    held = model.new_cache(batch, capacity)
-    tensors = [tensor for layer in held.layers for tensor in layer.tensors]
+    cache = model.new_cache(batch, capacity)
+    tensors = [tensor for layer in cache.layers for tensor in layer.tensors]
     numbers = batch * capacity * cache_elements_per_token(model.cfg)
-    assert held.n_bytes == numbers * dtype.itemsize
-    assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) == held.n_bytes
+    assert cache.n_bytes == numbers * dtype.itemsize
+    assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) == cache.n_bytes
     assert {tensor.dtype for tensor in tensors} == {dtype}
-    assert len(held.layers) == model.cfg.n_layers
-    assert model.new_cache(batch, capacity, mtp=True).n_bytes * model.cfg.n_layers == held.n_bytes
-    model(random_tokens(model.cfg, batch, 5), cache=held)
-    held.reorder([2, 0])
-    assert held.n_bytes * batch == numbers * dtype.itemsize * 2
-
-
-@pytest.mark.parametrize("name", ["mla", "mla with q compression"])
-def test_mla_keeps_one_latent_and_one_rotated_key_a_layer(name: str) -> None:
-    held = Transformer(tiny_config(*SMALL, *ATTENTION[name]).model).new_cache(3, 11)
-    assert [[t.shape for t in layer.tensors] for layer in held.layers] == [[(3, 1, 11, 20 + 6)]] * 2
+    assert len(cache.layers) == model.cfg.n_layers
+    assert model.new_cache(batch, capacity, mtp=True).n_bytes * model.cfg.n_layers == cache.n_bytes
+    model(random_tokens(model.cfg, batch, 5), cache=cache)
+    cache.reorder([2, 0])
+    assert cache.n_bytes * batch == numbers * dtype.itemsize * 2
 
 
 def build_mla(changes: dict[str, int]) -> tuple[MultiHeadLatentAttention, MLAConfig]:
@@ -171,27 +134,27 @@ def build_mla(changes: dict[str, int]) -> tuple[MultiHeadLatentAttention, MLACon
 @each_shape
 def test_absorbed_equals_materialised(changes: dict[str, int], n_new: int) -> None:
     layer, mla = build_mla(changes)
-    n_held = 9
+    cache_len = 9
     q_nope = torch.randn(2, n_new, layer.n_heads, mla.qk_nope_head_dim, dtype=torch.float64)
     q_rope = torch.randn(2, n_new, layer.n_heads, mla.qk_rope_head_dim, dtype=torch.float64)
-    kept = torch.randn(2, 1, n_held, layer.kv_lora_rank + layer.rope_dim, dtype=torch.float64)
-    latent, k_rope = kept.squeeze(1).split((layer.kv_lora_rank, layer.rope_dim), dim=-1)
-    mask = torch.rand(2, 1, n_new, n_held) < 0.6
+    cached = torch.randn(2, 1, cache_len, layer.kv_lora_rank + layer.rope_dim, dtype=torch.float64)
+    latent, k_rope = cached.squeeze(1).split((layer.kv_lora_rank, layer.rope_dim), dim=-1)
+    mask = torch.rand(2, 1, n_new, cache_len) < 0.6
     mask[..., 0] = True
-    for allowed in (mask, mask[:1], None)[: 2 + (n_new in (1, n_held))]:
-        absorbed = layer.absorbed(q_nope, q_rope, kept, allowed)
+    for allowed in (mask, mask[:1], None)[: 2 + (n_new in (1, cache_len))]:
+        absorbed = layer.absorbed(q_nope, q_rope, cached, allowed)
         materialised = layer.materialised(q_nope, q_rope, latent, k_rope, allowed)
         assert materialised.std() > 0.1
         torch.testing.assert_close(absorbed, materialised, **EXACT)
 
 
-def operations_per_held_token(mla: MLAConfig, heads: int, n_new: int) -> tuple[int, int]:
+def operations_per_cached_token(mla: MLAConfig, heads: int, n_new: int) -> tuple[int, int]:
     """Additions and multiplications of the absorbed and of the materialised way."""
     nope, rope, v = mla.qk_nope_head_dim, mla.qk_rope_head_dim, mla.v_head_dim
     rank = mla.kv_lora_rank
     absorbed = 2 * heads * n_new * ((rank + rope) + rank)  # scores, and their sum of latents
-    made = 2 * heads * rank * (nope + v)
-    return absorbed, made + 2 * heads * n_new * ((nope + rope) + v)
+    materialised = 2 * heads * rank * (nope + v)
+    return absorbed, materialised + 2 * heads * n_new * ((nope + rope) + v)
 
 
 @each_shape
@@ -199,52 +162,28 @@ def test_the_way_with_fewer_operations_is_chosen(changes: dict[str, int]) -> Non
     layer, mla = build_mla(changes)
     choices = [layer.absorbs(n_new) for n_new in range(1, 200)]
     for n_new, absorbs in enumerate(choices, start=1):
-        absorbed, materialised = operations_per_held_token(mla, layer.n_heads, n_new)
+        absorbed, materialised = operations_per_cached_token(mla, layer.n_heads, n_new)
         assert absorbs == (absorbed < materialised)
     assert choices[0]
     assert choices[-1] == (mla.kv_lora_rank == 7)
 
 
-def spied(patch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the ways that run from now on."""
-    ran: list[str] = []
-
-    def note(name: str) -> Callable[..., Tensor]:
-        honest: Callable[..., Tensor] = getattr(MultiHeadLatentAttention, name)
-
-        def noting(*args: Tensor | None) -> Tensor:
-            ran.append(name)
-            return honest(*args)
-
-        return noting
-
-    for name in ("absorbed", "materialised"):
-        patch.setattr(MultiHeadLatentAttention, name, note(name))
-    return ran
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("n_new", [1, 3, 11, 12, CONTEXT])
+@pytest.mark.parametrize(
+    ("absorb", "n_new", "unused"),
+    [
+        (None, 11, "materialised"),
+        (None, 12, "absorbed"),  # 12 (2 * 20 - 15) = 20 * 15
+        (True, 12, "materialised"),
+        (False, 1, "absorbed"),
+    ],
+)
 def test_the_number_of_new_tokens_chooses_unless_told(
-    monkeypatch: pytest.MonkeyPatch, n_new: int
+    monkeypatch: pytest.MonkeyPatch, absorb: bool | None, n_new: int, unused: str
 ) -> None:
     model = build("model.attention.v_head_dim=5")
-    tokens = random_tokens(model.cfg, 2, n_new)
-    for absorb, way in {
-        None: "absorbed" if n_new < 12 else "materialised",  # 12 (2 * 20 - 15) = 20 * 15
-        True: "absorbed",
-        False: "materialised",
-    }.items():
-        with monkeypatch.context() as patch:
-            ran = spied(patch)
-            model(tokens, cache=model.new_cache(2, CONTEXT, absorb=absorb))
-        assert ran == [way] * model.cfg.n_layers
-
-
-def test_training_makes_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ran = build(), spied(monkeypatch)
-    model(random_tokens(model.cfg, 2, 3))
-    assert ran == ["materialised"] * (model.cfg.n_layers + 2)
+    monkeypatch.setattr(MultiHeadLatentAttention, unused, None)
+    model(random_tokens(model.cfg, 2, n_new), cache=model.new_cache(2, CONTEXT, absorb=absorb))
 
 
 @torch.no_grad()
@@ -253,12 +192,12 @@ def test_training_makes_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_cache_of_fewer_bits_serves_a_float32_model(name: str, absorb: bool) -> None:
     model = build(*ATTENTION[name])
     x = torch.randn(2, 9, model.cfg.dim)
-    at = Positions(model.cos[:9], model.sin[:9], slots=slice(0, 9), n_held=9)
+    at = Positions(model.cos[:9], model.sin[:9], slots=slice(0, 9), cache_len=9)
 
     def run(dtype: torch.dtype) -> Tensor:
-        held = model.new_cache(2, 9, absorb=absorb).layers[0]
-        held.tensors = tuple(tensor.to(dtype) for tensor in held.tensors)
-        return model.get_submodule("blocks.0.attention")(x, at, held)
+        cache = model.new_cache(2, 9, absorb=absorb).layers[0]
+        cache.tensors = tuple(tensor.to(dtype) for tensor in cache.tensors)
+        return model.get_submodule("blocks.0.attention")(x, at, cache)
 
     full, rounded = run(torch.float32), run(torch.bfloat16)
     assert 0 < (full - rounded).abs().max() < 0.05 * full.abs().max()

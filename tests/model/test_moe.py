@@ -15,8 +15,7 @@ from mla_lm.model.moe import MoE, Router
 from mla_lm.objective.balance import expert_load
 
 DIM, INTER_DIM, BATCH, LENGTH = 11, 7, 2, 5
-Execution = Literal["auto", "padded", "grouped_mm", "few_tokens", "gathered", "loop"]
-many = settings(max_examples=300)
+Execution = Literal["auto", "padded", "grouped_mm", "few_tokens", "loop"]
 
 
 def moe_config(
@@ -24,7 +23,7 @@ def moe_config(
     top_k: int,
     *,
     groups: int = 1,
-    kept: int = 1,
+    topk: int = 1,
     scale: float = 1.0,
     norm: bool = True,
     execution: Execution = "auto",
@@ -36,7 +35,7 @@ def moe_config(
         n_shared_experts=2,
         n_activated_experts=top_k,
         n_groups=groups,
-        topk_groups=kept,
+        topk_groups=topk,
         route_scale=scale,
         norm_topk=norm,
         execution=execution,
@@ -53,17 +52,17 @@ class Case(NamedTuple):
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     groups, per_group = draw(st.integers(1, 4)), draw(st.integers(2, 4))
-    kept = draw(st.integers(1, groups))
-    top_k = draw(st.integers(1, min(5, kept * per_group)))
+    topk = draw(st.integers(1, groups))
+    top_k = draw(st.integers(1, min(5, topk * per_group)))
     n_experts = groups * per_group
     moe = moe_config(
         n_experts,
         top_k,
         groups=groups,
-        kept=kept,
+        topk=topk,
         scale=draw(st.sampled_from([1.0, 2.5])),
         norm=draw(st.booleans()),
-        execution=draw(st.sampled_from(["padded", "few_tokens", "gathered", "loop"])),
+        execution=draw(st.sampled_from(["padded", "few_tokens", "loop"])),
     )
     bias = st.floats(-10, 10, width=32)
     biases = draw(st.lists(bias, min_size=n_experts, max_size=n_experts))
@@ -127,14 +126,14 @@ def check_against_numpy(case: Case) -> None:
         np.testing.assert_allclose(numpy_of(y[b, t]), expected, rtol=1e-4, atol=1e-5)
 
 
-@many
+@settings(max_examples=200)
 @given(cases())
 def test_equals_numpy_reference(case: Case) -> None:
     check_against_numpy(case)
 
 
 def test_the_reference_finds_groups_excluded_with_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case(moe_config(8, 3, groups=4, kept=2), [-5.0] * 8, seed=0)
+    case = Case(moe_config(8, 3, groups=4, topk=2), [-5.0] * 8, seed=0)
     check_against_numpy(case)
     honest = Router.keep_best_groups
     monkeypatch.setattr(
@@ -144,35 +143,6 @@ def test_the_reference_finds_groups_excluded_with_zero(monkeypatch: pytest.Monke
         check_against_numpy(case)
 
 
-@many
-@given(cases())
-def test_chosen_experts_are_distinct_and_inside_the_kept_groups(case: Case) -> None:
-    layer, x = build(case)
-    routing, weights = layer.router(x)
-    moe = case.moe
-    assert routing.experts.shape == weights.shape == (BATCH, LENGTH, moe.n_activated_experts)
-    for experts in routing.experts.flatten(0, 1).tolist():
-        assert len(set(experts)) == moe.n_activated_experts
-        assert (
-            len({e // (moe.n_routed_experts // moe.n_groups) for e in experts}) <= moe.topk_groups
-        )
-
-
-@many
-@given(cases())
-def test_weights_come_from_unbiased_scores(case: Case) -> None:
-    layer, x = build(case)
-    routing, weights = layer.router(x)
-    gathered = routing.scores.gather(-1, routing.experts)
-    if case.moe.norm_topk:
-        torch.testing.assert_close(
-            weights.sum(-1), torch.full((BATCH, LENGTH), case.moe.route_scale)
-        )
-        gathered = gathered / gathered.sum(-1, keepdim=True)
-    torch.testing.assert_close(weights, gathered * case.moe.route_scale)
-
-
-@many
 @given(cases(), st.floats(-5, 5, width=32))
 def test_a_constant_added_to_all_biases_changes_nothing(case: Case, constant: float) -> None:
     layer, x = build(case)
@@ -210,6 +180,14 @@ def test_scores_are_float32_under_autocast() -> None:
     torch.testing.assert_close(y.float(), layer(x)[0], rtol=0.05, atol=0.05)
 
 
+def test_equal_scores_still_give_distinct_experts() -> None:
+    layer, x = build(Case(moe_config(8, 4, groups=2), [0.0] * 8, seed=0))
+    torch.nn.init.zeros_(layer.router.weight)
+    routing, weights = layer.router(x)
+    assert all(len(set(experts)) == 4 for experts in routing.experts.flatten(0, 1).tolist())
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / 4))
+
+
 def test_no_tokens_at_all() -> None:
     layer, _ = build(Case(moe_config(5, 2), [0.0] * 5, seed=0))
     y, routing = layer(torch.zeros(BATCH, 0, DIM))
@@ -217,20 +195,6 @@ def test_no_tokens_at_all() -> None:
     assert routing.experts.shape == (BATCH, 0, 2)
 
 
-@many
-@given(cases())
-def test_no_gradient_reaches_the_bias_and_none_an_idle_expert(case: Case) -> None:
-    layer, x = build(case)
-    y, routing = layer(x)
-    y.square().sum().backward()
-    assert layer.router.e_score_correction_bias.grad is None
-    assert not layer.router.e_score_correction_bias.requires_grad
-    idle = set(range(case.moe.n_routed_experts)) - set(routing.experts.flatten().tolist())
-    for gradient in (layer.experts.gate_up_proj.grad, layer.experts.down_proj.grad):
-        assert not gradient[sorted(idle)].any()
-
-
-@many
 @given(cases(), st.randoms(use_true_random=False))
 def test_permuted_experts_permute_the_choice_and_nothing_else(case: Case, rng: Random) -> None:
     """Within a group, and whole groups: what `n_groups` holds together stays together."""
@@ -256,7 +220,6 @@ def test_permuted_experts_permute_the_choice_and_nothing_else(case: Case, rng: R
     torch.testing.assert_close(permuted, y, rtol=1e-4, atol=1e-5)
 
 
-@many
 @given(cases(), st.lists(st.booleans(), min_size=BATCH * LENGTH, max_size=BATCH * LENGTH))
 def test_counts_sum_to_the_tokens_that_count_times_top_k(case: Case, counted: list[bool]) -> None:
     layer, x = build(case)
@@ -269,20 +232,7 @@ def test_counts_sum_to_the_tokens_that_count_times_top_k(case: Case, counted: li
     assert int(expert_load([routing]).sum()) == top_k * BATCH * LENGTH
 
 
-@many
-@given(cases())
-def test_all_scores_equal_still_give_distinct_experts_of_equal_weight(case: Case) -> None:
-    layer, x = build(case)
-    torch.nn.init.zeros_(layer.router.weight)
-    layer.router.e_score_correction_bias.zero_()
-    routing, weights = layer.router(x)
-    for experts in routing.experts.flatten(0, 1).tolist():
-        assert len(set(experts)) == case.moe.n_activated_experts
-    share = 1 / case.moe.n_activated_experts if case.moe.norm_topk else 0.5
-    torch.testing.assert_close(weights, torch.full_like(weights, share * case.moe.route_scale))
-
-
-def test_forced_balance_gives_every_expert_its_turn() -> None:
+def test_forced_balance_is_round_robin() -> None:
     moe = moe_config(5, 2).model_copy(update={"force_balance": True})
     layer, x = build(Case(moe, [9.0, 0.0, 0.0, 0.0, 0.0], seed=0))
     y, routing = layer(x)

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from mla_lm.model import Routing, Transformer
 from mla_lm.model.mtp import MTPModule
-from mla_lm.model.positions import Positions
 from mla_lm.objective.losses import mtp_targets, next_token_loss
 from tests.conftest import random_tokens, randomized, tiny_config
 
@@ -37,30 +36,17 @@ def build(*overrides: str) -> tuple[Transformer, Tensor]:
     return randomized(Transformer(cfg)), random_tokens(cfg, 2, 9)
 
 
-def check_embedding_of_token_k_later(model: Transformer, batch: Tensor) -> None:
+def test_depth_k_meets_the_embedding_of_token_k_later_and_predicts_the_next() -> None:
+    model, batch = build()
+    for module in model.mtp:
+        keep_only(module, "embedding")
     out = model(batch[:, :-1])
     for k, state in enumerate(out.mtp, start=1):
+        targets = mtp_targets(batch, k)
+        assert targets.shape == state.shape[:2]
         for i in range(state.shape[1]):
             torch.testing.assert_close(state[:, i], model.embed(batch[:, i + k]), rtol=0, atol=0)
-
-
-def test_depth_k_meets_the_embedding_of_token_k_later() -> None:
-    model, batch = build()
-    for module in model.mtp:
-        keep_only(module, "embedding")
-    check_embedding_of_token_k_later(model, batch)
-
-
-def test_a_shift_too_far_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, batch = build()
-    for module in model.mtp:
-        keep_only(module, "embedding")
-    honest = MTPModule.forward
-    monkeypatch.setattr(
-        MTPModule, "forward", lambda self, h, e, *rest: honest(self, h, e.roll(-1, 1), *rest)
-    )
-    with pytest.raises(AssertionError):
-        check_embedding_of_token_k_later(model, batch)
+            assert torch.equal(targets[:, i], batch[:, i + k + 1])
 
 
 def test_hidden_state_keeps_its_position_along_the_chain() -> None:
@@ -80,26 +66,6 @@ def test_depth_two_continues_from_the_output_of_depth_one() -> None:
     torch.testing.assert_close(
         model(batch[:, :-1]).mtp[1], model.embed(batch[:, 1:-2]), rtol=0, atol=0
     )
-
-
-@pytest.mark.parametrize("depth", [1, 2])
-def test_target_of_depth_k_is_the_token_after_the_embedded_one(depth: int) -> None:
-    model, batch = build()
-    targets = mtp_targets(batch, depth)
-    assert targets.shape == model(batch[:, :-1]).mtp[depth - 1].shape[:2]
-    for i in range(targets.shape[1]):
-        assert torch.equal(targets[:, i], batch[:, i + depth + 1])
-
-
-def test_rotary_positions_start_at_zero_at_every_depth() -> None:
-    model, batch = build()
-    seen: list[Positions] = []
-    for module in model.mtp:
-        module.block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
-    states = model(batch[:, :-1]).mtp
-    for at, state in zip(seen, states, strict=True):
-        assert torch.equal(at.cos, model.cos[: state.shape[1]])
-        assert torch.equal(at.sin, model.sin[: state.shape[1]])
 
 
 def test_input_of_depth_one_is_the_normed_state_or_the_one_before_the_norm() -> None:

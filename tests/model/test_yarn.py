@@ -1,4 +1,4 @@
-"""YaRN against `transformers` and against its formulae in plain numbers."""
+"""YaRN against `transformers`, and the configuration of longer contexts."""
 
 import math
 from pathlib import Path
@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mla_lm import load_checkpoint, load_config
-from mla_lm.config import ModelConfig, RunConfig, YarnConfig
-from mla_lm.config.compose import validate
+from mla_lm.config import ModelConfig, YarnConfig
 from mla_lm.config.model import PlainRopeConfig
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
@@ -103,63 +102,6 @@ def test_equals_transformers(width: int, changes: dict[str, float]) -> None:
     check_against_transformers(width, changes)
 
 
-def slow_table(position: int, width: int, rope: YarnConfig) -> list[tuple[float, float]]:
-    """(cos, sin) of every pair, from section 3.4 of the paper as DeepSeek rounds its bounds."""
-
-    def bound(turns: float) -> float:
-        wavelength = rope.original_max_seq_len / turns
-        return width * math.log(wavelength / (2 * math.pi)) / (2 * math.log(rope.theta))
-
-    low = max(0, math.floor(bound(rope.beta_fast)))
-    high = min(width - 1, math.ceil(bound(rope.beta_slow)))
-    rows = []
-    for pair in range(width // 2):
-        share = float(pair > low) if high <= low else min(1, max(0, (pair - low) / (high - low)))
-        own = rope.theta ** (-2 * pair / width)
-        angle = position * (share * own / rope.factor + (1 - share) * own)
-        size = 1.0
-        if rope.factor > 1:
-            size += 0.1 * rope.mscale * math.log(rope.factor)
-            size /= 1 + 0.1 * rope.mscale_all_dim * math.log(rope.factor)
-        rows.append((size * math.cos(angle), size * math.sin(angle)))
-    return rows
-
-
-@each_setting
-def test_tables_are_exact_far_away(width: int, changes: dict[str, float]) -> None:
-    rope = yarn(**changes)
-    tables = torch.stack([table[-1] for table in rotary_tables(50_001, width, rope)], dim=-1)
-    expected = torch.tensor(slow_table(50_000, width, rope))
-    torch.testing.assert_close(tables, expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("mscale", [0.0, 0.7, 1.0])
-@pytest.mark.parametrize("width", [6, 64])
-def test_a_factor_of_one_changes_nothing(width: int, mscale: float) -> None:
-    rope = yarn(factor=1.0, mscale=mscale, mscale_all_dim=0.3)
-    for mine, expected in zip(
-        rotary_tables(99, width, rope), rotary_tables(99, width, PLAIN), strict=True
-    ):
-        assert torch.equal(mine, expected)
-    assert softmax_scale(width, rope) == softmax_scale(width, PLAIN) == width**-0.5
-
-
-def test_fast_pairs_stay_and_slow_ones_are_divided() -> None:
-    rope = yarn(original_max_seq_len=4096, factor=40.0)
-    ratio = frequencies(64, PLAIN) / frequencies(64, rope)
-    torch.testing.assert_close(ratio[:11], torch.ones(11))  # turn 32 times or more: 10.47
-    torch.testing.assert_close(ratio[23:], torch.full((9,), 40.0))  # turn at most once: 22.51
-    assert ratio[10:24].diff().min() > 0
-
-
-@pytest.mark.parametrize("mscale", [0.0, 0.707, 1.0])
-def test_equal_mscales_leave_the_tables_their_size(mscale: float) -> None:
-    rope = yarn(mscale=mscale, mscale_all_dim=mscale)
-    cos, sin = rotary_tables(99, 12, rope)
-    torch.testing.assert_close(cos.square() + sin.square(), torch.ones(99, 6))
-    assert softmax_scale(12, rope) == 12**-0.5 * (1 + 0.1 * mscale * math.log(4)) ** 2
-
-
 def test_an_unsharpened_softmax_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(YarnConfig, "temperature", lambda self, mscale: 1.0)
     with pytest.raises(AssertionError, match=str(71**-0.5)):
@@ -186,26 +128,6 @@ def test_a_stretched_model_runs_to_its_end_and_no_further() -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("factor", 0.5),
-        ("theta", 1.0),
-        ("original_max_seq_len", 0),
-        ("beta_fast", 0.0),
-        ("beta_slow", 33.0),
-        ("mscale", -1.0),
-        ("mscale_all_dim", -1.0),
-    ],
-)
-def test_settings_without_meaning_are_refused(key: str, value: float) -> None:
-    values = tiny_config(*SMALL, "model/rope=yarn").model_dump()
-    values["model"]["rope"][key] = value
-    with pytest.raises(UserError, match=rf"model\.rope\.{key}={value}") as caught:
-        validate(RunConfig, values)
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize("context", [1, 11, TRAINED])
 @pytest.mark.parametrize("overrides", [(), SHORT])
 def test_a_context_within_the_trained_one_leaves_positions_alone(
@@ -213,11 +135,6 @@ def test_a_context_within_the_trained_one_leaves_positions_alone(
 ) -> None:
     cfg = tiny_config(*SMALL, *overrides).model
     assert cfg.extended(context) == cfg.model_copy(update={"max_seq_len": context})
-
-
-def test_a_context_that_yarn_reached_in_training_leaves_positions_alone() -> None:
-    cfg = tiny_config(*SMALL, "model/rope=yarn").model  # of 256 tokens before YaRN acts
-    assert cfg.extended(2 * TRAINED) == cfg.model_copy(update={"max_seq_len": 2 * TRAINED})
 
 
 def test_a_longer_context_stretches_what_was_trained() -> None:

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mla_lm.model import Routing, Transformer
+from mla_lm.model import Routing
 from mla_lm.objective.balance import (
     dead_experts,
     expert_load,
@@ -12,7 +12,7 @@ from mla_lm.objective.balance import (
     update_bias,
 )
 from mla_lm.objective.schedules import bias_speed
-from tests.conftest import random_tokens, randomized, tiny_config
+from tests.conftest import tiny_config
 
 LOADS = st.lists(st.integers(0, 10**12), min_size=2, max_size=9)
 
@@ -26,21 +26,8 @@ def test_load_by_hand() -> None:
     assert load.dtype == torch.int64
 
 
-def test_load_of_a_model_counts_every_token_of_every_moe_layer() -> None:
-    cfg = tiny_config("model.mtp_depth=2").model
-    model = randomized(Transformer(cfg))
-    load = expert_load(model(random_tokens(cfg, 2, 9)).routing)
-    assert load.dtype == torch.int64
-    top_k = cfg.ffn.n_activated_experts
-    assert load.sum(-1).tolist() == [[n * top_k] * 2 for n in (9, 9, 8, 7)]
-
-
-def test_bias_moves_towards_equal_load_by_hand() -> None:
-    bias = torch.zeros(4)
-    update_bias(bias, torch.tensor([7, 1, 1, 3]), speed=0.1)
-    assert bias.tolist() == pytest.approx([-0.125, 0.075, 0.075, -0.025], abs=1e-7)
-
-
+@example([10**12, 10**12 + 2])  # a difference of one token in a trillion
+@example([5, 5, 5])
 @given(LOADS)
 def test_bias_step_has_the_opposite_sign_of_the_excess(load: list[int]) -> None:
     bias = torch.zeros(len(load), dtype=torch.float64)
@@ -51,31 +38,14 @@ def test_bias_step_has_the_opposite_sign_of_the_excess(load: list[int]) -> None:
     torch.testing.assert_close(bias, signs - signs.mean())
 
 
-@given(st.integers(2, 9), st.integers(0, 10**12), st.integers(0, 2**32))
-def test_equal_load_changes_no_centred_bias(n_experts: int, each: int, seed: int) -> None:
-    bias = torch.randn(
-        n_experts, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-    bias -= bias.mean()
-    before = bias.clone()
-    update_bias(bias, torch.full((n_experts,), each), speed=0.1)
-    torch.testing.assert_close(bias, before, rtol=0, atol=1e-15)
-
-
-def test_a_difference_of_one_token_in_a_trillion_counts() -> None:
-    bias = torch.zeros(2)
-    update_bias(bias, torch.tensor([10**12, 10**12 + 2]), speed=0.5)
-    assert bias.tolist() == [0.5, -0.5]
-
-
-def test_the_mean_stays_zero_over_ten_thousand_updates() -> None:
+def test_the_mean_stays_zero_over_many_updates() -> None:
     bias = torch.zeros(7)
-    loads = torch.randint(100, (10_000, 7)) * torch.arange(1, 8)  # always uneven the same way
+    loads = torch.randint(100, (2_000, 7)) * torch.arange(1, 8)  # always uneven the same way
     for load in loads:
         update_bias(bias, load, speed=1e-3)
     assert bias.dtype == torch.float32
     assert abs(float(bias.double().mean())) < 1e-6
-    assert float(bias.std()) > 1
+    assert float(bias.std()) > 0.5
 
 
 def test_updates_level_the_load_of_a_skewed_gate() -> None:
@@ -91,19 +61,11 @@ def test_updates_level_the_load_of_a_skewed_gate() -> None:
     assert max_violation(load()) < 0.1 < before
 
 
-def test_max_violation_by_hand() -> None:
-    load = torch.tensor([[4, 4, 4], [9, 0, 3], [12, 0, 0]])
-    assert max_violation(load).tolist() == pytest.approx([0, 1.25, 2])
-    assert max_violation(load).dtype == torch.float32
-
-
-def test_dead_experts_by_hand() -> None:
-    assert dead_experts(torch.tensor([[4, 0, 0], [0, 1, 3]])).tolist() == [2, 1]
-
-
-def test_load_entropy_by_hand() -> None:
-    load = torch.tensor([[5, 5, 5, 5], [10, 10, 0, 0], [7, 0, 0, 0]])
+def test_metrics_of_load_by_hand() -> None:
+    load = torch.tensor([[4, 4, 4, 4], [10, 10, 0, 0], [7, 0, 0, 0]])
+    assert max_violation(load).tolist() == pytest.approx([0, 1, 3])
     assert load_entropy(load).tolist() == pytest.approx([1, 0.5, 0], abs=1e-6)
+    assert dead_experts(load).tolist() == [0, 2, 3]
     assert load_entropy(torch.tensor([[7]])).tolist() == [1]
 
 

@@ -37,62 +37,61 @@ def test_next_token_loss_by_hand() -> None:
     assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
 
 
-def test_next_token_loss_is_float32_for_bfloat16_logits() -> None:
-    logits, targets = torch.randn(2, 3, 7).bfloat16(), torch.randint(7, (2, 3))
-    loss = next_token_loss(logits, targets)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, next_token_loss(logits.float(), targets), rtol=0, atol=0)
-
-
 def test_mtp_targets_by_hand() -> None:
     tokens = torch.tensor([[10, 11, 12, 13, 14]])
     assert mtp_targets(tokens, 1).tolist() == [[12, 13, 14]]
     assert mtp_targets(tokens, 2).tolist() == [[13, 14]]
+    documents = torch.tensor([[1, 1, 1, 2, 2]])
+    assert mtp_targets(tokens, 1, documents).tolist() == [[12, IGNORED, IGNORED]]
+    assert mtp_targets(tokens, 2, documents).tolist() == [[IGNORED] * 2]
 
 
 def test_ignored_targets_do_not_count() -> None:
     logits, targets = torch.randn(2, 3, 7), torch.randint(7, (2, 3))
     ignored = targets.clone()
     ignored[0, 1] = ignored[1, 2] = IGNORED
-    kept = ignored != IGNORED
-    expected = next_token_loss(logits[kept], targets[kept])
+    counted = ignored != IGNORED
+    expected = next_token_loss(logits[counted], targets[counted])
     torch.testing.assert_close(next_token_loss(logits, ignored), expected)
     assert not torch.isclose(next_token_loss(logits, targets), expected)
 
 
-def test_loss_without_a_target_is_zero_and_has_a_gradient() -> None:
-    logits = torch.randn(1, 3, 7, requires_grad=True)
-    loss = next_token_loss(logits, torch.full((1, 3), IGNORED))
-    loss.backward()
-    assert loss.item() == 0
-    assert logits.grad is not None
-    assert not logits.grad.any()
-
-
-def test_mtp_targets_stay_inside_the_document_by_hand() -> None:
-    tokens = torch.tensor([[10, 11, 12, 13, 14, 15]])
-    documents = torch.tensor([[1, 1, 1, 2, 2, 2]])
-    assert mtp_targets(tokens, 1, documents).tolist() == [[12, IGNORED, IGNORED, 15]]
-    assert mtp_targets(tokens, 2, documents).tolist() == [[IGNORED] * 3]
-
-
+@pytest.mark.parametrize("loss", [sequence_balance_loss, switch_balance_loss])
 @given(st.integers(2, 9), st.data())
-def test_sequence_loss_is_one_at_perfect_balance(n_experts: int, data: st.DataObject) -> None:
+def test_a_balance_loss_is_one_at_perfect_balance(
+    loss: Callable[..., Tensor], n_experts: int, data: st.DataObject
+) -> None:
     top_k = data.draw(st.integers(1, n_experts))
-    loss = sequence_balance_loss(routing_of(cyclic_scores(n_experts), top_k))
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(1, abs=1e-6)
+    value = loss(routing_of(cyclic_scores(n_experts), top_k))
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(1, abs=1e-6)
+
+
+def test_the_sequence_loss_is_a_mean_over_sequences_the_switch_loss_over_the_batch() -> None:
+    first, second = torch.tensor([[0.9, 0.1]] * 3), torch.tensor([[0.1, 0.9]] * 3)
+    together = routing_of(torch.stack((first, second)), 1)
+    assert sequence_balance_loss(together).item() == pytest.approx(2 * 0.9)
+    assert switch_balance_loss(together).item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_loss_without_a_target_is_zero_and_has_a_gradient(chunked: bool) -> None:
+    hidden, weight = torch.randn(1, 3, 5, requires_grad=True), torch.randn(11, 5)
+    targets = torch.full((1, 3), IGNORED)
+    loss = (
+        head_loss(hidden, weight, targets)
+        if chunked
+        else next_token_loss(hidden @ weight.T, targets)
+    )
+    loss.backward()
+    assert loss == 0
+    assert hidden.grad is not None
+    assert not hidden.grad.any()
 
 
 def test_sequence_loss_by_hand() -> None:
     scores = torch.tensor([[[0.8, 0.4, 0.4, 0.4], [0.4, 0.2, 0.2, 0.2]]])
     assert sequence_balance_loss(routing_of(scores, 1)).item() == pytest.approx(4 * 0.4)
-
-
-def test_sequence_loss_is_a_mean_over_sequences_not_over_the_batch() -> None:
-    first, second = torch.tensor([[0.9, 0.1]] * 3), torch.tensor([[0.1, 0.9]] * 3)
-    together = sequence_balance_loss(routing_of(torch.stack((first, second)), 1))
-    assert together.item() == pytest.approx(2 * 0.9)
 
 
 def test_sequence_loss_counts_unbiased_scores_not_the_chosen_experts() -> None:
@@ -115,28 +114,6 @@ def test_gradient_flows_through_the_mean_scores_only() -> None:
     linear = (counts * 4 / (2 * 5) * share.mean(1)).sum(-1).mean()  # frequencies as constants
     torch.testing.assert_close(gradient, torch.autograd.grad(linear, scores)[0])
     assert gradient.abs().max() > 0
-
-
-def test_a_step_down_the_gradient_evens_out_the_scores() -> None:
-    logits = torch.randn(3, 8, 5).requires_grad_()
-    before = sequence_balance_loss(routing_of(logits.sigmoid(), 2))
-    (gradient,) = torch.autograd.grad(before, logits)
-    after = sequence_balance_loss(routing_of((logits - gradient).sigmoid(), 2))
-    assert after < before
-
-
-@given(st.integers(2, 9), st.data())
-def test_switch_loss_is_one_at_perfect_balance(n_experts: int, data: st.DataObject) -> None:
-    top_k = data.draw(st.integers(1, n_experts))
-    loss = switch_balance_loss(routing_of(cyclic_scores(n_experts), top_k))
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(1, abs=1e-6)
-
-
-def test_switch_loss_is_over_the_batch_not_a_mean_over_sequences() -> None:
-    first, second = torch.tensor([[0.9, 0.1]] * 3), torch.tensor([[0.1, 0.9]] * 3)
-    together = switch_balance_loss(routing_of(torch.stack((first, second)), 1))
-    assert together.item() == pytest.approx(1)
 
 
 def test_switch_loss_counts_the_experts_that_were_chosen() -> None:
@@ -176,15 +153,6 @@ def test_the_head_loss_is_that_of_all_logits(
     for a, b in zip(of_found, of_wanted, strict=True):
         assert a.dtype == dtype
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-
-
-def test_the_head_loss_of_nothing_is_zero() -> None:
-    hidden = torch.randn(1, 3, 5, requires_grad=True)
-    loss = head_loss(hidden, torch.randn(11, 5), torch.full((1, 3), IGNORED))
-    loss.backward()
-    assert loss == 0
-    assert hidden.grad is not None
-    assert not hidden.grad.any()
 
 
 def test_the_head_loss_of_far_logits_is_exact() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mla_lm.checkpoint import file as checkpoint_file
-from mla_lm.checkpoint.record import load_checkpoint, locate, newest, read, storable
+from mla_lm.checkpoint.record import load_checkpoint, locate, newest, read
 from mla_lm.errors import UserError
 from tests.runs.conftest import STEPS, Run, checkpoint, content, copied, refusal, resolve
 
@@ -59,37 +59,8 @@ def test_what_is_no_checkpoint_is_refused(
 
 
 @pytest.mark.parametrize(
-    "override",
-    [
-        "+callbacks.planted._target_=os.abort",
-        "+logger.planted._target_=os.abort",
-        "callbacks.samples._target_=os.abort",
-        "+data@callbacks.planted=stdlib",
-        "+balance@callbacks=none",
-        "hydra.searchpath=[pkg://planted]",
-        "experiment=../../planted",
-        "model.dim=${oc.env:HOME}",
-        "logger=[csv,{_target_:os.abort}]",
-    ],
-)
-def test_checkpoint_chooses_nothing_but_local_files_and_values(
-    trained: Run, tmp_path: Path, override: str
-) -> None:
-    path = tmp_path / "x.ckpt"
-    stored = content(checkpoint(trained.folder, STEPS))
-    stored["mla_lm"]["overrides"].append(override)
-    checkpoint_file.write(path, stored)
-    assert "more than a choice" in refusal(lambda: resolve(trained, f"resume={path}"))
-    assert override not in storable([*trained.overrides, override])
-
-
-def test_checkpoint_keeps_the_choice_of_several_loggers() -> None:
-    assert storable(["logger=[csv,wandb]"]) == ["logger=[csv,wandb]"]
-
-
-@pytest.mark.parametrize(
     ("key", "value"),
-    [("tokenizer", "{}"), ("tokenizer", 3), ("data", None), ("config", {}), ("overrides", "x")],
+    [("tokenizer", "{}"), ("tokenizer", 3), ("data", None), ("config", {}), ("command", [])],
 )
 def test_a_record_made_by_hand_is_refused_in_one_line(
     trained: Run, tmp_path: Path, key: str, value: Any

@@ -9,7 +9,7 @@ from mla_lm import load_checkpoint
 from mla_lm.checkpoint.init_from import EXTEND
 from mla_lm.commands import export
 from mla_lm.config import EvalConfig, YarnConfig
-from mla_lm.config import compose as cli
+from mla_lm.config.compose import compose, validate
 from mla_lm.evaluation.subject import load_subject
 from tests.runs.conftest import Run, checkpoint, logged, refusal, train_here
 
@@ -47,7 +47,7 @@ def test_yarn_stretches_the_positions_and_keeps_the_weights(trained: Run, extend
 
 
 def test_an_extended_run_is_scored_on_another_text_after_a_resume(extended: Path) -> None:
-    cfg = cli.validate(EvalConfig, cli.compose("eval", [f"ckpt={extended}"]))
+    cfg = validate(EvalConfig, compose("eval", [f"ckpt={extended}"]))
     subject = load_subject(cfg, data_words=["data=stdlib"])
     assert subject.run.data.kind == "stdlib"
     assert subject.model.cfg.max_seq_len == 80
@@ -56,8 +56,8 @@ def test_an_extended_run_is_scored_on_another_text_after_a_resume(extended: Path
 def test_the_card_says_that_the_context_was_extended(extended: Path, tmp_path: Path) -> None:
     export.run([f"ckpt={extended}", f"out={tmp_path / 'out'}"])
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"python train.py init_from=run {EXTEND} data=text" in card
-    assert card.count("init_from=") == 1
+    assert "python train.py data=text" in card
+    assert EXTEND in card
 
 
 def test_one_command_begins_and_goes_on(trained: Run, tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from mla_lm import load_checkpoint
-from mla_lm.checkpoint import file as checkpoint_file
-from mla_lm.checkpoint.record import RECORD, newest
+from mla_lm.checkpoint.record import newest
 from mla_lm.commands import export
 from tests.processes import run
 from tests.reliability.runs import differences
@@ -42,16 +41,10 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 
 
 def test_it_scores_the_same(trained: Run, imported: Path) -> None:
-    before = metrics_of(trained.folder)
-    assert metrics_of(imported) == before
-
-
-def test_it_continues_the_same_prompt(trained: Run, imported: Path) -> None:
-    texts = [
-        run("-m", "mla_lm", "generate", f"ckpt={folder}", "prompt=def f", cwd=imported).stdout
-        for folder in (trained.folder, imported)
-    ]
-    assert texts[0] == texts[1] != ""
+    assert metrics_of(imported) == metrics_of(trained.folder)
+    export.run([f"ckpt={imported}", f"out={imported.parent / 'again'}"])
+    card = (imported.parent / "again" / "README.md").read_text()
+    assert "the weights were imported" in card
 
 
 def begun(trained: Run, imported: Path, folder: Path, *more: str) -> list[str]:
@@ -87,17 +80,6 @@ def test_a_run_begun_so_resumes_bit_for_bit(trained: Run, imported: Path, tmp_pa
     assert differences({k: one[k] for k in keys}, {k: other[k] for k in keys}) == []
 
 
-@pytest.mark.parametrize(
-    "word", ["model=tiny", "model.dim=64", "model/attention=gqa", "data/tokenizer=bytes"]
-)
-def test_what_would_change_the_model_is_refused(
-    word: str, trained: Run, imported: Path, tmp_path: Path
-) -> None:
-    said = refusal(lambda: train_here(*begun(trained, imported, tmp_path / "run", word)))
-    assert "the model and the tokenizer are those of init_from=" in said
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_run_that_has_moved_is_scored_and_continued(
     trained: Run, imported: Path, tmp_path: Path
 ) -> None:
@@ -116,28 +98,12 @@ def test_a_run_that_has_moved_is_scored_and_continued(
     assert load_checkpoint(tmp_path / "run")[2].json == load_checkpoint(imported)[2].json
 
 
-def test_the_card_says_where_the_weights_came_from(
+def test_what_imported_weights_cannot_do_is_refused(
     trained: Run, imported: Path, tmp_path: Path
 ) -> None:
-    train_here(*begun(trained, imported, tmp_path / "run", "trainer.max_steps=5"))
-    train_here("trainer.max_steps=7", f"run_dir={tmp_path / 'run'}", "resume=auto")
-    export.run([f"ckpt={tmp_path / 'run'}", f"out={tmp_path / 'out'}"])
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "7 optimizer steps of\n\n```bash\npython train.py init_from=ours data=text" in card
-    assert "model.dim" not in card
-    export.run([f"ckpt={imported}", f"out={tmp_path / 'again'}"])
-    assert "the weights were imported" in (tmp_path / "again" / "README.md").read_text()
-
-
-def test_a_file_from_before_the_key_loads(trained: Run, tmp_path: Path) -> None:
-    stored = content(checkpoint(trained.folder, 10))
-    del stored[RECORD]["config"]["init_from"]
-    folder = tmp_path / "run"
-    checkpoint_file.write(checkpoint(folder, 10), stored)
-    assert load_checkpoint(folder)[1].init_from is None
-    train_here(*trained.overrides, f"run_dir={folder}", "resume=auto")
-
-
-def test_weights_alone_are_not_resumed(imported: Path, tmp_path: Path) -> None:
+    words = begun(trained, imported, tmp_path / "run", "model.dim=64")
+    said = refusal(lambda: train_here(*words))
+    assert "the model and the tokenizer are those of init_from=" in said
+    assert not (tmp_path / "run").exists()
     said = refusal(lambda: train_here(f"resume={imported}", f"run_dir={tmp_path / 'run'}"))
     assert "init_from=" in said

@@ -1,0 +1,35 @@
+"""What `pip install` puts on a machine works from any folder, configs included."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ROOT
+
+
+def test_every_package_is_listed() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {".".join(p.parent.relative_to(ROOT).parts) for p in ROOT.glob("mla_lm/**/__init__.py")}
+    assert found | {"mla_lm.configs"} == {*settings["packages"]}
+
+
+@pytest.mark.slow
+def test_installed_package_composes_and_runs_from_any_folder(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    options = ["--quiet", "--no-deps", "--target", str(site)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(ROOT)], check=True)
+    code = "import mla_lm; print(mla_lm.__file__, mla_lm.load_config(['model=nano']).model.dim)"
+    for command in (["-c", code], ["-m", "mla_lm", "info", "model=nano"]):
+        result = subprocess.run(
+            [sys.executable, "-P", *command],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(site), "PATH": ""},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr
+        if command[0] == "-c":
+            assert result.stdout.split() == [str(site / "mla_lm" / "__init__.py"), "48"]
