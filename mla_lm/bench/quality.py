@@ -130,7 +130,7 @@ def gpt2(shape: dict[str, int], vocab_size: int, seq_len: int) -> nn.Module:
 
     settings: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     settings |= {"vocab_size": vocab_size, "n_positions": seq_len, "use_cache": False, **shape}
-    return GPT2LMHeadModel(GPT2Config(**settings))  # type: ignore[no-any-return]
+    return GPT2LMHeadModel(GPT2Config(**settings))
 
 
 @torch.no_grad()
