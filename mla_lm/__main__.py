@@ -13,7 +13,7 @@ VERBS = {
     "bench": "measure this machine against peers",
     "export": "write a folder that transformers, vLLM and lm_eval load",
     "generate": "continue a prompt with a trained model",
-    "info": "what a configuration costs: parameters, memory, cache, time",
+    "info": "what a configuration costs: parameters, FLOPs, memory, KV cache",
     "import": "make a run of a DeepSeek-V3-style folder",
 }
 

@@ -1,7 +1,7 @@
-"""Parameters, training FLOPs and cache bytes in closed form from the configuration.
+"""Parameters, training FLOPs and KV cache in closed form from the configuration.
 
-The formulae are checked against real tensors by the tests. A matrix counts 2 FLOPs a weight and
-token forward, and twice that backward; the embedding look-up is not a matmul, the head is.
+The tests check the formulae against real tensors. A matrix costs 2 FLOPs per weight and token
+forward, and twice that backward; the embedding look-up is not a matmul, the head is.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,10 @@ BLOCK = ("attention", "dense FFN", "router", "shared experts", "routed experts",
 
 
 class Parameters(NamedTuple):
-    """`total` and `active` count the main model, `mtp` and `mtp_active` the MTP modules."""
+    """`total` and `active` count the main model, `mtp` and `mtp_active` the MTP modules.
+
+    Active parameters are those that one token uses.
+    """
 
     total: int
     active: int
@@ -21,14 +24,14 @@ class Parameters(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Parameters, and those that work on one token."""
+    """Parameters, and those that one token uses."""
 
     total: int
     active: int
 
 
 def parameters_by_part(cfg: ModelConfig) -> dict[str, Part]:
-    """Trainable parameters of the main model by what they are for; a tied head counts as 0."""
+    """Trainable parameters of the main model by component; a tied head counts as 0."""
     head = cfg.vocab_size * cfg.dim
     parts = {name: [0, 0] for name in ("embedding", *BLOCK, "head")}
     parts["embedding"] = [head, head]
@@ -41,7 +44,7 @@ def parameters_by_part(cfg: ModelConfig) -> dict[str, Part]:
 
 
 def count_parameters(cfg: ModelConfig) -> Parameters:
-    """Trainable parameters; active ones are those that work on one token."""
+    """Trainable parameters of the whole model."""
     main = parameters_by_part(cfg).values()
     module = 2 * cfg.dim * cfg.dim + 3 * cfg.dim  # projection, two input norms, final norm
     mtp = _block(cfg, cfg.n_layers).values()
@@ -66,15 +69,15 @@ def train_flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
 
 
 def attention_width(cfg: ModelConfig) -> int:
-    """Widths of a head's keys and values together."""
+    """Width of one head's key plus that of its value."""
     attention = cfg.attention
     if isinstance(attention, MLAConfig):
         return attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim
     return 2 * attention.head_dim
 
 
-def cache_numbers_per_token(cfg: ModelConfig) -> int:
-    """Numbers a decoding cache holds per token in the main model's layers; times bytes a number."""
+def cache_elements_per_token(cfg: ModelConfig) -> int:
+    """Elements per token of the main model's KV cache; MTP modules not counted."""
     attention = cfg.attention
     if isinstance(attention, MLAConfig):
         return cfg.n_layers * (attention.kv_lora_rank + attention.qk_rope_head_dim)
@@ -118,26 +121,26 @@ def _block(cfg: ModelConfig, layer: int) -> dict[str, Part]:
 
 
 def _norms(cfg: ModelConfig) -> int:
-    """Norm weights of the whole model, which enter no matmul."""
+    """Norm weights of the whole model, MTP modules included."""
     in_block = 2 * cfg.dim + _attention(cfg)[1]
     return (cfg.n_layers + cfg.mtp_depth) * in_block + cfg.dim * (1 + 3 * cfg.mtp_depth)
 
 
 def describe(cfg: RunConfig, precision: str) -> str:
-    """What a run is about to do, in a few lines for the console."""
+    """The plan of a run, in a few lines for the console."""
     parameters = count_parameters(cfg.model)
-    numbers = cache_numbers_per_token(cfg.model)
+    elements = cache_elements_per_token(cfg.model)
     flops = train_flops_per_token(cfg.model, cfg.data.seq_len)
     per_step = cfg.data.batch_size * cfg.data.seq_len * cfg.trainer.accumulate_grad_batches
     rows = {
         "model": f"{cfg.model.attention.kind} + {cfg.model.ffn.kind}, {cfg.model.n_layers} layers",
         "parameters": f"{parameters.total / 1e6:.2f}M, {parameters.active / 1e6:.2f}M active; "
         f"MTP {parameters.mtp / 1e6:.2f}M, {parameters.mtp_active / 1e6:.2f}M active",
-        "training FLOPs": f"{flops / 1e6:.1f}M a token",
-        "cache": f"{numbers} numbers a token ({2 * numbers} bytes in bfloat16)",
+        "training": f"{flops / 1e6:.1f}M FLOPs per token",
+        "KV cache": f"{elements} elements per token ({2 * elements} bytes in bfloat16)",
         "precision": precision,
-        "plan": f"{cfg.trainer.max_steps} steps of {per_step} tokens, "
+        "plan": f"{cfg.trainer.max_steps:,} steps of {per_step:,} tokens, "
         f"{cfg.trainer.max_steps * per_step / 1e6:.2f}M tokens",
         "run folder": cfg.run_dir,
     }
-    return "\n".join(f"{name:15} {value}" for name, value in rows.items())
+    return "\n".join(f"{name:11} {value}" for name, value in rows.items())

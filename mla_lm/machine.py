@@ -1,4 +1,4 @@
-"""The machine: which number format pays, how memory is kept, and what else decides the bits."""
+"""This machine: device, number format, allocator, matmul peak, and what a run's bits depend on."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -19,16 +19,12 @@ from mla_lm.config import Precision
 from mla_lm.errors import UserError
 
 Resolved = Literal["32-true", "bf16-mixed"]
-STATUS, MEMORY = Path("/proc/self/status"), Path("/proc/meminfo")
-GROUPS, LIMITS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-LAYOUTS = {  # of control groups v2, v1: folder, bytes allowed and taken, of them of idle files
-    "": ("", "memory.max", "memory.current", "inactive_file"),
-    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-}
+DeviceType = Literal["cuda", "cpu"]
+STATUS = Path("/proc/self/status")
 
 
-def accelerator_type(accelerator: str = "auto") -> Literal["cuda", "cpu"]:
-    """What `trainer.accelerator` asks for; UserError when a GPU is wanted and there is none."""
+def accelerator_type(accelerator: str = "auto") -> DeviceType:
+    """The device that `trainer.accelerator` means; UserError for a GPU that torch cannot find."""
     available = torch.cuda.is_available()
     if accelerator == "gpu" and not available:
         raise UserError("trainer.accelerator=gpu: torch finds no CUDA GPU; use auto or cpu")
@@ -51,15 +47,15 @@ def resolve_precision(precision: Precision, device_type: str) -> Resolved:
 
 
 def autocast(precision: Resolved, device_type: str) -> torch.autocast:
-    """The context in which a model runs at a resolved `precision` outside Lightning."""
+    """The context to run a model in at a resolved `precision`, outside Lightning."""
     return torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
 @contextmanager
 def kernels_for(n_rows: int, dtype: torch.dtype) -> Iterator[None]:
-    """Products of so few rows by torch's own kernels, where they are faster than oneDNN's.
+    """Run matmuls of one or two bfloat16 rows on torch's own CPU kernels: oneDNN's are slower.
 
-    On a CPU, one row of bfloat16 by a matrix of 512 x 384: 12 us against 28, two rows 21, three 30.
+    One row by a 512 x 384 matrix takes 12 us instead of 28, two rows 21, three 30.
     """
     onednn: Any = torch.backends.mkldnn
     before = onednn.enabled
@@ -83,7 +79,7 @@ def keep_freed_memory() -> None:
 
 
 def resident(which: str) -> int:
-    """Bytes of memory this process has (`VmRSS`), or has had at most (`VmHWM`)."""
+    """Bytes of memory this process has now (`VmRSS`) or had at its peak (`VmHWM`); 0 if unknown."""
     if not STATUS.exists():
         return 0
     (kilobytes,) = re.findall(rf"{which}:\s*(\d+) kB", STATUS.read_text())
@@ -91,13 +87,13 @@ def resident(which: str) -> int:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether that is what an allocator, of a GPU or of this machine, says."""
+    """Whether an error came from the GPU's or the CPU's allocator."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or "DefaultCPUAllocator" in str(error)
 
 
 def product_ceiling(precision: Resolved, device: torch.device, seconds: float = 0.2) -> float:
-    """Operations a second of square matrix products here: what a training step can come near to."""
+    """FLOP/s of large square matmuls here: the peak that a training step is compared with."""
     dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
     side = 8192 if device.type == "cuda" else 1024
     a = torch.ones(side, side, dtype=dtype, device=device)
@@ -110,52 +106,34 @@ def product_ceiling(precision: Resolved, device: torch.device, seconds: float = 
     return 2 * side**3 / fastest
 
 
-def free_memory(device_type: str) -> int:
-    """Bytes that can still be had, of the GPU or of this machine; much where nobody says."""
-    if device_type == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    if not MEMORY.exists():
-        return 2**62
-    (kilobytes,) = re.findall(r"MemAvailable:\s*(\d+) kB", MEMORY.read_text())
-    return min([1024 * int(kilobytes), *_left_in_groups()])
+class Hardware(NamedTuple):
+    """What a run uses of this machine, and what its exact bits depend on besides its config."""
+
+    device: DeviceType
+    precision: Resolved
+    environment: dict[str, str | int]  # with the commit of the code
 
 
-def _left_in_groups() -> Iterator[int]:
-    """Bytes that each control group around this process, a container's or a job's, still allows."""
-    for line in _read(GROUPS).splitlines():
-        _, controller, path = line.split(":", 2)
-        if controller not in LAYOUTS:
-            continue
-        folder, allowed, taken, idle = LAYOUTS[controller]
-        own = LIMITS / folder / path.lstrip("/")
-        for group in (own, *own.parents):
-            limit = _read(group / allowed).strip()
-            if limit.isdecimal():
-                pages = re.findall(rf"^{idle} (\d+)", _read(group / "memory.stat"), re.M)
-                yield int(limit) - int(_read(group / taken)) + sum(map(int, pages))
-
-
-def _read(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
-
-
-def environment(precision: Resolved, device_type: str) -> dict[str, str | int]:
-    """What a run's bits depend on besides its configuration, and the code's commit."""
+def hardware(precision: Precision = "auto", accelerator: str = "auto") -> Hardware:
+    """Device and number format here; UserError for a GPU that torch cannot find."""
+    device = accelerator_type(accelerator)
+    resolved = resolve_precision(precision, device)
     cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return {
+    environment: dict[str, str | int] = {
         "threads": torch.get_num_threads(),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
-        "precision": precision,
-        "device": torch.cuda.get_device_name() if device_type == "cuda" else cpu,
+        "precision": resolved,
+        "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "lightning": version("lightning"),
         "commit": _commit(Path(__file__).resolve().parent.parent),
     }
+    return Hardware(device, resolved, environment)
 
 
 def _commit(root: Path) -> str:
-    """The commit checked out in a clone, `-dirty` where files differ; `unknown` elsewhere."""
+    """The commit of a clone, `-dirty` if files differ from it; `unknown` outside a clone."""
     if not (root / ".git").exists():
         return "unknown"
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]

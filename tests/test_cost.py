@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mla_lm import load_config
 from mla_lm.config import ModelConfig
 from mla_lm.cost import (
-    cache_numbers_per_token,
+    cache_elements_per_token,
     count_parameters,
     describe,
     train_flops_per_token,
@@ -129,7 +129,7 @@ def test_deepseek_v3_has_its_published_size() -> None:
     assert parameters.active / 1e9 == pytest.approx(37, abs=1)
     ends = 2 * 129280 * 7168
     assert round((parameters.mtp + ends) / 1e9) in (13, 14)
-    assert cache_numbers_per_token(cfg) == 61 * (512 + 64) == 35_136
+    assert cache_elements_per_token(cfg) == 61 * (512 + 64) == 35_136
 
 
 @pytest.mark.parametrize(
@@ -142,14 +142,11 @@ def test_deepseek_v3_has_its_published_size() -> None:
     ],
 )
 def test_cache_by_hand(attention: str, expected: int) -> None:
-    assert cache_numbers_per_token(tiny_config(f"model/attention={attention}").model) == expected
+    assert cache_elements_per_token(tiny_config(f"model/attention={attention}").model) == expected
 
 
-@each_ffn
-@each_attention
-def test_description_of_a_run_names_its_numbers(attention: tuple[str, ...], ffn: str) -> None:
-    cfg = tiny_config(*attention, f"model/ffn={ffn}")
-    text = describe(cfg, "32-true")
-    assert f"{cfg.model.attention.kind} + {ffn}" in text
-    assert f"{cache_numbers_per_token(cfg.model)} numbers a token" in text
-    assert f"{count_parameters(cfg.model).total / 1e6:.2f}M" in text
+def test_the_plan_of_a_run_names_its_costs() -> None:
+    text = describe(tiny_config("trainer.max_steps=1200", "data.batch_size=4"), "32-true")
+    assert "mla + moe" in text
+    assert f"KV cache    {3 * (20 + 6)} elements per token ({2 * 3 * (20 + 6)} bytes" in text
+    assert "1,200 steps of 128 tokens" in text

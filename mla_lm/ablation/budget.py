@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from mla_lm.config import MLAConfig, RunConfig
 from mla_lm.config.compose import with_values
 from mla_lm.config.section import value_at
-from mla_lm.cost import cache_numbers_per_token, count_parameters, train_flops_per_token
+from mla_lm.cost import cache_elements_per_token, count_parameters, train_flops_per_token
 from mla_lm.errors import UserError
 
 TOLERANCE = 0.01  # relative to the reference
@@ -37,7 +37,7 @@ def axes(cfg: RunConfig) -> Axes:
         params=counted.total + counted.mtp,
         active_params=counted.active + counted.mtp_active,
         train_flops=round(train_flops_per_token(cfg.model, cfg.data.seq_len)),
-        kv_bytes=2 * cache_numbers_per_token(cfg.model),
+        kv_bytes=2 * cache_elements_per_token(cfg.model),
     )
 
 
@@ -53,13 +53,13 @@ def solve(
     if match == "none":
         return arm, {}
     target = getattr(axes(reference), match)
+    if abs(getattr(axes(arm), match) / target - 1) <= TOLERANCE:
+        return arm, {}
     keys = _keys(arm, free)
 
     def figure(width: int) -> float:
         return float(getattr(axes(_unchecked(arm, dict.fromkeys(keys, width))), match)) / target
 
-    if abs(getattr(axes(arm), match) / target - 1) <= TOLERANCE:
-        return arm, {}
     widths = _matching(figure)
     refusal = None
     for width in sorted(widths, key=lambda width: (-(width & -width), abs(figure(width) - 1))):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -15,6 +16,7 @@ from mla_lm.ablation.statistics import best_rates
 from mla_lm.ablation.study import Plan, Study, cells, sweep_cells
 from mla_lm.checkpoint.record import CONFIG_FILE
 from mla_lm.config.compose import validate
+from mla_lm.config.secret import public_overrides
 from mla_lm.data import prepare
 from mla_lm.errors import UserError
 from mla_lm.files import claimed, replacing
@@ -25,7 +27,8 @@ MAY_CHANGE = ("question", "seeds", "confidence")  # of a study that has begun
 
 def show(study: Study, planned: Plan) -> None:
     """Print what the budget made of each arm, on every axis."""
-    table = Table("arm", title=study.question)
+    table = Table(title=study.question, box=SIMPLE, pad_edge=False)
+    table.add_column("arm", overflow="fold")
     for axis in Axes._fields:
         table.add_column(axis, justify="right")
     table.add_column("solved", overflow="fold")
@@ -47,7 +50,7 @@ def conduct(study: Study, planned: Plan, out: Path, *, jobs: int, command: str) 
         for data in {cfg.data for cfg in planned.configs.values()}:
             prepare(data)
         runner = Runner(out, planned.configs, jobs=jobs)
-        sweep = sweep_cells(study, planned)
+        sweep = sweep_cells(study)
         runner.run(sweep)
         swept = _begun(out, study) if sweep else None
         rest = cells(study, planned, best_rates(swept.table) if swept else {})
@@ -83,7 +86,8 @@ def report_folder(out: Path, *, command: str) -> None:
 
 def _keep(study: Study, planned: Plan, out: Path, command: str) -> None:
     """Write down what is studied; UserError where the folder belongs to another study."""
-    path, content = out / STUDY, study.model_dump(mode="json")
+    path = out / STUDY
+    content = study.model_dump(mode="json") | {"base": public_overrides(study.base)}
     own_yaml = {"logger", "callbacks"}  # which may hold secrets
     arms = {a: cfg.model_dump(mode="json", exclude=own_yaml) for a, cfg in planned.configs.items()}
     if path.exists():

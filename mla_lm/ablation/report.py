@@ -91,7 +91,11 @@ def _rendered(name: str, content: dict[str, Any]) -> str:
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     escape = jinja2.select_autoescape(["html.j2"])
-    blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    blocks: dict[str, Any] = {
+        "trim_blocks": True,
+        "lstrip_blocks": True,
+        "keep_trailing_newline": True,
+    }
     environment = jinja2.Environment(loader=loader, autoescape=escape, **blocks)
     return str(environment.get_template(name).render(content))
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from rich.progress import Progress, TextColumn
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from mla_lm.ablation.cell import PROFILE, done, write_config
 from mla_lm.ablation.study import Cell
@@ -28,7 +28,8 @@ class Runner:
         self.failed: dict[str, str] = {}  # the reason by cell
         self.processes: list[subprocess.Popen[str]] = []
         self.stopped = False
-        self.progress = Progress(*Progress.get_default_columns(), TextColumn("{task.fields[line]}"))
+        line = TextColumn("{task.fields[line]}", markup=False)
+        self.progress = Progress("{task.description}", TimeElapsedColumn(), line)
         self.progress.disable = not self.progress.console.is_terminal
 
     def run(self, cells: Sequence[Cell]) -> None:
@@ -40,12 +41,12 @@ class Runner:
             else:
                 todo.append(cell)
         with ThreadPoolExecutor(self.jobs) as pool, self.progress:
-            task = self.progress.add_task("cells", total=len(todo), line="")
+            task = self.progress.add_task("study", line=f"0 of {len(todo)} cells done")
             futures = [pool.submit(self._run, cell) for cell in todo]
             try:
-                for future in as_completed(futures):
+                for n_done, future in enumerate(as_completed(futures), 1):
                     future.result()
-                    self.progress.advance(task)
+                    self.progress.update(task, line=f"{n_done} of {len(todo)} cells done")
             except BaseException:
                 self._stop()
                 raise
@@ -68,7 +69,7 @@ class Runner:
             write_config(folder, cell.config(self.configs[cell.arm], folder))
             log.parent.mkdir(exist_ok=True)
             with log.open("a", buffering=1) as file, self._started(cell, folder) as process:
-                task = self.progress.add_task(cell.name, total=None, line="")
+                task = self.progress.add_task(cell.name, line="")
                 for line in process.stdout or ():
                     file.write(line)
                     last = line.strip() or last

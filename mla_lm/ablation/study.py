@@ -154,13 +154,13 @@ class Cell(NamedTuple):
         return with_values(arm, {**own, **rest, "optim.lr": self.lr})
 
 
-def sweep_cells(study: Study, planned: Plan) -> list[Cell]:
+def sweep_cells(study: Study) -> list[Cell]:
     """The first seed of every arm at every learning rate of the grid."""
     seed = study.seeds[0]
     return [
         Cell(f"{arm}-lr{lr:g}-s{seed}", arm, seed, lr, profiled=True)
         for lr in study.lr_grid
-        for arm in planned.configs
+        for arm in study.arms
     ]
 
 

@@ -1,1 +1,1 @@
-"""Measurements against a peer or a budget in the same run; `LOG.md` keeps the findings."""
+"""Measurements against peers, each a ratio taken in one run; README.md has what was found."""

@@ -1,32 +1,31 @@
-"""Suite `decode`: a step of decoding against `transformers` and between attention kinds.
+"""Suite `decode`: decoding with a KV cache against `transformers`, and between attention kinds.
 
-The model has 43.7M parameters and random weights: speed does not depend on them, and in float32
-both sides must first choose the same tokens. Every side runs in the number format that is faster
-for it on this machine, float32 or bfloat16. A cache for comparisons between our own kinds is
-filled with noise instead of a long prompt.
+The model has 43.7M parameters and random weights; speed does not depend on them. Every side runs
+in the number format that is faster for it, float32 or bfloat16. In float32 ours and the peer must
+first choose the same tokens, and absorbed and materialised MLA give the same logits. Our own kinds
+are compared behind a cache of noise instead of a long prompt.
 """
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
-from mla_lm.bench.peer import Peer, write_peer
-from mla_lm.bench.report import Row, fastest, interleaved, median_row, timed
+from mla_lm.bench import peer
+from mla_lm.bench.report import Row, Task, fastest, interleaved, ratio, row, timed
 from mla_lm.config.compose import load_config
-from mla_lm.cost import cache_numbers_per_token
 from mla_lm.generation import Decoder, Sampling
 from mla_lm.machine import kernels_for
 from mla_lm.model import Transformer
 
-VOCAB = 8192
 MODEL = (
     "data.seq_len=8448",
-    f"model.vocab_size={VOCAB}",
+    "model.vocab_size=8192",
     "model.dim=384",
     "model.n_layers=8",
     "model.n_heads=6",
@@ -43,27 +42,30 @@ MODEL = (
     "model.sizes.n_routed_experts=16",
     "model.sizes.n_activated_experts=4",
 )
-GOALS = {256: 2.0, 2048: 4.0, 4096: 8.0}  # by context
+CONTEXTS = (256, 2048, 4096)  # tokens before the first one that is decoded
 PREFILL = 2048  # tokens
-KINDS = ("mla", "mha", "gqa", "mqa")
+ABSORBED = {"mla, absorbed": True, "mla, materialised": False}  # None: the model chooses
+COMPARED = (  # two sides, rows in the batch, cached tokens
+    ("mla, absorbed", "mla, materialised", 1, 2048),
+    ("mla", "mha", 16, 2048),
+    ("mla", "gqa", 1, 2048),
+    ("mla", "gqa", 1, 8192),
+    ("mla", "gqa", 16, 2048),
+    ("mla", "gqa", 16, 8192),
+)
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ROUNDS, STEPS = 7, 8
 GREEDY = Sampling(temperature=0)
-Step = Callable[[], float]
+Writer = Callable[[Tensor], Iterator[int]]  # of greedy ids behind a prompt
 
 
-def run(contexts: Sequence[int]) -> list[Row]:
-    """All figures; `contexts` are those of the comparison with `transformers`."""
+def run() -> list[Row]:
+    """All figures."""
     with TemporaryDirectory() as name:
-        write_peer(build("mla", "float32"), Path(name))
-        rows = [*against_peer(Path(name), contexts)]
-    assert_absorbed_equals_reexpanded()
-    rows += versus("absorbed / re-expanded", ("mla", True), ("mla", False), 1, 2048, goal=3)
-    rows += versus("mla / mha", ("mla", None), ("mha", None), 16, 2048, goal=1.5)
-    for batch in (1, 16):
-        for context in (2048, 8192):
-            rows += versus("mla / gqa", ("mla", None), ("gqa", None), batch, context)
-    return [*rows, *cache_sizes()]
+        peer.write_peer(build("mla", "float32"), Path(name))
+        rows = [*against_peer(Path(name))]
+    assert_absorbed_equals_materialised()
+    return [*rows, *chain.from_iterable(between(*sides) for sides in COMPARED)]
 
 
 @cache
@@ -74,139 +76,105 @@ def build(kind: str, number_format: str) -> Transformer:
     return Transformer(cfg).eval().requires_grad_(False).to(FORMATS[number_format])
 
 
-def against_peer(folder: Path, contexts: Sequence[int]) -> Iterator[Row]:
-    """Greedy decoding and prefill at batch 1: tokens a second, and their ratio to the peer's."""
+def against_peer(folder: Path) -> Iterator[Row]:
+    """Greedy decoding and prefill of one row."""
+    ours = {f"ours, {name}": partial(greedy, build("mla", name)) for name in FORMATS}
     peers = {
-        f"{f} {experts}": Peer(folder, f, experts) for f in FORMATS for experts in Peer.EXPERTS
-    }
-    ours = {name: build("mla", name) for name in FORMATS}
-    for context in contexts:
-        prompt = torch.randint(VOCAB, (1, context))
-        assert_equal_choices(ours["float32"], peers["float32 eager"], prompt)
-        yield from compared(
-            f"decode behind {context}",
-            {name: decoding(model, prompt) for name, model in ours.items()},
-            {f"transformers {name}": p.decoding(prompt, STEPS) for name, p in peers.items()},
-            goal=GOALS.get(context),
+        f"transformers, {name} {experts}": partial(
+            peer.greedy, peer.load_peer(folder, experts, dtype).eval()
         )
-    prompt = torch.randint(VOCAB, (1, PREFILL))
-    yield from compared(
-        f"prefill {PREFILL}",
-        {name: prefill(model, prompt) for name, model in ours.items()},
-        {f"transformers {name}": peer.prefill(prompt) for name, peer in peers.items()},
-        n_tokens=PREFILL,
-        goal=1.5,
-    )
+        for name, dtype in FORMATS.items()
+        for experts in peer.EXPERTS
+    }
+    for context in CONTEXTS:
+        prompt = random_tokens(1, context)
+        assert_equal_choices(ours["ours, float32"], peers["transformers, float32 eager"], prompt)
+        sides = [{n: decoding(way(prompt)) for n, way in ways.items()} for ways in (ours, peers)]
+        yield from compared(f"decoding behind {context} tokens", *sides)
+    prompt = random_tokens(1, PREFILL)
+    sides = [{n: prefill(way, prompt) for n, way in ways.items()} for ways in (ours, peers)]
+    yield from compared(f"prefill of {PREFILL} tokens", *sides, n_tokens=PREFILL)
 
 
-def assert_equal_choices(model: Transformer, peer: Peer, prompt: Tensor) -> None:
-    """Both continue a prompt with the same tokens."""
-    decoder = Decoder(model, prompt.tolist(), max_new_tokens=2 * STEPS, sampling=GREEDY)
-    ids = [token for new in decoder for token in new[0]]
-    assert ids == peer.continuation(prompt, 2 * STEPS), "the two sides choose other tokens"
+def greedy(model: Transformer, prompt: Tensor) -> Iterator[int]:
+    """Ids behind a prompt (1, T); no longer than a comparison needs."""
+    n_tokens = (ROUNDS + 3) * STEPS  # the first by the prefill, two rounds to choose the way
+    for new in Decoder(model, prompt.tolist(), max_new_tokens=n_tokens, sampling=GREEDY):
+        yield from new[0]
 
 
-@torch.inference_mode()
-def assert_absorbed_equals_reexpanded() -> None:
-    """Both ways of MLA give the same logits behind the same latents."""
-    model = build("mla", "float32")
-    held = model.new_cache(2, 65)
-    for layer in held.layers:
-        layer.tensors[0].normal_()
-    logits = []
-    for absorb in (True, False):
-        held.lengths = [64, 64]
-        for layer in held.layers:
-            layer.absorb = absorb
-        logits.append(model(torch.tensor([[3], [5]]), cache=held).logits)
-    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+def assert_equal_choices(one: Writer, other: Writer, prompt: Tensor) -> None:
+    """Both continue a prompt (1, T) with the same tokens."""
+    ids = [list(islice(way(prompt), 2 * STEPS)) for way in (one, other)]
+    assert ids[0] == ids[1], "the two sides choose other tokens"
 
 
-def decoding(model: Transformer, prompt: Tensor) -> Step:
-    """Seconds a token over the next `STEPS` tokens behind a prompt."""
-    n_tokens = (ROUNDS + 3) * STEPS  # the first by the prompt, two rounds to choose the way
-    decoder = Decoder(model, prompt.tolist(), max_new_tokens=n_tokens, sampling=GREEDY)
-    steps = iter(decoder)
-    next(steps)
-    return lambda: statistics.median(timed(lambda: next(steps)) for _ in range(STEPS))
+def decoding(tokens: Iterator[int]) -> Task:
+    """Measures the median seconds per token over the next `STEPS` tokens."""
+    next(tokens)
+    return lambda: statistics.median(timed(lambda: next(tokens)) for _ in range(STEPS))
 
 
-def prefill(model: Transformer, prompt: Tensor) -> Step:
-    """Seconds from a prompt to its first new token."""
-
-    def first_token() -> None:
-        next(iter(Decoder(model, prompt.tolist(), max_new_tokens=1, sampling=GREEDY)))
-
-    return lambda: timed(first_token)
-
-
-def versus(
-    name: str,
-    one: tuple[str, bool | None],
-    other: tuple[str, bool | None],
-    batch: int,
-    context: int,
-    *,
-    goal: float | None = None,
-) -> Iterator[Row]:
-    """One step of two of our own sides, each a kind of attention and whether MLA absorbs."""
-    sides = [
-        {f"{kind} {f}": step(build(kind, f), batch, context, absorb=absorb) for f in FORMATS}
-        for kind, absorb in (one, other)
-    ]
-    yield from compared(
-        f"{name}, batch {batch} behind {context}", *sides, n_tokens=batch, goal=goal
-    )
-
-
-def step(model: Transformer, batch: int, context: int, *, absorb: bool | None = None) -> Step:
-    """Seconds of one step of a batch whose cache holds `context` tokens of noise."""
-    held = model.new_cache(batch, context + 1, absorb=absorb)
-    for layer in held.layers:
-        for tensor in layer.tensors:
-            tensor.normal_()
-    tokens = torch.randint(VOCAB, (batch, 1))
-
-    @torch.inference_mode()
-    def once() -> None:
-        held.lengths = [context] * batch
-        with kernels_for(context if absorb is False else batch, held.dtype):
-            model(tokens, cache=held)
-
-    return lambda: statistics.median(timed(once) for _ in range(STEPS))
+def prefill(way: Writer, prompt: Tensor) -> Task:
+    """Measures the seconds from a prompt to its first new token."""
+    return lambda: timed(lambda: next(way(prompt)))
 
 
 def compared(
-    name: str, *sides: dict[str, Step], n_tokens: int = 1, goal: float | None = None
+    name: str, one: Mapping[str, Task], other: Mapping[str, Task], *, n_tokens: int = 1
 ) -> Iterator[Row]:
-    """Tokens a second of two sides, each in the fastest of its ways, and their ratio."""
-    labels = [fastest(ways) for ways in sides]
-    steps = [ways[label] for ways, label in zip(sides, labels, strict=True)]
-    seconds = interleaved(steps, rounds=ROUNDS)
-    for label, values in zip(labels, seconds, strict=True):
-        yield median_row(f"{name}: {label}", [n_tokens / value for value in values], "tokens/s")
-    ratios = [b / a for a, b in zip(*seconds, strict=True)]
-    yield median_row(f"{name}: ratio", ratios, "x", goal="" if goal is None else f">= {goal:g}")
+    """Tokens per second of two sides, each in the fastest of its ways, and their ratio."""
+    tasks = {way: ways[way] for ways in (one, other) for way in (fastest(ways),)}
+    found = interleaved(tasks, rounds=ROUNDS)
+    for way, seconds in found.items():
+        yield row(f"{name}: {way}", [n_tokens / s for s in seconds], "tokens/s")
+    yield ratio(f"{name}: ratio", *reversed(found.values()))
 
 
-def cache_sizes() -> Iterator[Row]:
-    """Bytes a token of real caches, which must be those of the formula."""
-    for kind in KINDS:
-        model = build(kind, "bfloat16")
-        held = model.new_cache(1, 1024)
-        n_bytes = held.n_bytes / 1024
-        assert n_bytes == 2 * cache_numbers_per_token(model.cfg)
-        yield Row(f"cache, {kind}, bfloat16", n_bytes, "bytes/token")
+def between(one: str, other: str, batch: int, context: int) -> Iterator[Row]:
+    """One decoding step of two of our own sides."""
+    sides = [
+        {f"{side}, {name}": step(side, name, batch, context) for name in FORMATS}
+        for side in (one, other)
+    ]
+    name = f"{one} / {other}, batch {batch} behind {context} tokens"
+    yield from compared(name, *sides, n_tokens=batch)
 
 
-def curves(contexts: Sequence[int], batch: int) -> dict[str, list[float]]:
-    """Steps a second of each kind behind growing contexts, in its faster number format."""
-    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for context in contexts:
-        sides = []
-        for kind in KINDS:
-            steps = {f: step(build(kind, f), batch, context) for f in FORMATS}
-            sides.append(steps[fastest(steps)])
-        for kind, seconds in zip(KINDS, interleaved(sides, rounds=ROUNDS), strict=True):
-            found[kind].append(batch / statistics.median(seconds))
-    return found
+def random_tokens(batch: int, length: int) -> Tensor:
+    """Ids (B, T) within the vocabulary of the suite."""
+    return torch.randint(build("mla", "float32").cfg.vocab_size, (batch, length))
+
+
+@torch.inference_mode()
+def assert_absorbed_equals_materialised() -> None:
+    """Both ways of MLA give the same logits behind the same cached latents."""
+    model = build("mla", "float32")
+    cached = model.new_cache(2, 65)
+    for layer in cached.layers:
+        layer.tensors[0].normal_()
+    logits = []
+    for absorb in ABSORBED.values():
+        cached.lengths = [64, 64]
+        for layer in cached.layers:
+            layer.absorb = absorb
+        logits.append(model(torch.tensor([[3], [5]]), cache=cached).logits)
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+
+
+def step(side: str, number_format: str, batch: int, context: int) -> Task:
+    """Measures a step of a batch whose cache holds `context` tokens of noise."""
+    model, absorb = build(side.partition(",")[0], number_format), ABSORBED.get(side)
+    cached = model.new_cache(batch, context + 1, absorb=absorb)
+    for layer in cached.layers:
+        for tensor in layer.tensors:
+            tensor.normal_()
+    tokens = random_tokens(batch, 1)
+
+    @torch.inference_mode()
+    def once() -> None:
+        cached.lengths = [context] * batch
+        with kernels_for(context if absorb is False else batch, cached.dtype):
+            model(tokens, cache=cached)
+
+    return lambda: statistics.median(timed(once) for _ in range(STEPS))

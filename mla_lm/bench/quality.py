@@ -1,105 +1,145 @@
-"""Suite `quality`: bits per byte on held-out files after some minutes, against nanoGPT's model.
+"""Suite `quality`: bits per byte on held-out text after equal time, against nanoGPT's recipes.
 
-Both read the embedded corpus in the same tokens and rows, one after the other on the same machine:
-the default run with as many steps as fit, and the dense model with AdamW at the learning rate and
-batch that were best for it, and the default run's schedule, over the time. Validation and
-preparation are not counted.
+The peer is `transformers`' GPT-2 with AdamW, in the shape, batch and schedule of nanoGPT, on the
+same corpus and split. Without `text=`: the embedded corpus for some minutes, the peer with the
+learning rate and batch that were best for it. With it: nanoGPT's recipe for a CPU (2,000 steps on
+one small text) against `experiment=small_text` in a third and a sixth of its time. Only training
+steps are timed.
 """
 
-import csv
-import subprocess
-import sys
+import math
+import statistics
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
+from itertools import chain, repeat
 from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
-from mla_lm.bench import baseline, steps
-from mla_lm.bench.report import Row, timed
+from mla_lm.bench import steps
+from mla_lm.bench.report import Row, row, timed
 from mla_lm.config import RunConfig
 from mla_lm.config.compose import load_config
 from mla_lm.data import EvalLoader, PreparedData, TrainLoader, prepare
-from mla_lm.machine import Resolved, autocast, resolve_precision
+from mla_lm.machine import autocast, resolve_precision
 from mla_lm.objective.metrics import loss_sums, summarize
+from mla_lm.objective.optimizer import build_optimizer
 from mla_lm.objective.schedules import lr_multiplier
 
-LR, BATCH = 2e-3, 8  # of the dense model
-PROBED = 12  # steps of ours that are timed
-TICKS = 10_000  # of the time, for the schedule
-SPEED = "train/tokens_per_second"
-TRAIN = Path(__file__).resolve().parent.parent.parent / "train.py"
+TIMED = ("optim=adamw", "data.batch_size=8")
+TIMED_SHAPE = {"n_embd": 256, "n_layer": 6, "n_head": 4}
+CPU_SHAPE = {"n_embd": 128, "n_layer": 4, "n_head": 4}
+CPU_RECIPE = (
+    "data=text",
+    "data.val_fraction=0.1",
+    "data/tokenizer=bytes",
+    "data.seq_len=64",
+    "data.batch_size=12",
+    "precision=32-true",
+    "optim=adamw",
+    "optim.lr=1e-3",
+    "optim.betas=[0.9,0.99]",
+    "optim.schedule=cosine",
+    "optim.min_lr_ratio=0.1",
+)
+N_STEPS = 2000  # of the CPU recipe
+SHARES = {"a third": 1 / 3, "a sixth": 1 / 6}
+PROBED = 12  # steps that are timed to know how many fit
+TICKS = 10_000  # resolution of a schedule over time
 
 
-def run(minutes: float) -> list[Row]:
-    """Bits per byte of both, and how many tokens each has seen."""
-    cfg = load_config()
-    data = prepare(cfg.data)
-    n_steps = max(1, round(60 * minutes / step_seconds(cfg)))
-    with TemporaryDirectory() as folder:
-        own, seconds = trained(Path(folder) / "run", n_steps)
-    theirs, dense_tokens = dense(cfg, data, minutes)
-    n_tokens = n_steps * cfg.data.batch_size * cfg.data.seq_len
+class Trained(NamedTuple):
+    """What a training came to."""
+
+    bpb: float
+    seconds: float
+    n_tokens: int
+
+
+def run(minutes: float, text: str | None) -> list[Row]:
+    """Bits per byte, time and tokens of both sides."""
+    if text is None:
+        ours = train_ours((), 60 * minutes)
+        theirs = train_peer(load_config(TIMED), TIMED_SHAPE, seconds=60 * minutes)
+        return [*figures("default run", ours), *figures("GPT-2", theirs)]
+    of_text = f"data.path={text}"
+    cfg = load_config([*CPU_RECIPE, of_text])
+    theirs = train_peer(cfg, CPU_SHAPE, n_steps=N_STEPS)
+    rows = figures("nanoGPT's CPU recipe", theirs)
+    for name, share in SHARES.items():
+        ours = train_ours(("experiment=small_text", of_text), share * theirs.seconds)
+        rows += figures(f"ours, {name} of its time", ours)
+    return rows
+
+
+def figures(name: str, trained: Trained) -> list[Row]:
+    """Rows of one training."""
     return [
-        Row("default run: minutes of training", seconds / 60, "min"),
-        Row("default run: tokens", n_tokens / 1e6, "M"),
-        Row("default run: validation", own, "bits/byte", goal="<= 1.40 after 5 minutes"),
-        Row("dense model: tokens", dense_tokens / 1e6, "M"),
-        Row("dense model: validation", theirs, "bits/byte"),
+        row(f"{name}: training", [trained.seconds / 60], "min"),
+        row(f"{name}: tokens", [trained.n_tokens / 1e6], "M"),
+        row(f"{name}: validation", [trained.bpb], "bits/byte"),
     ]
 
 
-def step_seconds(cfg: RunConfig) -> float:
-    """Of a run on this machine."""
-    side = steps.ours(cfg)
-    shape = (cfg.data.batch_size, cfg.data.seq_len + 1)
-    tokens = torch.randint(cfg.model.vocab_size, shape)
-    number_format = (
-        "float32" if resolve_precision(cfg.precision, "cpu") == "32-true" else "bfloat16"
-    )
-    return sorted(steps.seconds(side, tokens, number_format) for _ in range(PROBED))[PROBED // 2]
+def train_ours(overrides: Sequence[str], seconds: float) -> Trained:
+    """A run of `train.py` of as many steps as fit into the time."""
+    import pandas
+
+    from mla_lm.training.run import fit
+
+    cfg = load_config(overrides)
+    step = partial(steps.ours(cfg).step, steps.batch(cfg), resolve_precision(cfg.precision, "cpu"))
+    n_steps = max(1, round(seconds / statistics.median(timed(step) for _ in range(PROBED))))
+    with TemporaryDirectory() as folder:
+        limits = [f"trainer.{key}={n_steps}" for key in ("max_steps", "val_every_n_steps")]
+        own = [*overrides, *limits, f"run_dir={folder}/run", "callbacks.samples=null"]
+        fit(load_config(own))
+        metrics = pandas.read_csv(f"{folder}/run/metrics/version_0/metrics.csv")
+    n_tokens = n_steps * cfg.data.batch_size * cfg.data.seq_len
+    per_token = (1 / metrics["train/tokens_per_second"].dropna()).mean()
+    return Trained(metrics["val/bpb"].dropna().iloc[-1], n_tokens * per_token, n_tokens)
 
 
-def trained(folder: Path, n_steps: int, *more: str) -> tuple[float, float]:
-    """`train.py` as a user runs it: bits per byte at its end, and the seconds of its steps."""
-    words = [f"run_dir={folder}", f"trainer.max_steps={n_steps}", "callbacks.samples=null", *more]
-    words.append(f"trainer.val_every_n_steps={n_steps}")
-    subprocess.run([sys.executable, str(TRAIN), *words], check=True)
-    with (folder / "metrics" / "version_0" / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    speeds = [float(row[SPEED]) for row in rows if row.get(SPEED)]
-    (bpb,) = [float(row["val/bpb"]) for row in rows if row.get("val/bpb")]
-    cfg = load_config(more)
-    per_step = cfg.data.batch_size * cfg.data.seq_len
-    return bpb, n_steps * per_step * sum(1 / speed for speed in speeds) / len(speeds)
-
-
-def dense(cfg: RunConfig, data: PreparedData, minutes: float) -> tuple[float, int]:
-    """Bits per byte of the dense model after so many minutes, and the tokens it has seen."""
+def train_peer(
+    cfg: RunConfig, shape: dict[str, int], *, seconds: float = math.inf, n_steps: float = math.inf
+) -> Trained:
+    """GPT-2 on the corpus, optimizer and schedule of `cfg`, for a time or for some steps."""
+    data, precision = prepare(cfg.data), resolve_precision(cfg.precision, "cpu")
     torch.manual_seed(cfg.seed)
-    seq_len, precision = cfg.data.seq_len, resolve_precision(cfg.precision, "cpu")
-    model = baseline.DenseModel(baseline.Shape(data.tokenizer.vocab_size, seq_len))
-    optimizer = baseline.optimizer(model, LR)
-    loader = TrainLoader(data.train, seq_len=seq_len, batch_size=BATCH, accumulate=1, seed=cfg.seed)
-    n_tokens, spent = 0, 0.0
-    while spent < 60 * minutes:
-        for tokens in loader:
-            of_all = round(TICKS * spent / (60 * minutes))
-            lr = LR * lr_multiplier(of_all, cfg=cfg.optim, max_steps=TICKS)
-            spent += timed(partial(baseline.step, model, optimizer, tokens, lr, precision))
-            n_tokens += tokens[:, 1:].numel()
-            if spent >= 60 * minutes:
-                break
-    return validation(model, data, seq_len, precision), n_tokens
+    model = gpt2(shape, data.tokenizer.vocab_size, cfg.data.seq_len)
+    side = steps.of_logits(model, lambda t: model(t).logits, build_optimizer(model, cfg.optim))
+    sizes = {"seq_len": cfg.data.seq_len, "batch_size": cfg.data.batch_size}
+    loader = TrainLoader(data.train, **sizes, accumulate=1, seed=cfg.seed)
+    spent, n_tokens = 0.0, 0
+    for step, tokens in enumerate(chain.from_iterable(repeat(loader))):
+        done = max(step / n_steps, spent / seconds)
+        if done >= 1:
+            break
+        for group in side.optimizer.param_groups:
+            multiplier = lr_multiplier(round(TICKS * done), cfg=cfg.optim, max_steps=TICKS)
+            group["lr"] = cfg.optim.lr * multiplier
+        spent += timed(partial(side.step, tokens, precision))
+        n_tokens += tokens[:, 1:].numel()
+    return Trained(validated(side.model, data, cfg), spent, n_tokens)
+
+
+def gpt2(shape: dict[str, int], vocab_size: int, seq_len: int) -> nn.Module:
+    """`transformers`' GPT-2 without dropout."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    settings: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    settings |= {"vocab_size": vocab_size, "n_positions": seq_len, "use_cache": False, **shape}
+    model: nn.Module = GPT2LMHeadModel(GPT2Config(**settings))
+    return model
 
 
 @torch.no_grad()
-def validation(
-    model: torch.nn.Module, data: PreparedData, seq_len: int, precision: Resolved
-) -> float:
+def validated(model: nn.Module, data: PreparedData, cfg: RunConfig) -> float:
     """Bits per byte of a model of logits on the whole validation split."""
     byte_lengths = torch.from_numpy(data.tokenizer.byte_lengths)
-    batches = EvalLoader(data.val, seq_len=seq_len, batch_size=BATCH)
-    with autocast(precision, "cpu"):
-        sums = [loss_sums(model(b[:, :-1]), b[:, 1:], byte_lengths) for b in batches]
+    batches = EvalLoader(data.val, seq_len=cfg.data.seq_len, batch_size=cfg.data.batch_size)
+    with autocast(resolve_precision(cfg.precision, "cpu"), "cpu"):
+        sums = [loss_sums(model(b[:, :-1]).logits, b[:, 1:], byte_lengths) for b in batches]
     return summarize(torch.stack(sums).sum(0), graded=False)["val/bpb"]

@@ -1,42 +1,29 @@
-"""A process of its own for each side, as users have it: no other's memory, and its own peak."""
+"""A process for each side of a comparison, so that each has its own heap and its own peak."""
 
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, Self
+from typing import Any
 
 from mla_lm.machine import keep_freed_memory, resident
 
-_action: Callable[[], Any]  # of the process
+_action: Callable[[], Any]  # of this process
 _before: int
 
 
-class Worker:
-    """Makes an action by `build` in another process and runs it there; both must be picklable."""
+class Worker(ProcessPoolExecutor):
+    """Calls `build()` in another process, and there its result at every call; both are pickled."""
 
     def __init__(self, build: Callable[[], Callable[[], Any]]) -> None:
-        self.pool = ProcessPoolExecutor(
-            1,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_prepare,
-            initargs=(build,),
-        )
+        spawn = multiprocessing.get_context("spawn")
+        super().__init__(1, mp_context=spawn, initializer=_prepare, initargs=(build,))
 
     def __call__(self) -> Any:
-        return self.pool.submit(_act).result()
+        return self.submit(_act).result()
 
     def peak(self) -> int:
-        """Bytes that the process has grown by at most since before the build; 0 where unknown.
-
-        Of a GPU's memory where it uses one.
-        """
-        return self.pool.submit(_peak).result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.shutdown()
+        """Peak bytes of GPU memory, or by how much the process grew since before the build."""
+        return self.submit(_peak).result()
 
 
 def _prepare(build: Callable[[], Callable[[], Any]]) -> None:

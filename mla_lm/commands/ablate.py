@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mla_lm.config.cli import parse_options
+from mla_lm.config.secret import public_overrides
 from mla_lm.errors import UserError
 
 CHANGES = ("seeds", "lr_grid", "match", "confidence")  # of the study, from the command line
@@ -50,7 +51,7 @@ def run(arguments: Sequence[str]) -> None:
     own = [word for word in arguments if word.partition("=")[0] in fields or "=" not in word]
     overrides = [word for word in arguments if word not in own]
     options = parse_options(Options, own)
-    command = shlex.join(["python", "-m", "mla_lm", "ablate", *arguments])
+    command = shlex.join(["python", "-m", "mla_lm", "ablate", *public_overrides(arguments)])
     if options.report:
         if overrides or len(options.model_fields_set) > 1:
             raise UserError(f"report={options.report}: takes no other options and no overrides")

@@ -7,7 +7,6 @@ takes the typed, frozen object. Defaults live in `configs/` only. Knows neither 
 from pathlib import Path
 
 from mla_lm.config.data import (
-    CorpusConfig,
     DataConfig,
     FilesConfig,
     HubConfig,
@@ -42,34 +41,3 @@ from mla_lm.config.run import (
 
 PACKAGED = Path(__file__).resolve().parents[1] / "configs"  # what an installed package has
 CONFIGS = PACKAGED if PACKAGED.is_dir() else PACKAGED.parents[1] / "configs"  # in a clone
-
-__all__ = [
-    "CONFIGS",
-    "BalanceConfig",
-    "BundleConfig",
-    "CheckpointConfig",
-    "Checkpointing",
-    "CorpusConfig",
-    "DataConfig",
-    "EvalConfig",
-    "FilesConfig",
-    "GroupedAttentionConfig",
-    "HubConfig",
-    "JsonlConfig",
-    "LossConfig",
-    "MLAConfig",
-    "MoEConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "ParquetConfig",
-    "PlainRopeConfig",
-    "Precision",
-    "RopeConfig",
-    "RunConfig",
-    "StdlibConfig",
-    "SyntheticConfig",
-    "TextConfig",
-    "TokenizerConfig",
-    "TrainerConfig",
-    "YarnConfig",
-]

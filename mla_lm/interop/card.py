@@ -6,7 +6,7 @@ from typing import Any
 
 from mla_lm.checkpoint.record import Record
 from mla_lm.config import RunConfig
-from mla_lm.cost import cache_numbers_per_token, count_parameters
+from mla_lm.cost import cache_elements_per_token, count_parameters
 
 HEADER = """---
 license: {licence}
@@ -47,7 +47,7 @@ def model_card(
         "width": model.dim,
         "vocabulary": model.vocab_size,
         "context": f"{model.max_seq_len} tokens",
-        "KV cache": f"{cache_numbers_per_token(model)} elements per token",
+        "KV cache": f"{cache_elements_per_token(model)} elements per token",
         "MTP modules": model.mtp_depth,
         "dtype": config["dtype"],
     }

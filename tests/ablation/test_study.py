@@ -1,5 +1,6 @@
 """Study files: what is refused, which cells come of them, and that every file makes models."""
 
+import re
 import stat
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_a_sweep_takes_the_first_seed_and_the_best_rate_the_others(tmp_path: Pat
     study = small(lr_grid=(0.001, 0.01), arms={"mla": [], "gqa": ["model/attention=gqa"]})
     planned = plan(study)
     expected = ["mla-lr0.001-s1", "gqa-lr0.001-s1", "mla-lr0.01-s1", "gqa-lr0.01-s1"]
-    assert [cell.name for cell in sweep_cells(study, planned)] == expected
+    assert [cell.name for cell in sweep_cells(study)] == expected
     (cell,) = cells(study, planned, {"mla": 0.01})
     assert cell.name == "mla-lr0.01-s2"
     assert cell.config(planned.configs["mla"], tmp_path).optim.lr == 0.01
@@ -63,6 +64,15 @@ def test_rates_of_a_file_may_be_written_as_yaml_does(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("{question: q, arms: {a: []}, reference: a, lr_grid: [2e-3, 1]}")
     assert load_study(str(path), {}, []).lr_grid == (0.002, 1.0)
+
+
+def test_the_worked_example_of_the_page_is_a_study(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
+    path = tmp_path / "rope_width.yaml"
+    path.write_text(text)
+    planned = plan(load_study(str(path), {}, []))
+    assert [*planned.solved["rope_8"]] == ["model.ffn.moe_inter_dim"]
+    assert [*planned.solved["rope_48"]] == ["model.inter_dim"]
 
 
 @pytest.mark.parametrize(

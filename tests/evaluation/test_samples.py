@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mla_lm.cost import cache_numbers_per_token
+from mla_lm.cost import cache_elements_per_token
 from mla_lm.evaluation.profile import profile
 from mla_lm.evaluation.samples import parsed_share, parses, speculation, spread
 from mla_lm.model import Transformer
@@ -70,7 +70,7 @@ def test_prompts_are_spread_over_the_text() -> None:
 def test_the_cache_is_that_of_the_formula(attention: tuple[str, ...]) -> None:
     model = random_model(*attention)
     found = profile(model)
-    assert found["cache/bytes_per_token"] == 4 * cache_numbers_per_token(model.cfg)
+    assert found["cache/bytes_per_token"] == 4 * cache_elements_per_token(model.cfg)
     speeds = {name: value for name, value in found.items() if name.startswith(("pre", "dec"))}
     assert len(speeds) == 2 * 2 * 2  # of 8 and of 16 tokens
     assert all(value > 0 for value in speeds.values())

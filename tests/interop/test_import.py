@@ -15,7 +15,7 @@ from mla_lm.checkpoint.record import PREFIX, WEIGHTS
 from mla_lm.commands import export, import_
 from mla_lm.config import ModelConfig
 from mla_lm.config.compose import validate
-from mla_lm.cost import cache_numbers_per_token, count_parameters
+from mla_lm.cost import cache_elements_per_token, count_parameters
 from mla_lm.interop import to_hugging_face
 from mla_lm.interop.foreign import model_section
 from mla_lm.objective.losses import next_token_loss
@@ -142,7 +142,7 @@ def test_the_keys_of_released_models_are_known() -> None:
     section = model_section(config, lambda layer: layer == 61)
     cfg = validate(ModelConfig, section)
     assert round(count_parameters(cfg).total / 1e9) in (671, 685)
-    assert cache_numbers_per_token(cfg) * 2 == 70_272
+    assert cache_elements_per_token(cfg) * 2 == 70_272
     assert cfg.mtp_depth == 1
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mla_lm.config import MLAConfig
-from mla_lm.cost import cache_numbers_per_token
+from mla_lm.cost import cache_elements_per_token
 from mla_lm.model import Transformer
 from mla_lm.model.attention import MultiHeadLatentAttention
 from mla_lm.model.positions import Positions
@@ -111,7 +111,7 @@ def test_bytes_are_those_of_the_formula(attention: tuple[str, ...], dtype: torch
     batch, capacity = 3, 11
     cache = model.new_cache(batch, capacity)
     tensors = [tensor for layer in cache.layers for tensor in layer.tensors]
-    numbers = batch * capacity * cache_numbers_per_token(model.cfg)
+    numbers = batch * capacity * cache_elements_per_token(model.cfg)
     assert cache.n_bytes == numbers * dtype.itemsize
     assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) == cache.n_bytes
     assert {tensor.dtype for tensor in tensors} == {dtype}
