@@ -58,7 +58,7 @@ def test_training_begins_with_its_weights(
 ) -> None:
     words = begun(trained, imported, tmp_path / "run", "optim.lr=1e-9", "trainer.max_steps=1")
     train_here(*words, "optim.weight_decay=0.0")
-    assert f"begins with the weights of {newest(imported)}" in capsys.readouterr().out
+    assert f"starts with the weights of {newest(imported)}" in capsys.readouterr().out
     before, cfg, tokenizer = load_checkpoint(imported)
     after, found, same = load_checkpoint(tmp_path / "run")
     assert (found.model, same.json) == (cfg.model, tokenizer.json)
