@@ -1,6 +1,7 @@
 """Commands as a user starts them: real processes, on one thread as the tests themselves."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +31,22 @@ def run(*words: str, cwd: Path, stdin: str = "", **extra: str) -> subprocess.Com
         encoding="utf-8",
         timeout=300,
     )
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def torchrun_variables(n: int) -> list[dict[str, str]]:
+    """What torchrun tells each of `n` ranks on this machine."""
+    for_all = {
+        "WORLD_SIZE": str(n),
+        "LOCAL_WORLD_SIZE": str(n),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "tests",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    return [{**for_all, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]

@@ -1,4 +1,4 @@
-"""The diffs of "Extend it" in mla_lm/model/README.md, applied to copies and put to use."""
+"""The diffs of "Extend it" and "A corpus" in two pages, applied to copies and put to use."""
 
 import json
 import os
@@ -89,7 +89,8 @@ EXAMPLES: dict[str, tuple[str, Callable[[Path], None]]] = {
 
 
 def diff_of(example: str) -> str:
-    text = (ROOT / "mla_lm/model/README.md").read_text()
+    pages = ("mla_lm/model/README.md", "data/README.md")
+    text = "".join((ROOT / page).read_text() for page in pages)
     return re.split(r"```(?:diff\n)?", text.split(f"\n### {example}\n")[1])[1]
 
 

@@ -1,11 +1,13 @@
 """Batches (B, T + 1) int64 from a token stream: window j holds tokens j T .. (j + 1) T.
 
-Neighbouring windows share one token, so that every token is predicted exactly once. Which window
-comes when is a pure function of (seed, epoch, sample number): the same for any number of ranks,
-any batch size, and after any resume.
+Neighbouring windows share one token, so that every token is predicted exactly once. Sample i is
+window i mod n of the order of epoch i div n, a permutation drawn by a generator that is seeded with
+(seed, epoch): the same for any number of ranks and any batch size, and a resumed run needs no more
+than the sample number.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mla_lm.data.order import permuted
 from mla_lm.errors import UserError
 
 
@@ -25,6 +26,12 @@ class Stream(Protocol):
     def __getitem__(self, part: slice, /) -> NDArray[Any]: ...
 
 
+@lru_cache(maxsize=2)  # a batch may end one epoch and begin the next
+def window_order(n_windows: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order (n_windows,) in which an epoch takes the windows."""
+    return np.random.default_rng((seed, epoch)).permutation(n_windows)
+
+
 def _windows(tokens: Stream, starts: NDArray[np.int64], seq_len: int) -> Tensor:
     rows = np.empty((len(starts), seq_len + 1), dtype=np.int64)
     for row, start in zip(rows, starts.tolist(), strict=True):
@@ -33,7 +40,7 @@ def _windows(tokens: Stream, starts: NDArray[np.int64], seq_len: int) -> Tensor:
 
 
 class TrainLoader:
-    """Shuffled windows for ever: sample i is window i mod n of the shuffle of epoch i div n.
+    """Shuffled windows without end.
 
     `sample` counts the samples all ranks have taken, and is all that must be stored. An iteration
     ends when it has reached a multiple of `len`, the micro-batches of as many whole optimizer steps
@@ -52,8 +59,7 @@ class TrainLoader:
         n_ranks: int = 1,
     ) -> None:
         self.tokens, self.seq_len, self.batch_size = tokens, seq_len, batch_size
-        self.accumulate, self.seed = accumulate, seed
-        self.rank = rank
+        self.accumulate, self.seed, self.rank = accumulate, seed, rank
         self.n_windows = (len(tokens) - 1) // seq_len
         self.n_dropped = len(tokens) - 1 - self.n_windows * seq_len  # tokens never predicted
         self.sample = 0
@@ -72,19 +78,12 @@ class TrainLoader:
         for _ in range(self.sample // self.global_batch % len(self), len(self)):
             first = self.sample + self.rank * self.batch_size
             self.sample += self.global_batch
-            chosen = self.order(np.arange(first, first + self.batch_size))
-            yield _windows(self.tokens, chosen * self.seq_len, self.seq_len)
+            chosen = [self._window(sample) for sample in range(first, first + self.batch_size)]
+            yield _windows(self.tokens, np.array(chosen) * self.seq_len, self.seq_len)
 
-    def order(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The window behind each sample number."""
-        epochs, places = np.divmod(samples, self.n_windows)
-        windows = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            of_epoch = epochs == epoch
-            windows[of_epoch] = permuted(
-                places[of_epoch], self.n_windows, seed=self.seed, epoch=int(epoch)
-            )
-        return windows
+    def _window(self, sample: int) -> int:
+        epoch, index = divmod(sample, self.n_windows)
+        return int(window_order(self.n_windows, seed=self.seed, epoch=epoch)[index])
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch comes from."""
@@ -98,8 +97,8 @@ class TrainLoader:
 class EvalLoader:
     """The windows in order; what is left behind the last whole one comes as a shorter batch.
 
-    Ranks take turns, `batch_size` windows each; all have as many batches, the last ones of some are
-    without a row. Raises UserError when the stream has fewer than two tokens.
+    Ranks take batches round-robin; all have as many batches, the last ones of some are without a
+    row. Raises UserError when the stream has fewer than two tokens.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
-"""A prepared corpus: a folder of token files, their tokenizer and a manifest that vouches for them.
+"""A prepared corpus: a folder of token files, their tokenizer, and a manifest with their digests.
 
-Sizes, tokenizer and manifest are checked whenever it is opened, every byte with `verify="full"`.
+The manifest, the tokenizer and the size of every shard are checked whenever the folder is opened,
+every byte with `verify="full"`.
 """
 
 import hashlib
@@ -11,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mla_lm.data.shards import Shard, TokenStream, digest, write
+from mla_lm.data.shards import Shard, TokenStream
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
+from mla_lm.files import digest, read_object, replacing
 
-MANIFEST = "manifest.json"
+MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 SPLITS = ("train", "val")
 
 
@@ -38,64 +40,47 @@ class PreparedData(NamedTuple):
         return f"{'corpus':15} {self.manifest['name']}, {tokens}, {len(self.val):,} to validate on"
 
 
-def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write the manifest with its own digest."""
-    sealed = {**content, "sha256": sha256(content)}
-    write(folder / MANIFEST, json.dumps(sealed, indent=2) + "\n")
-
-
 def sha256(content: Mapping[str, Any] | str) -> str:
     """Digest of a text or of plain containers."""
     text = content if isinstance(content, str) else json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write the manifest with its own digest; it appears whole or not at all."""
+    with replacing(folder / MANIFEST) as temporary:
+        sealed = {**content, "sha256": sha256(content)}
+        temporary.write_text(json.dumps(sealed, indent=2) + "\n")
+
+
 def open_prepared(folder: Path, *, verify: str) -> PreparedData:
     """Map a prepared folder; raises UserError naming the file that is not as it was prepared."""
-    manifest = _read_manifest(folder)
-    tokenizer = _read_tokenizer(folder, manifest)
+    try:
+        return _open(folder, verify=verify)
+    except UserError as error:
+        raise UserError(f"{error}; delete {folder}") from None
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; delete {folder}") from None
+
+
+def _open(folder: Path, *, verify: str) -> PreparedData:
+    manifest = read_object(folder / MANIFEST)
+    if manifest.pop("sha256", None) != sha256(manifest):
+        raise UserError(f"{folder / MANIFEST}: edited or damaged")
+    if digest(folder / TOKENIZER) != manifest["tokenizer_sha256"]:
+        raise UserError(f"{folder / TOKENIZER}: changed after preparation")
+    content = (folder / TOKENIZER).read_text(encoding="utf-8")
+    end_of_text = manifest["settings"]["tokenizer"]["end_of_text"]
+    tokenizer = Tokenizer(content, end_of_text=end_of_text)
     dtype = np.dtype(manifest["dtype"])
     streams = []
     for split in SPLITS:
-        shards = [
-            Shard(folder / entry["path"], entry["tokens"], entry["sha256"])
-            for entry in manifest[split]["shards"]
-        ]
-        for shard in shards:
-            _check_size(shard, dtype.itemsize)
-            if verify == "full" and digest(shard.path) != shard.sha256:
-                raise UserError(f"{shard.path}: its bytes have changed; delete {folder}")
+        entries = manifest[split]["shards"]
+        shards = [Shard(folder / e["path"], e["tokens"], e["sha256"]) for e in entries]
+        for path, tokens, sha in shards:
+            if (size := path.stat().st_size) != tokens * dtype.itemsize:
+                raise UserError(f"{path}: {size} bytes where {tokens * dtype.itemsize} belong")
+            if verify == "full" and digest(path) != sha:
+                raise UserError(f"{path}: its bytes have changed")
         streams.append(TokenStream(shards, dtype, vocab_size=tokenizer.vocab_size))
     return PreparedData(streams[0], streams[1], tokenizer, manifest)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        sealed = manifest.pop("sha256")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: {type(error).__name__}; delete {folder}") from None
-    if sealed != sha256(manifest):
-        raise UserError(f"{path}: edited or damaged; delete {folder}")
-    return dict(manifest)
-
-
-def _read_tokenizer(folder: Path, manifest: dict[str, Any]) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {type(error).__name__}; delete {folder}") from None
-    if sha256(content) != manifest["tokenizer_sha256"]:
-        raise UserError(f"{path}: changed after preparation; delete {folder}")
-    return Tokenizer(content, end_of_text=manifest["settings"]["tokenizer"]["end_of_text"])
-
-
-def _check_size(shard: Shard, itemsize: int) -> None:
-    size = shard.path.stat().st_size if shard.path.exists() else 0
-    if size != shard.tokens * itemsize:
-        raise UserError(
-            f"{shard.path}: {size} bytes where {shard.tokens * itemsize} belong; "
-            f"delete {shard.path.parent}"
-        )

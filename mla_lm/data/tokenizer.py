@@ -4,12 +4,10 @@ import json
 import logging
 import os
 import re
-import string
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers
@@ -25,7 +23,9 @@ OTHER = [byte for byte in range(256) if byte not in PRINTABLE]
 BYTE_OF = {chr(b): b for b in PRINTABLE} | {chr(256 + i): b for i, b in enumerate(OTHER)}
 SPACE = "Ġ"  # a space in it
 PIECE = 2048  # characters: the library encodes long texts slowly, and pieces in parallel
-PROBES = ("two words", "  A\n\n\tb - c_d's 1234,5 ", "Cafe\u0301 naïve 終 🙂", string.printable)
+CODE_POINTS = (*range(0x800), *range(0x800, 0xD800, 0x800), *range(0xE000, 0x110000, 0x1000))
+EVERY_BYTE = "".join(map(chr, CODE_POINTS))
+PROBES = ("two words", "  A\n\n\tb - c_d's 1234,5 ", "Cafe\u0301 naïve 終 🙂", EVERY_BYTE)
 BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])")  # where every pre-tokenizer in use splits
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 BEFORE_SPACE = re.compile(r"(?<=\S)(?=\s)")
@@ -34,21 +34,23 @@ BEFORE_SPACE = re.compile(r"(?<=\S)(?=\s)")
 class Tokenizer:
     """Text to ids and back without loss; the id `end_of_text` stands before each document.
 
-    `content` is the JSON of the library. Raises ValueError for a tokenizer that cannot do this:
-    one that is not byte-level or changes its text.
+    `content` is the JSON of the library. Raises ValueError for a tokenizer that changes text.
     """
 
     def __init__(self, content: str, *, end_of_text: str) -> None:
-        self._bpe = tokenizers.Tokenizer.from_str(_lossless(content))
+        self._bpe = tokenizers.Tokenizer.from_str(_without_extras(content))
         self._bpe.encode_special_tokens = True  # what looks like a special token in text is text
         self.json: str = self._bpe.to_str()
-        found = self._bpe.token_to_id(end_of_text)
-        special = [t.content for t in self._bpe.get_added_tokens_decoder().values() if t.special]
-        if found is None or end_of_text not in special:
-            raise ValueError(f"no special token {end_of_text}, it has {', '.join(special[:8])}")
-        self.end_of_text: int = found
         self.vocab_size = 1 + max(self._bpe.get_vocab().values())
-        self._require_lossless()
+        added = self._bpe.get_added_tokens_decoder()
+        known = [token.content for token in added.values() if not token.special]
+        for text in (*PROBES, *(f"a {content} b" for content in known)):
+            if difference := self.difference(text):
+                raise ValueError(f"not a lossless byte-level tokenizer: {difference}")
+        special = {token.content: index for index, token in added.items() if token.special}
+        if end_of_text not in special:
+            raise ValueError(f"no special token {end_of_text}, it has {', '.join([*special][:8])}")
+        self.end_of_text = special[end_of_text]
 
     @classmethod
     def train(cls, texts: Iterable[str], *, vocab_size: int, end_of_text: str) -> "Tokenizer":
@@ -71,8 +73,13 @@ class Tokenizer:
     @classmethod
     def pretrained(cls, cfg: TokenizerConfig) -> "Tokenizer":
         """The tokenizer that `cfg.path` names; raises UserError where it cannot be used."""
-        found, limit = _load(str(cfg.path), end_of_text=cfg.end_of_text), cfg.vocab_size
-        if found.vocab_size > limit:
+        content = _read(str(cfg.path))
+        try:
+            found = cls(content, end_of_text=cfg.end_of_text)
+        except Exception as error:  # the library raises plain `Exception`
+            reason = error if type(error) is ValueError else one_line(error)
+            raise UserError(f"data.tokenizer.path={cfg.path}: {reason}") from None
+        if found.vocab_size > (limit := cfg.vocab_size):
             raise UserError(f"data.tokenizer.vocab_size={limit}: {cfg.path} has {found.vocab_size}")
         return found
 
@@ -128,13 +135,6 @@ class Tokenizer:
             return None
         return f"{text[:40]!r} comes back as {back[:40]!r}"
 
-    def _require_lossless(self) -> None:
-        """Try texts that tokenizers are known to change, and every added token."""
-        added = [t.content for t in self._bpe.get_added_tokens_decoder().values() if not t.special]
-        for text in (*PROBES, *(f"a {content} b" for content in added)):
-            if difference := self.difference(text):
-                raise ValueError(f"changes its text: {difference}")
-
 
 def pieces(parts: Iterable[str]) -> Iterator[str]:
     """A text in pieces whose ids, joined, are those of the whole.
@@ -148,15 +148,6 @@ def pieces(parts: Iterable[str]) -> Iterator[str]:
 def vocabulary_of(path: str) -> int:
     """Size of the vocabulary of an existing tokenizer."""
     return 1 + max(tokenizers.Tokenizer.from_str(_read(path)).get_vocab().values(), default=-1)
-
-
-def _load(path: str, *, end_of_text: str) -> Tokenizer:
-    content = _read(path)
-    try:
-        return Tokenizer(content, end_of_text=end_of_text)
-    except Exception as error:  # the library raises plain `Exception`
-        reason = error if type(error) is ValueError else one_line(error)
-        raise UserError(f"data.tokenizer.path={path}: {reason}") from None
 
 
 def _read(path: str) -> str:
@@ -178,27 +169,12 @@ def _read(path: str) -> str:
         raise UserError(f"data.tokenizer.path={path}: no tokenizer ({one_line(error)})") from None
 
 
-def _lossless(content: str) -> str:
-    """The JSON of a byte-level BPE without what changes or adds to text: NFC, padding, dropout."""
+def _without_extras(content: str) -> str:
+    """The JSON of a tokenizer without what changes or adds to text: NFC, padding, dropout."""
     stages = json.loads(content)
-    levels = [s["type"] for key in ("pre_tokenizer", "decoder") for s in _stages(stages.get(key))]
-    if levels.count("ByteLevel") < 2 or stages["model"].get("type") != "BPE":
-        raise ValueError("not a byte-level tokenizer; bits per byte could not be exact")
-    alphabet = set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    if missing := alphabet - stages["model"]["vocab"].keys():
-        raise ValueError(f"has no token for {len(missing)} of the 256 bytes")
-    if changes := {s["type"] for s in _stages(stages.get("normalizer"))} - {"NFC"}:
-        raise ValueError(f"changes its text ({', '.join(sorted(changes))})")
+    stages |= dict.fromkeys(("padding", "truncation", "post_processor"))
     stages["model"]["dropout"] = None
-    unused = ("normalizer", "padding", "truncation", "post_processor")
-    return json.dumps(stages | dict.fromkeys(unused))
-
-
-def _stages(stage: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps of a stage of the pipeline, sequences opened."""
-    if stage is None:
-        return []
-    for key in ("pretokenizers", "normalizers", "decoders"):
-        if key in stage:
-            return [inner for part in stage[key] for inner in _stages(part)]
-    return [stage]
+    normalizer = json.dumps(stages.get("normalizer"))
+    if {*re.findall(r'"type": "(\w+)"', normalizer)} <= {"Sequence", "NFC"}:
+        stages["normalizer"] = None
+    return json.dumps(stages)

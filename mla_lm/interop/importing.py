@@ -1,4 +1,4 @@
-"""A DeepSeek-V2/V3-style folder as a run of ours at step 0: to evaluate, sample and train on."""
+"""A DeepSeek-V2/V3-style folder as a run at step 0: to evaluate, sample and train further."""
 
 import re
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from mla_lm.files import new_folder, read_object
 from mla_lm.interop.foreign import model_section
 from mla_lm.interop.weights import Shards, read_state
 
-UNSAFE = re.compile(r"[$\\'\x00-\x1f]")  # could mean something to who composes a configuration
-ROW = 1024  # tokens to evaluate at once, unless told otherwise
+UNSAFE = re.compile(r"[$\\'\x00-\x1f]")  # could be interpolated when a configuration is composed
+ROW = 1024  # default data.seq_len, where the context is not shorter
 
 
 class Foreign(NamedTuple):
-    """A folder, read: configuration, weights, tokenizer."""
+    """The content of a folder."""
 
     cfg: RunConfig
     state: dict[str, Tensor]
@@ -30,7 +30,7 @@ class Foreign(NamedTuple):
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether this is a folder of a model of `transformers`, and no run of ours."""
+    """Whether this is a folder of a `transformers` model rather than a run."""
     file = path / "config.json"
     return file.is_file() and "model_type" in read_object(file)
 
@@ -42,11 +42,11 @@ def read_folder(
     tokenizer: Path | None = None,
     end_of_text: str | None = None,
 ) -> Foreign:
-    """`overrides` say what is not the model's own.
+    """Read `src`; `overrides` set what is not the model's, such as data.
 
-    `tokenizer` is a `tokenizer.json` where `src` has none, `end_of_text` the token before each
-    text where it is not the one that `src` begins them with. Raises UserError for a folder of
-    another architecture, or with code, pickle or tensors that do not fit.
+    `tokenizer` is a `tokenizer.json` where `src` has none; `end_of_text` overrides the token that
+    `src` begins texts with. Raises UserError for another architecture, code, pickle, or tensors
+    that do not fit.
     """
     config = read_object(src / "config.json")
     shards = Shards(src)
@@ -87,7 +87,7 @@ def import_folder(src: Path, out: Path, **options: Any) -> RunConfig:
 
 
 def _separator(src: Path) -> str | None:
-    """The token before each text, or else behind it, by the tokenizer's own configuration."""
+    """The token before each text, else after it, in the tokenizer's configuration."""
     path = src / "tokenizer_config.json"
     if not path.is_file():
         return None

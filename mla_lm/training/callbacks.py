@@ -20,20 +20,22 @@ from mla_lm.training.publish import publish_text
 
 
 class Progress(L.Callback):
-    """One bar with loss, speed and time left; plain lines where there is no terminal.
+    """A bar with loss, speed and time left; plain lines where there is no terminal.
 
-    The peak is that of square products in the number format of the run, measured at its start.
+    `train/mfu` is the model's FLOPs per second over those of a large matrix product in the run's
+    number format, measured at its start: MFU on a GPU, share of matmul peak on a CPU.
     """
 
     def __init__(self) -> None:
         self.bar: Bar | None = None
-        self.since: float | None = None  # stands still from a validation to the next batch
+        self.since: float | None = None  # None from a validation to the next batch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
         cfg = pl_module.cfg
         precision = resolve_precision(cfg.precision, pl_module.device.type)
         self.ceiling = product_ceiling(precision, pl_module.device)
+        self.unit = "MFU" if pl_module.device.type == "cuda" else "of matmul peak"
         self.flops_per_token = train_flops_per_token(cfg.model, cfg.data.seq_len)
         if sys.stdout.isatty():
             columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
@@ -59,11 +61,10 @@ class Progress(L.Callback):
             return
         seconds = time.perf_counter() - self.since
         speed = self.tokens / seconds
-        pl_module.log("train/tokens_per_second", speed)
-        share = speed * self.flops_per_token / (self.ceiling * trainer.world_size)
-        pl_module.log("train/utilisation", share)
+        mfu = speed * self.flops_per_token / (self.ceiling * trainer.world_size)
+        pl_module.log_dict({"train/tokens_per_second": speed, "train/mfu": mfu})
         loss, bpb = (float(trainer.callback_metrics[f"train/{name}"]) for name in ("ce", "bpb"))
-        text = f"loss {loss:.3f}  {bpb:.3f} bits/byte  {speed:,.0f} tokens/s  {share:.0%} of peak"
+        text = f"loss {loss:.3f}  {bpb:.3f} bits/byte  {speed:,.0f} tokens/s  {mfu:.0%} {self.unit}"
         if self.bar:
             self.bar.update(self.bar.task_ids[0], description=text)
         else:
@@ -78,37 +79,33 @@ class Progress(L.Callback):
         print(f"step {trainer.global_step}  {text}", flush=True)
         self.since = None
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def teardown(self, *_: Any, stage: str = "fit") -> None:
         if self.bar:
-            self.bar.stop()
+            self.bar.stop()  # shows the cursor again
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        self.teardown(trainer, pl_module, "fit")  # Lightning leaves it out: the cursor stays hidden
+    def on_exception(self, *_: Any) -> None:
+        self.teardown()  # Lightning does not call it then
 
     def _restart_clock(self, trainer: L.Trainer) -> None:
         self.tokens, self.step, self.since = 0, trainer.global_step, time.perf_counter()
 
 
 class Samples(L.Callback):
-    """Continues a few prompts at every validation: `samples.md`, the first on the console too."""
+    """Continues a few prompts at every validation into `samples.md`; the first is printed too."""
 
     def __init__(self, prompts: Sequence[str], max_new_tokens: int) -> None:
-        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        if isinstance(prompts, str):
             raise ValueError(f"prompts={prompts} must be a list of texts")
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={max_new_tokens} must be a positive integer")
         self.prompts, self.max_new_tokens = list(prompts), max_new_tokens
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Raises UserError for a prompt that does not fit, not only at the first validation."""
+        """Raises UserError for a prompt that does not fit, before the first step."""
         for prompt in self.prompts:
             self._completion(pl_module, prompt, seed=0)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         path = Path(trainer.default_root_dir) / "samples.md"
-        if not trainer.is_global_zero:  # runs the model, too: its weights may be in parts
+        if not trainer.is_global_zero:  # the other ranks run the model too: it may be sharded
             path = Path(os.devnull)
         texts = []
         for seed, prompt in enumerate(self.prompts):

@@ -1,7 +1,7 @@
 """When a run saves: by steps, by the clock, at its best, at its end, and when told to stop.
 
-A checkpoint is always of whole optimizer steps: of a step that is validated, with the validation,
-and of the last step of an epoch, with the end of the epoch.
+A checkpoint is always of whole optimizer steps. Where the step is validated it is saved after the
+validation, and where it ends an epoch after the epoch: Lightning resumes exactly only there.
 """
 
 import math
@@ -18,26 +18,25 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 
 from mla_lm.checkpoint.record import RECORD, read, saved, step_of
 from mla_lm.config import CheckpointConfig
 from mla_lm.errors import INTERRUPTED, STOPPED, UserError
 from mla_lm.files import remove_temporaries
-from mla_lm.training.loop_state import settle
-from mla_lm.training.processes import first, n_ranks
+from mla_lm.training.processes import broadcast_from_rank0, world_size
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 BEST = "val/loss"
-GO_ON, SAVE, STOP = range(3)
+CONTINUE, SAVE, STOP = range(3)  # ranks may be asked for different things: the highest counts
 
 
 class Checkpoints(Checkpoint):
     """`step-NNNNNN.ckpt` files: the newest few, and the one with the lowest validation loss.
 
     SIGTERM and SIGUSR1 finish the optimizer step, save, and end the process with status 143, Ctrl-C
-    with 130; a validation, but for the last, is left to the resumed run. A second signal ends it at
-    once; where torchrun passes them on, that is for torchrun to do.
+    with 130; a validation, unless it is the last, is left to the resumed run. A second signal ends
+    a run of one process at once; several processes are ended by torchrun.
     """
 
     def __init__(self, folder: Path, cfg: CheckpointConfig, *, repeat: Sequence[str] = ()) -> None:
@@ -46,7 +45,7 @@ class Checkpoints(Checkpoint):
         self.best_step: int | None = None
         self.best_loss: float | None = None
         self.step, self.saved_step = 0, -1
-        self.stops_later = False  # another callback asked for it inside an accumulation window
+        self.stop_requested = False  # another callback asked for it inside an accumulation window
         self.saved_at = time.monotonic()
         self.signal: signal.Signals | None = None
 
@@ -54,35 +53,24 @@ class Checkpoints(Checkpoint):
         self.step = trainer.global_step
         self.saved_step = self.step if self._path(self.step).exists() else -1
         self.saved_at = time.monotonic()
-        first(partial(self._prepare_folder, pl_module))
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning forgets it
-            if isinstance(callback, ModelCheckpoint):
-                callback._last_global_step_saved = self.step
+        broadcast_from_rank0(partial(self._prepare_folder, pl_module))
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in SIGNALS:  # Lightning puts the old handlers back
                 signal.signal(number, self._note)
-
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Mend what loggers call the step: resumed behind a validated epoch, it is one too high."""
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         inside_window, self.step = trainer.global_step == self.step, trainer.global_step
-        self.stops_later |= trainer.should_stop
-        trainer.should_stop = self.stops_later and not inside_window
+        self.stop_requested |= trainer.should_stop
+        trainer.should_stop = self.stop_requested and not inside_window
         if not (inside_window or _validates(trainer) or trainer.is_last_batch):
             self._save_if_due(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget what a validation that was cut short has counted; it is begun anew."""
-        trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset_on_restart()
-
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self._asked(trainer) != STOP:
+        if self._request(trainer) != STOP:
             return
         if self.saved_step != trainer.global_step:
             self._save(trainer)
-        if trainer.global_step < trainer.max_steps:  # the last one, nothing would run again
+        if trainer.global_step < trainer.max_steps:  # nothing would resume the last one
             self._stop(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -108,28 +96,23 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_step, self.best_loss = state_dict["best_step"], state_dict["best_loss"]
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        settle(checkpoint["loops"]["fit_loop"])
-
     def _save_if_due(self, trainer: L.Trainer) -> None:
-        step, asked = trainer.global_step, self._asked(trainer)
+        step, request = trainer.global_step, self._request(trainer)
         remarkable = step in (self.best_step, trainer.max_steps) or trainer.should_stop
-        if remarkable or asked != GO_ON or step % self.cfg.every_n_steps == 0:
+        if remarkable or request != CONTINUE or step % self.cfg.every_n_steps == 0:
             self._save(trainer)
-        if asked == STOP:
+        if request == STOP:
             self._stop(trainer)
 
-    def _asked(self, trainer: L.Trainer) -> int:
-        """What any rank was told, or the clock of any says."""
+    def _request(self, trainer: L.Trainer) -> int:
+        """What a signal to any rank, or the clock of any, asks for."""
         minutes = (time.monotonic() - self.saved_at) / 60
         timed = self.cfg.every_minutes is not None and minutes >= self.cfg.every_minutes
-        own = STOP if self.signal else SAVE if timed else GO_ON
+        own = STOP if self.signal else SAVE if timed else CONTINUE
         if trainer.world_size == 1:
             return own
-        asked = torch.tensor(own, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(asked, reduce_op="max"))
+        of_all = torch.tensor(own, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(of_all, reduce_op="max"))
 
     def _save(self, trainer: L.Trainer) -> None:
         failure: UserError | None = None
@@ -137,11 +120,11 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(self._path(trainer.global_step))
         except UserError as error:
             failure = error
-            trainer.strategy.barrier()  # where the others wait for the one that writes
-        first(partial(self._settle_save, failure))
+            trainer.strategy.barrier()  # at which the others wait for rank zero
+        broadcast_from_rank0(partial(self._finish_save, failure))
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
 
-    def _settle_save(self, failure: UserError | None) -> None:
+    def _finish_save(self, failure: UserError | None) -> None:
         if failure is not None:
             raise failure
         for old in saved(self.folder)[self.cfg.keep :]:
@@ -149,48 +132,45 @@ class Checkpoints(Checkpoint):
                 old.unlink()
 
     def _stop(self, trainer: L.Trainer) -> None:
-        run_dir = shlex.quote(str(self.folder.parent))
-        words = " ".join([f"run_dir={run_dir}", "resume=auto", *map(shlex.quote, self.repeat)])
+        resume = (f"run_dir={shlex.quote(str(self.folder.parent))}", "resume=auto")
+        command = " ".join([*resume, *map(shlex.quote, self.repeat)])
         trainer.print(f"stopped and saved at step {trainer.global_step}")
-        trainer.print(f"go on with: python train.py {words}")
+        trainer.print(f"resume with: python train.py {command}")
         raise SystemExit(INTERRUPTED if self.signal == signal.SIGINT else STOPPED)
 
     def _note(self, number: int, frame: Any) -> None:
         if self.signal is None:
             self.signal = signal.Signals(number)
-        elif n_ranks() == 1:
+        elif world_size() == 1:
             os._exit(INTERRUPTED if number == signal.SIGINT else STOPPED)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}.ckpt"
 
     def _prepare_folder(self, pl_module: L.LightningModule) -> None:
+        """Rename damaged files of later steps; UserError for a good one, or for too little space.
+
+        A good one is of another process, since this one resumes from the newest there was.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_temporaries(self.folder)
-        self._put_aside_later_files()
-        self._require_space(pl_module)
-
-    def _put_aside_later_files(self) -> None:
-        """Rename the damaged ones; a good one is of another process, which this must not undo."""
-        later = [path for path in saved(self.folder) if (step_of(path) or 0) > self.step]
-        for path in later:
+        for path in saved(self.folder):
+            if (step_of(path) or 0) <= self.step:
+                continue
             try:
                 read(path, RECORD)
             except UserError:
                 path.rename(path.with_suffix(".damaged"))
             else:
                 raise UserError(f"{path}: saved since this process looked; resume again")
-
-    def _require_space(self, pl_module: L.LightningModule) -> None:
-        """Refuse a run whose checkpoints would not fit: weights and at most two moments each."""
-        size = 3 * sum(p.nbytes for p in pl_module.parameters())
-        there = sum(path.stat().st_size for path in saved(self.folder))
-        needed = (self.cfg.keep + 2) * size - there  # the best, and the one being written
+        n = self.cfg.keep + 2  # the best, and the one being written
+        size = 3 * sum(p.nbytes for p in pl_module.parameters())  # with at most two moments
+        needed = n * size - sum(path.stat().st_size for path in saved(self.folder))
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise UserError(
-                f"{self.folder}: {self.cfg.keep + 2} checkpoints need up to {needed / 1e6:,.0f} MB "
-                f"more, and {free / 1e6:,.0f} MB are free"
+                f"{self.folder}: {n} checkpoints need up to {needed / 1e6:,.0f} MB more, "
+                f"and {free / 1e6:,.0f} MB are free"
             )
 
 

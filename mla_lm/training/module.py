@@ -1,4 +1,4 @@
-"""The Lightning module: losses to one number, one optimizer, one balance update a step.
+"""The Lightning module: losses to one number, one optimizer, one balance update per step.
 
 Knows neither files nor the command line. B batch, T tokens, L MoE layers, E experts.
 """
@@ -24,15 +24,14 @@ from mla_lm.objective import balance, losses
 from mla_lm.objective.metrics import N_SUMS, bytes_per_target, kept_drafts, loss_sums, summarize
 from mla_lm.objective.optimizer import build_optimizer
 from mla_lm.objective.schedules import bias_speed, build_schedule, mtp_weight
-from mla_lm.training.loop_state import recount
 
 
 class LanguageModel(L.LightningModule):
     """Trains a `Transformer` on batches (B, T + 1) of token ids.
 
     `load` (L, E) is what the experts received in the optimizer step just done, and `loss` its mean,
-    both over the global batch. A step whose loss or gradient is not finite is void: it changes no
-    weight, moment or bias, and leaves `load` and `loss` None, as they are between steps.
+    both over the global batch. A step whose loss or gradient is not finite is skipped: it changes
+    no weight, moment or bias, and leaves `load` and `loss` None, as they are between steps.
     """
 
     byte_lengths: Tensor
@@ -47,8 +46,8 @@ class LanguageModel(L.LightningModule):
         self.micro_losses: list[Tensor] = []  # `terms` of each micro-batch since the last step
         self.terms: tuple[str, ...] = ()
         self.loss: float | None = None
-        self.n_skipped = 0  # steps in a row
-        self.is_logged = False  # what loggers are told costs a twentieth of a step of 200 ms
+        self.n_skipped = 0  # steps, in a row
+        self.is_logged = False  # logging every step costs 5 % of a step of 200 ms
         self.register_buffer(
             "byte_lengths", torch.from_numpy(tokenizer.byte_lengths), persistent=False
         )
@@ -97,7 +96,7 @@ class LanguageModel(L.LightningModule):
     def losses(self, out: ModelOutput, batch: Batch) -> dict[str, Tensor]:
         """Unweighted terms: `ce`, `mtp` (mean over depths), and the balance losses in use.
 
-        Their mean over ranks is that of the tokens of all ranks together.
+        Each is scaled so that its mean over ranks is the mean over the tokens of all ranks.
         """
         head = self.model.lm_head.weight
         depths = range(1, len(out.mtp) + 1)
@@ -113,17 +112,20 @@ class LanguageModel(L.LightningModule):
         terms = {"ce": ce}
         if mtp:
             terms["mtp"] = torch.stack(mtp).mean()
-        for name, weight, loss in (
-            ("sequence", self.cfg.balance.sequence_loss_weight, losses.sequence_balance_loss),
-            (
-                "switch",
+        balance_losses: dict[str, tuple[float, Callable[..., Tensor]]] = {
+            "sequence_balance": (
+                self.cfg.balance.sequence_loss_weight,
+                losses.sequence_balance_loss,
+            ),
+            "switch_balance": (
                 self.cfg.balance.switch_loss_weight,
                 partial(losses.switch_balance_loss, over_ranks=self.over_ranks),
             ),
-        ):
+        }
+        for name, (weight, loss) in balance_losses.items():
             if out.routing and weight:
                 by_layer = [loss(routing, batch.input_counted) for routing in out.routing]
-                terms[f"{name}_balance"] = torch.stack(by_layer).sum()
+                terms[name] = torch.stack(by_layer).sum()
         return terms
 
     def over_ranks(self, values: Tensor, how: str = "mean") -> Tensor:
@@ -141,7 +143,7 @@ class LanguageModel(L.LightningModule):
         grads = [p.grad for p in parameters if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm(grads))
         means = self.over_ranks(torch.stack(self.micro_losses).mean(dim=0))
-        *values, length = torch.cat((means, norm.view(1))).tolist()  # all that a GPU is waited for
+        *values, length = torch.cat((means, norm.view(1))).tolist()  # the only wait for a GPU
         found = dict(zip(self.terms, values, strict=True))
         loss = found["loss"]
         if self.is_logged:
@@ -189,7 +191,7 @@ class LanguageModel(L.LightningModule):
             self.log_load(self.load, self.over_ranks(balance.max_violation(rows).mean(dim=1)))
 
     def log_load(self, load: Tensor, row_violation: Tensor) -> None:
-        """Metrics of the load (L, E) and of the mean violation within a row (L,), by layer too."""
+        """Metrics of the load (L, E) and of the mean violation within a row (L,), also by layer."""
         biases = [router.e_score_correction_bias for router in self.routers.values()]
         by_layer = {
             "max_violation": balance.max_violation(load),
@@ -209,7 +211,7 @@ class LanguageModel(L.LightningModule):
         self.val_sums = torch.zeros(N_SUMS, dtype=torch.float64)
 
     def validation_step(self, tokens: Tensor, batch_idx: int) -> None:
-        none_left = tokens.shape[0] == 0  # a last batch; shards are gathered on all ranks still
+        none_left = tokens.shape[0] == 0  # in the last batch; FSDP2 gathers on all ranks still
         batch = self.annotate(tokens.new_zeros(1, tokens.shape[1]) if none_left else tokens)
         first = batch_idx == 0 and self.cfg.model.mtp_depth > 0
         out = self.model(batch.inputs, documents=batch.input_documents, mtp=first)
@@ -237,10 +239,7 @@ class LanguageModel(L.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the record; refuses the midst of an accumulation window, which nothing could resume.
-
-        Raises UserError there: save by `checkpoint.every_minutes` or at the end of a step.
-        """
+        """Add the record; UserError within an accumulation window, which nothing could resume."""
         if self.micro_losses:
             raise UserError("a checkpoint can only be saved between optimizer steps")
         checkpoint[RECORD] = self.record.stored()
@@ -253,7 +252,4 @@ class LanguageModel(L.LightningModule):
             shapes = [list(state[name].shape) if name in state else None for state in (found, own)]
             if shapes[0] != shapes[1]:
                 raise UserError(f"{name}: {shapes[0]} in the checkpoint, {shapes[1]} in the model")
-        trained = checkpoint[RECORD]["config"]["trainer"]["accumulate_grad_batches"]
-        here = self.cfg.trainer.accumulate_grad_batches
-        recount(checkpoint["loops"]["fit_loop"], before=trained, after=here)
         self.n_skipped = checkpoint["n_skipped"]

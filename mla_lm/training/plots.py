@@ -1,4 +1,4 @@
-"""The curves of a run as pictures in its folder: drawn at every validation and at the end."""
+"""The curves of a run as pictures in its folder, drawn at every validation and at the end."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -13,14 +13,14 @@ from mla_lm.training.publish import publish_picture
 FOLDER = "plots"
 Curves = dict[str, list[tuple[int, float]]]  # by name: step and value
 PICTURES = {
-    "loss": ("nats a token", ("train/ce", "val/loss")),
+    "loss": ("nats per token", ("train/ce", "val/loss")),
     "learning_rate": ("learning rate", ("train/lr",)),
-    "mtp_acceptance": ("share of drafts accepted", ("mtp/acceptance",)),
+    "mtp_acceptance": ("fraction of drafts accepted", ("mtp/acceptance",)),
 }
 
 
 class Plots(L.Callback):
-    """Keeps what is logged of `PICTURES`, also through a resumed run, and draws it."""
+    """Draws what is logged of `PICTURES`; its points are part of the checkpoint."""
 
     def __init__(self) -> None:
         self.curves: Curves = defaultdict(list)
@@ -28,17 +28,17 @@ class Plots(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, LanguageModel)
         if pl_module.is_logged and pl_module.loss is not None:
-            self.take(trainer, "train/ce", "train/lr")
+            self.add(trainer, "train/ce", "train/lr")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.take(trainer, "val/loss", "mtp/acceptance")
+        self.add(trainer, "val/loss", "mtp/acceptance")
         self.draw(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.draw(trainer)
 
-    def take(self, trainer: L.Trainer, *names: str) -> None:
-        """The newest values, where there are some."""
+    def add(self, trainer: L.Trainer, *names: str) -> None:
+        """Keep the newest values, where there are some."""
         for name in names:
             if name in trainer.callback_metrics:
                 point = (trainer.global_step, float(trainer.callback_metrics[name]))

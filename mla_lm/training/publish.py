@@ -1,21 +1,11 @@
-"""What loggers are given besides numbers: the configuration without secrets, pictures, texts.
-
-Loggers that have no place for one of them are left out.
-"""
+"""Pictures and texts for the loggers that can show them."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 STEP = "trainer/global_step"  # Lightning's key of the step in a wandb run
-
-
-def publish_config(loggers: Sequence[Logger], config: dict[str, Any]) -> None:
-    """Values by key, nested."""
-    for logger in loggers:
-        logger.log_hyperparams(config)
 
 
 def publish_picture(loggers: Sequence[Logger], path: Path, step: int) -> None:

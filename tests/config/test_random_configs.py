@@ -16,7 +16,7 @@ from mla_lm.config import RunConfig
 from mla_lm.data.corpora.synthetic import FILLER
 from mla_lm.machine import resolve_precision
 from mla_lm.training.module import LanguageModel
-from tests.training.bookkeeping import TOKENIZER, Loader
+from tests.training.small import TOKENIZER, Loader
 
 N = 500
 PATHS = ("data.path=x", "data.val_path=null")

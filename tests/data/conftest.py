@@ -1,5 +1,7 @@
-"""Small text corpora, and the `DataConfig` that names them."""
+"""Small text corpora, the `DataConfig` that names them, and what must come of them."""
 
+import gzip
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable
@@ -7,23 +9,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mla_lm import load_config
 from mla_lm.config import DataConfig
-from mla_lm.data import PreparedData, Tokenizer, encoder, prepare
+from mla_lm.data import PreparedData, Tokenizer
 from mla_lm.data.corpora import open_corpus
 from mla_lm.errors import UserError
 
 MakeConfig = Callable[..., DataConfig]
 END_OF_TEXT = "<|endoftext|>"
 WORDS = ["def", "return", "self", "value", "x", "y", "naïve", "終", "=", "(", ")", ":", "\t", ""]
-MANIFEST_KEYS = (
-    *("settings", "name", "dtype", "vocab_size", "tokenizer_sha256", "corpus", "threshold"),
-    *("empty_documents", "train", "val", "bytes_per_token", "python", "created", "seconds"),
-)
-N_ROWS = 150
-AT_ONCE, EVERY = 2_000, 10_000  # characters: some 55 batches of `many_rows`, saved every five
+TWELVE = [f"{index:02}.txt" for index in range(12)]
+SPLITS = ("train", "val")
 
 
 def some_text(n_words: int, *, seed: int) -> str:
@@ -38,33 +39,29 @@ def write_folder(folder: Path, *, n_documents: int = 12) -> Path:
     return folder
 
 
+def write_rows(path: Path, texts: Iterable[str | None]) -> Path:
+    """JSON lines with the texts in `text`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def write_table(path: Path, texts: Any, *, column: str = "text", rows: int = 100) -> Path:
+    """A Parquet file with the texts in one of two columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {"id": list(range(len(texts))), column: texts}
+    pq.write_table(pa.table(columns), path, row_group_size=rows)
+    return path
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "text")
-
-
-@pytest.fixture
-def data_config(tmp_path: Path) -> MakeConfig:
-    """`data_config(path, **keys)`: a corpus with its cache in this test's own folder.
-
-    `path` is None for the standard library; `__` in a key stands for a dot.
-    """
-
-    def make(path: Path | str | None = None, kind: str | None = None, **keys: Any) -> DataConfig:
-        words = ["model=nano", f"data={kind or ('text' if path else 'stdlib')}"]
-        if "tokenizer" in keys:
-            words.append(f"data/tokenizer={keys.pop('tokenizer')}")
-        elif kind != "synthetic":
-            words.append("data.tokenizer.vocab_size=300")
-        values = {"val_fraction": 0.2, "cache_dir": tmp_path / "cache", "seq_len": 32} | keys
-        if path:
-            values["path"] = path
-        for key, value in values.items():
-            quoted = f"'{value}'" if isinstance(value, str | Path) else value
-            words.append(f"data.{key.replace('__', '.')}={quoted}")
-        return load_config(words).data
-
-    return make
 
 
 @cache
@@ -80,6 +77,30 @@ def corpus_config(kind: str, **keys: Any) -> DataConfig:
     return type(cfg).model_validate(cfg.model_dump() | values)
 
 
+def tokenizer_keys(kind: str, *, vocab_size: int = 300, path: Path | None = None) -> dict[str, Any]:
+    """`data.tokenizer` of a tokenizer that is trained, of one token per byte, or of a file."""
+    keys = {"kind": kind, "vocab_size": 257 if kind == "bytes" else vocab_size}
+    return keys | {"end_of_text": END_OF_TEXT, "path": None if path is None else str(path)}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> MakeConfig:
+    """`config(path, kind, tokenizer, **keys)`: a corpus with its cache in this test's folder."""
+
+    def make(path: Path, kind: str = "text", tokenizer: Any = "bpe", **keys: Any) -> DataConfig:
+        values = {"val_fraction": 0.2, "cache_dir": tmp_path / "cache", "seq_len": 32} | keys
+        learned = tokenizer_keys(tokenizer) if isinstance(tokenizer, str) else tokenizer
+        return corpus_config(kind, path=path, tokenizer=learned, **values)
+
+    return make
+
+
+def updated(cfg: DataConfig, **keys: Any) -> DataConfig:
+    """Another configuration of the same kind; paths become text."""
+    update = {key: str(v) if isinstance(v, Path) else v for key, v in keys.items()}
+    return cfg.model_copy(update=update)
+
+
 def texts_of(cfg: DataConfig) -> list[str]:
     """The documents to train on."""
     return ["".join(document.parts) for document in open_corpus(cfg).train()]
@@ -89,24 +110,22 @@ def keys_of(cfg: DataConfig) -> list[bytes]:
     return [document.key for document in open_corpus(cfg).train()]
 
 
-def refusal(cfg: DataConfig) -> str:
-    """The one line that is said instead of reading the corpus."""
+def one_line(action: Callable[[], object]) -> str:
+    """The line of the error that `action` ends with."""
     with pytest.raises(UserError) as caught:
-        texts_of(cfg)
+        action()
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
+
+
+def refusal(cfg: DataConfig) -> str:
+    """The one line that is said instead of reading the corpus."""
+    return one_line(lambda: texts_of(cfg))
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return Tokenizer.train([some_text(2000, seed=0)], vocab_size=300, end_of_text=END_OF_TEXT)
-
-
-def write_rows(path: Path, texts: Iterable[str | None]) -> Path:
-    """JSON lines with the texts in `text`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
 
 
 def prepared_folder(cfg: DataConfig) -> Path:
@@ -118,30 +137,7 @@ def prepared_folder(cfg: DataConfig) -> Path:
 
 def lasting(manifest: dict[str, Any]) -> dict[str, Any]:
     """What two preparations of the same text have in common."""
-    return {key: value for key, value in manifest.items() if key not in ("created", "seconds")}
-
-
-def tokenizer_keys(kind: str, *, vocab_size: int = 300) -> dict[str, Any]:
-    """`data.tokenizer` of a tokenizer that is trained, or of one token a byte."""
-    vocab_size = 257 if kind == "bytes" else vocab_size
-    return {"kind": kind, "vocab_size": vocab_size, "end_of_text": END_OF_TEXT, "path": None}
-
-
-@pytest.fixture
-def quick_config(tmp_path: Path) -> MakeConfig:
-    """As `data_config`, for keys whose way through Hydra is of no interest."""
-
-    def make(path: Path, kind: str = "text", tokenizer: str = "bpe", **keys: Any) -> DataConfig:
-        values = {"val_fraction": 0.2, "cache_dir": tmp_path / "cache", "seq_len": 32} | keys
-        return corpus_config(kind, path=path, tokenizer=tokenizer_keys(tokenizer), **values)
-
-    return make
-
-
-def updated(cfg: DataConfig, **keys: Any) -> DataConfig:
-    """Another configuration of the same kind; paths become text."""
-    update = {key: str(v) if isinstance(v, Path) else v for key, v in keys.items()}
-    return cfg.model_copy(update=update)
+    return {k: v for k, v in manifest.items() if k not in ("settings", "created", "seconds")}
 
 
 @pytest.fixture
@@ -151,31 +147,27 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
-@pytest.fixture(scope="session")
-def many_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """JSON lines of 120 kB of text, every fifth of several pieces."""
-    texts = [some_text(60 if seed % 5 else 700, seed=seed) for seed in range(N_ROWS)]
-    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", texts)
+def hashed(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 
-def config_of_rows(rows: Path, cache: Path) -> DataConfig:
-    keys = {"path": rows, "cache_dir": cache, "val_fraction": 0.1}
-    return corpus_config("jsonl", tokenizer=tokenizer_keys("bpe"), **keys)
+def file_texts(folder: Path) -> dict[str, str]:
+    """The documents of a folder by their keys."""
+    return {p.name: p.read_text() for p in sorted(folder.iterdir())}
 
 
-@pytest.fixture
-def cfg(many_rows: Path, tmp_path: Path) -> DataConfig:
-    """`many_rows` with a cache in this test's own folder."""
-    return config_of_rows(many_rows, tmp_path / "cache")
+def split_of(texts: dict[str, str], fraction: float) -> dict[str, list[str]]:
+    """What each split must hold, in order; the keys are the keys of the documents."""
+    held_out = {k for k in texts if hashed(k) < fraction * 2**64} or {min(texts, key=hashed)}
+    return {
+        "train": [text for key, text in texts.items() if key not in held_out],
+        "val": [text for key, text in texts.items() if key in held_out],
+    }
 
 
-@pytest.fixture(scope="session")
-def undisturbed(many_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
-    """What preparing `many_rows` gives where nothing goes wrong."""
-    return prepare(config_of_rows(many_rows, tmp_path_factory.mktemp("undisturbed")))
-
-
-@pytest.fixture
-def often_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "ENCODED_AT_ONCE", AT_ONCE)
-    monkeypatch.setattr(encoder, "SAVED_EVERY", EVERY)
+def documents(data: PreparedData, split: str) -> list[str]:
+    """The documents that the ids of a split hold."""
+    ids = getattr(data, split)[:]
+    starts = np.flatnonzero(ids == data.tokenizer.end_of_text)
+    assert starts[0] == 0
+    return [data.tokenizer.decode(part[1:].tolist()) for part in np.split(ids, starts[1:])]

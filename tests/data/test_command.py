@@ -3,45 +3,35 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from tests.data.conftest import write_folder
 from tests.processes import ROOT, run
 
 PREPARE = str(ROOT / "data" / "prepare.py")
 
 
-@pytest.fixture
-def few(tmp_path: Path) -> list[str]:
-    """The words for a small corpus."""
-    folder = write_folder(tmp_path / "text")
-    return ["model=nano", "data=text", f"data.path={folder}", "data.tokenizer.vocab_size=300"]
-
-
-def test_the_command_prints_what_was_prepared(few: list[str], tmp_path: Path) -> None:
-    command = [PREPARE, *few, f"data.cache_dir={tmp_path / 'cache'}"]
-    done = run(*command, cwd=tmp_path)
+def test_the_command_prints_what_was_prepared(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "text")
+    words = ["model=nano", "data=text", f"data.path={path}", "data.tokenizer.vocab_size=300"]
+    done = run(PREPARE, *words, f"data.cache_dir={tmp_path / 'cache'}", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     (folder,) = (p for p in (tmp_path / "cache").iterdir() if p.is_dir())
     manifest = json.loads((folder / "manifest.json").read_text())
     for split in ("train", "val"):
-        counts = manifest[split]
         (line,) = (line for line in done.stdout.splitlines() if line.startswith(f"{split} "))
-        assert f"{counts['documents']:,} documents" in line
-        assert f"{counts['tokens']:,} tokens" in line
+        assert f"{manifest[split]['documents']:,} documents" in line
+        assert f"{manifest[split]['tokens']:,} tokens" in line
     assert done.stdout.endswith(f"in {folder}\n")
 
 
-def test_the_command_names_a_bad_path(few: list[str], tmp_path: Path) -> None:
+def test_the_command_names_a_bad_path(tmp_path: Path) -> None:
     path = tmp_path / "nowhere"
-    done = run(PREPARE, *few, f"data.path={path}", cwd=tmp_path)
-    assert done.returncode == 2
+    done = run(PREPARE, "data=text", f"data.path={path}", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: data.path={path}: no such file")
     assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
 
 
-def test_preparing_explains_itself(tmp_path: Path) -> None:
+def test_the_command_explains_itself(tmp_path: Path) -> None:
     done = run(PREPARE, "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "data.path=" in done.stdout

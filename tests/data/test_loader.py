@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mla_lm.data import EvalLoader, TrainLoader
-from mla_lm.errors import UserError
+from mla_lm.data.loader import window_order
+from tests.data.conftest import one_line
 
 lengths = st.integers(min_value=2, max_value=400)
 seq_lens = st.integers(min_value=2, max_value=23)
@@ -25,26 +26,50 @@ def stream(n_tokens: int) -> NDArray[np.uint16]:
 
 
 def loader(
-    *, n_tokens: int = 301, seq_len: int = 10, batch_size: int = 4, seed: int = 1
+    *,
+    n_tokens: int = 301,
+    seq_len: int = 10,
+    batch_size: int = 4,
+    accumulate: int = 1,
+    seed: int = 1,
+    rank: int = 0,
+    n_ranks: int = 1,
 ) -> TrainLoader:
     return TrainLoader(
-        stream(n_tokens), seq_len=seq_len, batch_size=batch_size, accumulate=1, seed=seed
+        stream(n_tokens),
+        seq_len=seq_len,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        seed=seed,
+        rank=rank,
+        n_ranks=n_ranks,
     )
 
 
-def for_ever(train: TrainLoader) -> Iterator[Tensor]:
+def endless(train: TrainLoader) -> Iterator[Tensor]:
     while True:
         yield from train
 
 
-def samples(train: TrainLoader, count: int) -> list[Tensor]:
+def samples(train: TrainLoader, count: int) -> Tensor:
     """The first rows a loader gives, epoch after epoch."""
-    batches = islice(for_ever(train), -(-count // train.batch_size))
-    return list(torch.cat(list(batches)))[:count]
+    batches = islice(endless(train), -(-count // train.batch_size))
+    return torch.cat(list(batches))[:count]
 
 
 def targets(batches: list[Tensor]) -> list[int]:
     return torch.cat([batch[:, 1:].flatten() for batch in batches]).tolist()
+
+
+@given(n=st.integers(1, 700), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 2**40))
+def test_order_is_a_permutation_that_seed_and_epoch_decide(n: int, seed: int, epoch: int) -> None:
+    order = window_order(n, seed=seed, epoch=epoch).tolist()
+    assert sorted(order) == list(range(n))
+    window_order.cache_clear()
+    assert window_order(n, seed=seed, epoch=epoch).tolist() == order
+    if n > 20:
+        for other in ({"seed": seed + 1, "epoch": epoch}, {"seed": seed, "epoch": epoch + 1}):
+            assert window_order(n, **other).tolist() != order
 
 
 @given(n_tokens=lengths, seq_len=seq_lens, batch_size=batch_sizes, seed=st.integers(0, 3))
@@ -52,15 +77,16 @@ def test_an_epoch_of_samples_predicts_every_token_of_its_windows_once(
     n_tokens: int, seq_len: int, batch_size: int, seed: int
 ) -> None:
     n_windows = (n_tokens - 1) // seq_len
+    shape = {"n_tokens": n_tokens, "seq_len": seq_len, "batch_size": batch_size}
     if n_windows < batch_size:
-        with pytest.raises(UserError, match=f"{batch_size * seq_len + 1} tokens"):
-            loader(n_tokens=n_tokens, seq_len=seq_len, batch_size=batch_size)
+        assert f"{batch_size * seq_len + 1} tokens" in one_line(lambda: loader(**shape))
         return
-    train = loader(n_tokens=n_tokens, seq_len=seq_len, batch_size=batch_size, seed=seed)
+    train = loader(**shape, seed=seed)
     rows = samples(train, 3 * n_windows)
-    for epoch in range(3):
-        of_epoch = torch.stack(rows[epoch * n_windows : (epoch + 1) * n_windows])
-        assert sorted(targets([of_epoch])) == list(range(1, n_windows * seq_len + 1))
+    assert rows.dtype == torch.int64
+    assert torch.equal(rows[:, :-1] + 1, rows[:, 1:])
+    for epoch in rows.split(n_windows):
+        assert sorted(targets([epoch])) == list(range(1, n_windows * seq_len + 1))
     assert 1 + n_windows * seq_len + train.n_dropped == n_tokens
     assert train.n_dropped < seq_len
 
@@ -75,99 +101,39 @@ def test_order_does_not_depend_on_ranks_or_interruption(
     n_windows: int, accumulate: int, seed: int, stop: int
 ) -> None:
     """A global batch of 12 on 1, 2, 3 and 4 ranks, resumed on another number of them."""
-    tokens = stream(n_windows * 5 + 1)
     if n_windows < 12 * accumulate:
         return
 
     def of_rank(rank: int, n_ranks: int) -> TrainLoader:
-        return TrainLoader(
-            tokens,
-            seq_len=5,
-            batch_size=12 // n_ranks,
-            accumulate=accumulate,
-            seed=seed,
-            rank=rank,
-            n_ranks=n_ranks,
-        )
+        shape = {"n_tokens": n_windows * 5 + 1, "seq_len": 5, "batch_size": 12 // n_ranks}
+        return loader(**shape, accumulate=accumulate, seed=seed, rank=rank, n_ranks=n_ranks)
 
-    expected = list(islice(for_ever(of_rank(0, 1)), stop + 4))
-    for before, after in ((1, 3), (2, 1), (3, 4), (4, 2)):
+    expected = list(islice(endless(of_rank(0, 1)), stop + 4))
+    for before, after in ((1, 1), (1, 3), (2, 1), (3, 4), (4, 2)):
         found, state = [], of_rank(0, 1).state_dict()
         for n_ranks, n_batches in ((before, stop), (after, 4)):
             ranks = [of_rank(rank, n_ranks) for rank in range(n_ranks)]
             for one in ranks:
                 one.load_state_dict(dict(state))
-            parts = [list(islice(for_ever(one), n_batches)) for one in ranks]
+            parts = [list(islice(endless(one), n_batches)) for one in ranks]
             found += [torch.cat(step) for step in zip(*parts, strict=True)]
             states = [one.state_dict() for one in ranks]
             assert states == [states[0]] * n_ranks
             state = states[0]
+        assert all(type(value) is int for value in state.values())
         assert len(found) == len(expected)
         assert all(map(torch.equal, found, expected))
 
 
+def test_position_not_restored_is_noticed() -> None:
+    expected = list(islice(endless(loader()), 8))
+    fresh = list(islice(endless(loader()), 3))
+    assert not torch.equal(fresh[0], expected[5])
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
 def test_samples_come_in_the_same_order_for_any_batch_size(batch_size: int) -> None:
-    whole = torch.stack(samples(loader(batch_size=4), 60))
-    assert torch.equal(torch.stack(samples(loader(batch_size=batch_size), 60)), whole)
-
-
-@given(n_tokens=lengths, seq_len=seq_lens, batch_size=batch_sizes)
-def test_eval_predicts_every_token_once(n_tokens: int, seq_len: int, batch_size: int) -> None:
-    held_out = EvalLoader(stream(n_tokens), seq_len=seq_len, batch_size=batch_size)
-    batches = list(held_out)
-    assert targets(batches) == list(range(1, n_tokens))
-    assert len(batches) == len(held_out)
-    assert all(torch.equal(batch[:, :-1] + 1, batch[:, 1:]) for batch in batches)
-
-
-def test_batches_are_rows_of_consecutive_tokens() -> None:
-    for batch in loader():
-        assert batch.shape == (4, 11)
-        assert batch.dtype == torch.int64
-        assert torch.equal(batch[:, :-1] + 1, batch[:, 1:])
-        assert (batch[:, 0] % 10 == 0).all()
-
-
-def test_eval_reads_the_same_batches_again() -> None:
-    held_out = EvalLoader(stream(95), seq_len=10, batch_size=4)
-    first, second = list(held_out), list(held_out)
-    assert [batch.shape for batch in first] == [(4, 11), (4, 11), (1, 11), (1, 5)]
-    for one, other in zip(first, second, strict=True):
-        assert torch.equal(one, other)
-
-
-def test_order_is_a_function_of_seed_and_epoch() -> None:
-    def epochs(seed: int) -> list[list[int]]:
-        train = loader(seed=seed)
-        return [targets(list(train)) for _ in range(3)]
-
-    first, second, other = epochs(1), epochs(1), epochs(2)
-    assert first == second
-    orders = {tuple(order) for order in [*first, *other]}
-    assert len(orders) == 6
-
-
-@given(
-    n_windows=st.integers(min_value=4, max_value=25),
-    batch_size=st.integers(min_value=1, max_value=4),
-    stop=st.integers(min_value=0, max_value=40),
-)
-def test_stored_position_continues_exactly(n_windows: int, batch_size: int, stop: int) -> None:
-    shape = {"n_tokens": n_windows * 5 + 1, "seq_len": 5, "batch_size": batch_size}
-    expected = list(islice(for_ever(loader(**shape)), stop + 12))
-    train = loader(**shape)
-    assert len(list(islice(for_ever(train), stop))) == stop
-    resumed = loader(**shape)
-    resumed.load_state_dict(dict(train.state_dict()))
-    for got, wanted in zip(islice(for_ever(resumed), 12), expected[stop:], strict=True):
-        assert torch.equal(got, wanted)
-
-
-def test_position_not_restored_is_noticed() -> None:
-    expected = list(islice(for_ever(loader()), 8))
-    fresh = list(islice(for_ever(loader()), 3))
-    assert not torch.equal(fresh[0], expected[5])
+    assert torch.equal(samples(loader(batch_size=batch_size), 60), samples(loader(), 60))
 
 
 def test_an_iteration_after_a_resume_ends_where_it_would_have_ended() -> None:
@@ -187,29 +153,37 @@ def test_an_iteration_cut_off_by_its_length_is_followed_by_a_whole_one() -> None
         assert targets(batches) == targets(list(whole))
 
 
-def test_state_is_plain() -> None:
-    state = loader().state_dict()
-    assert all(type(value) is int for value in state.values())
-
-
-def test_too_short_training_split_is_refused() -> None:
-    assert len(loader(n_tokens=41)) == 1
-    with pytest.raises(UserError, match=r"data\.seq_len=10: .* 41 tokens, .* has 40"):
-        loader(n_tokens=40)
-
-
-@pytest.mark.parametrize("n_tokens", [0, 1])
-def test_validation_split_without_a_target_is_refused(n_tokens: int) -> None:
-    with pytest.raises(UserError, match="validation split"):
-        EvalLoader(stream(n_tokens), seq_len=10, batch_size=4)
-
-
 @pytest.mark.parametrize("accumulate", [1, 2, 3, 5])
 def test_an_epoch_holds_whole_optimizer_steps(accumulate: int) -> None:
-    train = TrainLoader(stream(1 + 7 * 11), seq_len=7, batch_size=1, accumulate=accumulate, seed=0)
+    train = loader(n_tokens=1 + 7 * 11, seq_len=7, batch_size=1, accumulate=accumulate)
     assert len(train) == len(list(train)) == 11 // accumulate * accumulate
 
 
-def test_a_stream_shorter_than_one_accumulated_step_is_refused() -> None:
-    with pytest.raises(UserError, match="6 sequences"):
-        TrainLoader(stream(1 + 7 * 5), seq_len=7, batch_size=2, accumulate=3, seed=0)
+def test_a_stream_shorter_than_one_step_is_refused() -> None:
+    assert len(loader(n_tokens=41)) == 1
+    said = one_line(lambda: loader(n_tokens=40))
+    assert said.startswith("data.seq_len=10: 4 sequences")
+    assert said.endswith("need 41 tokens, the training split has 40")
+    assert "6 sequences" in one_line(lambda: loader(n_tokens=51, batch_size=2, accumulate=3))
+    for n_tokens in (0, 1):
+        held_out = stream(n_tokens)
+        said = one_line(lambda held_out=held_out: EvalLoader(held_out, seq_len=10, batch_size=4))
+        assert said.startswith(f"the validation split has {n_tokens} token(s)")
+
+
+@given(n_tokens=lengths, seq_len=seq_lens, batch_size=batch_sizes, n_ranks=st.integers(1, 3))
+def test_eval_predicts_every_token_once_over_all_ranks(
+    n_tokens: int, seq_len: int, batch_size: int, n_ranks: int
+) -> None:
+    shape = {"seq_len": seq_len, "batch_size": batch_size, "n_ranks": n_ranks}
+    ranks = [EvalLoader(stream(n_tokens), rank=rank, **shape) for rank in range(n_ranks)]
+    steps = list(zip(*ranks, strict=True))
+    assert {len(one) for one in ranks} == {len(steps)}
+    assert [i for step in steps for rows in step for i in targets([rows])] == [*range(1, n_tokens)]
+    if n_ranks == 1:
+        assert all(map(torch.equal, [step[0] for step in steps], ranks[0]))
+
+
+def test_eval_ends_with_a_shorter_row() -> None:
+    batches = list(EvalLoader(stream(95), seq_len=10, batch_size=4))
+    assert [batch.shape for batch in batches] == [(4, 11), (4, 11), (1, 11), (1, 5)]

@@ -1,60 +1,63 @@
-"""What the files of a prepared corpus hold, and what the manifest says of them."""
+"""What the files of a prepared corpus hold, what the manifest says, and when it is made again."""
 
-import hashlib
 import json
+import os
+import random
 import shutil
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
-from mla_lm.config import TokenizerConfig
-from mla_lm.data import Tokenizer, encoder, prepare, shards
-from mla_lm.data import tokenizer as tokenizer_module
-from mla_lm.data.shards import digest
-from mla_lm.data.split import place
+from mla_lm.config import DataConfig
+from mla_lm.data import PreparedData, Tokenizer, encode, prepare
+from mla_lm.files import digest
 from tests.data.conftest import (
-    MANIFEST_KEYS,
+    END_OF_TEXT,
+    SPLITS,
     MakeConfig,
     corpus_config,
+    documents,
+    file_texts,
     lasting,
+    one_line,
     prepared_folder,
     some_text,
+    split_of,
     tokenizer_keys,
     updated,
     write_rows,
 )
-from tests.data.splits import SPLITS, documents, file_texts, split_of
 
 
-@pytest.mark.parametrize("fraction", [1e-9, 0.2, 0.6])
-def test_streams_hold_every_document_behind_end_of_text(
-    quick_config: MakeConfig, folder: Path, fraction: float
-) -> None:
-    data = prepare(quick_config(folder, val_fraction=fraction))
-    for split, expected in split_of(file_texts(folder), fraction).items():
-        assert documents(data, split) == expected
-        assert data.tokenizer.decode(getattr(data, split)[:].tolist()) == "".join(expected)
+def caches(cfg: DataConfig) -> int:
+    return sum(p.is_dir() for p in Path(cfg.cache_dir).iterdir())
 
 
-def test_rows_are_their_own_keys(quick_config: MakeConfig, tmp_path: Path) -> None:
-    texts = [some_text(30, seed=i) for i in range(30)]
-    data = prepare(quick_config(write_rows(tmp_path / "rows.jsonl", texts), "jsonl"))
-    for split, expected in split_of({t: t for t in texts}, 0.2).items():
-        assert documents(data, split) == expected
+def assert_same(one: PreparedData, other: PreparedData) -> None:
+    for split in SPLITS:
+        np.testing.assert_array_equal(getattr(one, split)[:], getattr(other, split)[:])
+    assert one.tokenizer.json == other.tokenizer.json
+    assert one.manifest == other.manifest
 
 
-def test_manifest_counts_what_is_there(quick_config: MakeConfig, folder: Path) -> None:
+def test_manifest_counts_what_is_there(config: MakeConfig, folder: Path) -> None:
     for name in ("empty.txt", "void.txt"):
         (folder / name).touch()
-    cfg = quick_config(folder)
+    cfg = config(folder)
     data = prepare(cfg)
     manifest, texts = data.manifest, {k: t for k, t in file_texts(folder).items() if t}
     n_bytes = n_tokens = 0
     for split, expected in split_of(texts, 0.2).items():
+        assert documents(data, split) == expected
         (shard,) = manifest[split].pop("shards")
         path = prepared_folder(cfg) / shard["path"]
         tokens = len(getattr(data, split))
@@ -63,27 +66,13 @@ def test_manifest_counts_what_is_there(quick_config: MakeConfig, folder: Path) -
         assert shard == {"path": f"{split}-00000.bin", "tokens": tokens, "sha256": digest(path)}
         assert path.stat().st_size == 2 * tokens
         n_bytes, n_tokens = n_bytes + size, n_tokens + tokens
-    assert set(manifest) == set(MANIFEST_KEYS)
     assert manifest["bytes_per_token"] == pytest.approx(n_bytes / n_tokens, abs=1e-4)
     assert manifest["empty_documents"] == 2
     assert manifest["threshold"] == int(0.2 * 2**64)
     assert manifest["vocab_size"] == data.tokenizer.vocab_size == 300
-    assert manifest["dtype"] == "uint16"
-    assert manifest["python"].count(".") == 2
-
-
-def test_manifest_knows_corpus_and_tokenizer_by_digest(
-    quick_config: MakeConfig, folder: Path
-) -> None:
-    cfg = quick_config(folder)
-    manifest, chain = prepare(cfg).manifest, ""
-    for name, text in file_texts(folder).items():
-        key = hashlib.sha256(name.encode()).digest()
-        one = hashlib.sha256(key + text.encode()).digest()
-        split = "val" if place(name.encode()) < manifest["threshold"] else "train"
-        chain = hashlib.sha256(f"{chain} {split} ".encode() + one).hexdigest()
-    assert manifest["corpus"] == chain
     assert manifest["tokenizer_sha256"] == digest(prepared_folder(cfg) / "tokenizer.json")
+    train = Tokenizer.train(split_of(texts, 0.2)["train"], vocab_size=300, end_of_text=END_OF_TEXT)
+    assert data.tokenizer.json == train.json
 
 
 row_texts = st.none() | st.text(max_size=30) | st.text("ab ", max_size=60)
@@ -92,25 +81,19 @@ corpora = st.lists(row_texts, min_size=2, max_size=12).filter(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     texts=corpora,
     kind=st.sampled_from(["bpe", "bytes"]),
-    shard=st.sampled_from([2, 10, 1000]),
-    at_once=st.sampled_from([1, 20, 1000]),
-    saved=st.sampled_from([1, 50, 1000]),
+    block=st.sampled_from([1, 20, 1000]),
+    batch=st.sampled_from([1, 3, 1000]),
 )
 def test_no_token_and_no_byte_is_lost(
-    texts: list[str | None],
-    kind: str,
-    shard: int,
-    at_once: int,
-    saved: int,
+    texts: list[str | None], kind: str, block: int, batch: int
 ) -> None:
     with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "SHARD_BYTES", shard)
-        patch.setattr(encoder, "ENCODED_AT_ONCE", at_once)
-        patch.setattr(encoder, "SAVED_EVERY", saved)
+        patch.setattr(encode, "BLOCK", block)
+        patch.setattr(encode, "BATCH", batch)
         path = write_rows(Path(name) / "rows.jsonl", texts)
         keys = {"path": path, "cache_dir": Path(name) / "cache", "val_fraction": 1e-9}
         learned = tokenizer_keys(kind, vocab_size=280)
@@ -118,54 +101,61 @@ def test_no_token_and_no_byte_is_lost(
         expected = split_of({t: t for t in texts if t}, 1e-9)
         for split in SPLITS:
             kept = [t for t in texts if t and t in expected[split]]
-            tokens = sum(len(data.tokenizer.encode(t)) + 1 for t in kept)
-            assert len(getattr(data, split)) == data.manifest[split]["tokens"] == tokens
             assert documents(data, split) == kept
-            ids = getattr(data, split)[:].astype(np.int64)
+            ids = getattr(data, split)[:].tolist()
             n_bytes = sum(len(t.encode()) for t in kept)
-            assert data.tokenizer.byte_lengths[ids].sum() == n_bytes
-            assert data.manifest[split]["bytes"] == n_bytes
+            assert data.tokenizer.n_bytes(ids) == data.manifest[split]["bytes"] == n_bytes
+            assert len(ids) == data.manifest[split]["tokens"]
         assert data.manifest["empty_documents"] == sum(not t for t in texts)
 
 
-def test_a_document_may_be_longer_than_a_shard(
-    quick_config: MakeConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_split_depends_on_no_order_and_no_other_document(
+    config: MakeConfig, tmp_path: Path
 ) -> None:
-    cfg = quick_config(folder)
+    texts = [some_text(9, seed=i) for i in range(40)]
+    more = [some_text(9, seed=i) for i in range(40, 60)]
+    mixed = random.Random(0).sample((texts + more) * 2, 120)
+    found = []
+    for i, rows in enumerate((texts, texts[::-1], mixed)):
+        data = prepare(config(write_rows(tmp_path / f"{i}.jsonl", rows), "jsonl"))
+        assert not set(documents(data, "train")) & set(documents(data, "val"))
+        found.append(set(documents(data, "val")) & set(texts))
+    assert found[0] == found[1] == found[2]
+    assert 2 < len(found[0]) < 20
+
+
+def test_explicit_validation_files_are_the_validation_split(
+    config: MakeConfig, folder: Path
+) -> None:
+    held_out = folder / "03.txt"
+    data = prepare(config(folder, val_path=held_out, val_fraction=0.9))
+    expected = {k: t for k, t in file_texts(folder).items() if k != "03.txt"}
+    assert documents(data, "train") == list(expected.values())
+    assert documents(data, "val") == [held_out.read_text()]
+    assert data.manifest["threshold"] == 0
+
+
+@pytest.mark.parametrize(("block", "batch"), [(1, 1), (900, 2), (10**6, 10**6)])
+def test_streams_do_not_depend_on_blocks(
+    config: MakeConfig, folder: Path, monkeypatch: pytest.MonkeyPatch, block: int, batch: int
+) -> None:
+    cfg = config(folder)
     expected = prepare(cfg)
     shutil.rmtree(prepared_folder(cfg))
-    monkeypatch.setattr(shards, "SHARD_BYTES", 64)
+    monkeypatch.setattr(encode, "BLOCK", block)
+    monkeypatch.setattr(encode, "BATCH", batch)
     data = prepare(cfg)
+    assert data.manifest["corpus"] == expected.manifest["corpus"]
     for split in SPLITS:
         files = data.manifest[split]["shards"]
-        sizes = [(prepared_folder(cfg) / f["path"]).stat().st_size for f in files]
-        assert len(sizes) > 5
-        assert set(sizes[:-1]) == {64}
-        assert 0 < sizes[-1] <= 64
+        assert len(files) == (1 if block == 10**6 else len(files)) >= 1
         assert sum(f["tokens"] for f in files) == data.manifest[split]["tokens"]
         one, other = getattr(data, split), getattr(expected, split)[:]
-        for window in (slice(None), slice(5, 6), slice(30, 35), slice(33, 131), slice(-70, None)):
+        ends = [None, 0, 5, 6, 33, 131, len(other) - 1, len(other), -70, 10**6]
+        for window in (slice(start, stop) for start in ends for stop in ends):
             np.testing.assert_array_equal(one[window], other[window])
-
-
-@pytest.mark.parametrize(
-    ("at_once", "saved", "piece"), [(1, 1, 8), (100, 1, 2048), (10**6, 300, 32), (700, 10**6, 8)]
-)
-def test_streams_do_not_depend_on_how_they_are_written(
-    quick_config: MakeConfig,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    at_once: int,
-    saved: int,
-    piece: int,
-) -> None:
-    cfg = quick_config(folder)
-    expected = prepare(cfg)
-    shutil.rmtree(prepared_folder(cfg))
-    monkeypatch.setattr(encoder, "ENCODED_AT_ONCE", at_once)
-    monkeypatch.setattr(encoder, "SAVED_EVERY", saved)
-    monkeypatch.setattr(tokenizer_module, "PIECE", piece)
-    assert lasting(prepare(cfg).manifest) == lasting(expected.manifest)
+        one[3:9][:] = 0  # a slice is a copy
+        np.testing.assert_array_equal(one[:], other)
 
 
 def with_large_ids(content: str, *, n_more: int) -> str:
@@ -180,27 +170,134 @@ def with_large_ids(content: str, *, n_more: int) -> str:
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])
-def test_large_vocabulary_takes_four_bytes_a_token(
-    quick_config: MakeConfig, folder: Path, tokenizer: Tokenizer, vocab_size: int, dtype: str
+def test_large_vocabulary_takes_four_bytes_per_token(
+    config: MakeConfig, folder: Path, tokenizer: Tokenizer, vocab_size: int, dtype: str
 ) -> None:
     path = folder.parent / "tokenizer.json"
     path.write_text(with_large_ids(tokenizer.json, n_more=vocab_size - tokenizer.vocab_size))
-    keys = tokenizer_keys("pretrained", vocab_size=vocab_size) | {"path": str(path)}
-    cfg = updated(quick_config(folder), tokenizer=TokenizerConfig(**keys))
-    data = prepare(cfg)
-    assert data.manifest["vocab_size"] == vocab_size
-    assert data.manifest["dtype"] == dtype
-    (shard,) = data.manifest["train"]["shards"]
-    size = (prepared_folder(cfg) / shard["path"]).stat().st_size
-    assert size == shard["tokens"] * np.dtype(dtype).itemsize
+    keys = tokenizer_keys("pretrained", vocab_size=vocab_size, path=path)
+    data = prepare(config(folder, tokenizer=keys))
+    assert (data.manifest["vocab_size"], data.manifest["dtype"]) == (vocab_size, dtype)
+    assert data.train[:].dtype == dtype
     assert data.train[:].max() > 2**16 - 300
     for split, expected in split_of(file_texts(folder), 0.2).items():
         assert documents(data, split) == expected
+    too_small = config(folder, tokenizer=keys | {"vocab_size": 280})
+    assert "data.tokenizer.vocab_size=280: " in one_line(lambda: prepare(too_small))
 
 
-def test_a_cache_below_home_is_found(
-    data_config: MakeConfig, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_prepared_corpus_is_found_again_without_a_lock(
+    config: MakeConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    prepare(data_config(folder, cache_dir="~/below"))
-    assert list((tmp_path / "below").glob("text-*/manifest.json"))
+    monkeypatch.setenv("HOME", str(folder.parent))
+    cfg = config(folder, cache_dir="~/below")
+    first = prepare(cfg)
+    (made,) = (folder.parent / "below").glob("text-*/")
+    times = {p.name: p.stat().st_mtime_ns for p in made.iterdir()}
+    assert set(times) == {"train-00000.bin", "val-00000.bin", "tokenizer.json", "manifest.json"}
+    shutil.move(folder, folder.parent / "elsewhere")
+    monkeypatch.setattr(import_module("mla_lm.data.prepare"), "FileLock", None)
+    monkeypatch.setattr(Path, "mkdir", None)  # as in a read-only cache
+    same = {"seq_len": 16, "batch_size": 2, "mask_documents": True, "verify": "full"}
+    assert_same(first, prepare(updated(cfg, path=folder.parent / "elsewhere", **same)))
+    assert {p.name: p.stat().st_mtime_ns for p in made.iterdir()} == times
+
+
+def change_text(folder: Path, cfg: DataConfig) -> DataConfig:
+    (folder / "00.txt").write_text(some_text(90, seed=99))
+    return cfg
+
+
+def touch(folder: Path, cfg: DataConfig) -> DataConfig:
+    os.utime(folder / "00.txt", ns=(1, 1))
+    return cfg
+
+
+def other_tokenizer(**keys: Any) -> Callable[[Path, DataConfig], DataConfig]:
+    def change(folder: Path, cfg: DataConfig) -> DataConfig:
+        return updated(cfg, tokenizer=cfg.tokenizer.model_copy(update=keys))
+
+    return change
+
+
+CHANGES: dict[str, Callable[[Path, DataConfig], DataConfig]] = {
+    "text": change_text,
+    "time": touch,
+    "vocabulary": other_tokenizer(vocab_size=280),
+    "bytes": other_tokenizer(kind="bytes", vocab_size=257),
+    "end of text": other_tokenizer(end_of_text="<end>"),
+    "fraction": lambda folder, cfg: updated(cfg, val_fraction=0.6),
+    "validation": lambda folder, cfg: updated(cfg, val_path=folder / "00.txt"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_another_corpus_or_tokenizer_is_prepared_apart(
+    config: MakeConfig, folder: Path, change: Callable[[Path, DataConfig], DataConfig]
+) -> None:
+    cfg = config(folder)
+    before = lasting(prepare(cfg).manifest)
+    after = lasting(prepare(change(folder, cfg)).manifest)
+    assert caches(cfg) == 2
+    assert (before == after) == (change is touch)
+
+
+def test_another_pretrained_tokenizer_at_the_same_path_is_prepared_apart(
+    config: MakeConfig, folder: Path, tokenizer: Tokenizer
+) -> None:
+    path = folder.parent / "tokenizer.json"
+    path.write_text(tokenizer.json)
+    cfg = config(folder, tokenizer=tokenizer_keys("pretrained", path=path))
+    prepare(cfg)
+    other = Tokenizer.train([some_text(99, seed=1)], vocab_size=300, end_of_text=END_OF_TEXT)
+    path.write_text(other.json)
+    assert prepare(cfg).tokenizer.json == other.json
+    assert caches(cfg) == 2
+    path.unlink()
+    assert prepare(cfg, tokenizer=tokenizer).tokenizer.json == tokenizer.json
+    assert caches(cfg) == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [({"seq_len": 17}, 2), ({"batch_size": 2}, 1), ({"data_seed": 1}, 2), ({"task": "copying"}, 2)],
+    ids=str,
+)
+def test_generated_documents_depend_on_the_window(
+    tmp_path: Path, keys: dict[str, Any], expected: int
+) -> None:
+    cfg = corpus_config("synthetic", n_documents=40, cache_dir=tmp_path / "cache")
+    prepare(cfg)
+    prepare(updated(cfg, **keys))
+    assert caches(cfg) == expected
+
+
+def test_a_tokenizer_that_drops_a_rare_character_is_noticed(
+    config: MakeConfig, folder: Path
+) -> None:
+    """The probes do not hold a zero-width space; the count of bytes does."""
+    content = Tokenizer.train((), vocab_size=257, end_of_text=END_OF_TEXT).json
+    bpe = tokenizers.Tokenizer.from_str(content)
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split("\u200b", "removed"), level])
+    path = folder.parent / "tokenizer.json"
+    path.write_text(bpe.to_str())
+    (folder / "03.txt").write_text("some\u200bwords")
+    cfg = config(folder, tokenizer=tokenizer_keys("pretrained", path=path))
+    assert "changes text: 'some" in one_line(lambda: prepare(cfg))
+
+
+def test_a_corpus_without_text_in_a_split_or_with_a_bad_row_is_not_finished(
+    config: MakeConfig, tmp_path: Path
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [some_text(30, seed=i) for i in range(30)])
+    (tmp_path / "empty.jsonl").touch()
+    cfg = config(path, "jsonl", val_path=tmp_path / "empty.jsonl")
+    with path.open("a") as file:
+        file.write("{]\n")
+    for _ in range(2):
+        assert one_line(lambda: prepare(cfg)).startswith(f"{path}: line 31: not JSON")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    for _ in range(2):
+        assert one_line(lambda: prepare(cfg)) == f"{path}: no text to validate on"
+    assert not list(Path(cfg.cache_dir).glob("jsonl-*[!.tmp]/manifest.json"))

@@ -106,9 +106,7 @@ def steps(log: Path) -> list[int]:
     return [int(n) for n in re.findall(r"^step (\d+)/", log.read_text(), re.MULTILINE)]
 
 
-def resumption(
-    folder: Path, words: Sequence[str], wanted: dict[str, Any], *, last: int = 12
-) -> str:
+def resumption(folder: Path, words: Sequence[str], wanted: dict[str, Any]) -> str:
     """What is wrong with the way a run continues to its end; nothing is an empty text."""
     start = newest(folder)
     if start is None:

@@ -1,11 +1,12 @@
-"""A save that fails, or would, leaves every earlier checkpoint as it was."""
+"""A save that fails leaves every earlier checkpoint as it was; what is saved comes back equal."""
 
 import resource
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,57 +17,45 @@ from mla_lm.checkpoint.record import newest, read
 from mla_lm.errors import UserError
 from tests.reliability.conftest import Reference
 from tests.reliability.record import record
-from tests.reliability.runs import checkpoint, differences, run, state, steps
-
-
-class Usage(NamedTuple):
-    total: int
-    used: int
-    free: int
+from tests.reliability.runs import checkpoint, differences, run, steps
 
 
 def limit_files(size: int) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def write_within(size: int, path: Path, content: Any) -> str:
     """Write under a limit of the size of files; what the error says."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    before, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit_files(size)
     try:
         checkpoint_file.write(path, content)
     except UserError as error:
         return str(error)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        limit_files(before)
     return ""
 
 
 def test_a_write_that_fails_keeps_what_was_there(reference: Reference, tmp_path: Path) -> None:
     folder = shutil.copytree(reference.folder, tmp_path / "run")
-    path, before = checkpoint(folder, 12), checkpoint(folder, 10)
+    files = sorted((folder / "checkpoints").iterdir())
+    path, fresh = checkpoint(folder, 12), checkpoint(folder, 14)
     content, good = checkpoint_file.read(path), path.read_bytes()
     sizes = [int(size) for size in np.linspace(0, len(good) - 1, 50)]
     passed = 0
     for size in sizes:
-        said = write_within(size, path, content)
+        named = [str(p) in write_within(size, p, content) for p in (path, fresh)]
         kept = path.read_bytes() == good and newest(folder) == path
-        fresh = checkpoint(folder, 14)
-        said_again = write_within(size, fresh, content)
-        left = {file.name for file in (folder / "checkpoints").iterdir()}
-        clean = left == {path.name, before.name}
-        one_line = all(
-            str(p) in s and "\n" not in s for p, s in ((path, said), (fresh, said_again))
-        )
-        passed += kept and clean and one_line
+        passed += all(named) and kept and sorted((folder / "checkpoints").iterdir()) == files
     record("failed writes after which the previous checkpoint loads", passed, len(sizes))
-    assert passed == len(sizes) == 50
+    assert passed == len(sizes)
 
 
 def test_a_run_that_cannot_save_says_so_and_ends(reference: Reference, tmp_path: Path) -> None:
-    folder = shutil.copytree(reference.folder, tmp_path / "run")
+    folder, log = shutil.copytree(reference.folder, tmp_path / "run"), tmp_path / "log"
     checkpoint(folder, 12).unlink()
-    log, good = folder.with_suffix(".log"), checkpoint(folder, 10).read_bytes()
+    good = checkpoint(folder, 10).read_bytes()
     words = [*reference.words, f"run_dir={folder}", "resume=auto"]
     assert run(words, log, partial(limit_files, 500_000)) == 2
     (error,) = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
@@ -77,33 +66,23 @@ def test_a_run_that_cannot_save_says_so_and_ends(reference: Reference, tmp_path:
 
 
 def fill_disk() -> None:
-    shutil.disk_usage = lambda path: Usage(10**9, 10**9 - 10**6, 10**6)  # type: ignore[assignment]
+    shutil.disk_usage = lambda path: SimpleNamespace(free=10**6)  # type: ignore[assignment]
 
 
 def test_too_little_space_is_known_before_the_first_step(
     reference: Reference, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "run"
-    log = folder.with_suffix(".log")
-    assert run([*reference.words, f"run_dir={folder}"], log, fill_disk) == 2
+    log = tmp_path / "log"
+    assert run([*reference.words, f"run_dir={tmp_path / 'run'}"], log, fill_disk) == 2
     assert "1 MB are free" in log.read_text()
     assert steps(log) == []
 
 
-def unplain(kind: str) -> Any:
-    return {"set": {1}, "path": Path("x"), "class": Usage, "numpy": np.float32(1)}[kind]
-
-
-@pytest.mark.parametrize("kind", ["set", "path", "class", "numpy"])
-def test_what_is_not_plain_is_refused_by_its_place(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("value", [{1}, Path("x"), np.float32(1)], ids=["set", "path", "numpy"])
+def test_what_is_not_plain_is_refused_by_its_place(tmp_path: Path, value: object) -> None:
     with pytest.raises(TypeError, match="callbacks/mine/0/x"):
-        checkpoint_file.write(tmp_path / "x.ckpt", {"callbacks": {"mine": [{"x": unplain(kind)}]}})
+        checkpoint_file.write(tmp_path / "x.ckpt", {"callbacks": {"mine": [{"x": value}]}})
     assert not any(tmp_path.iterdir())
-
-
-def tied() -> Any:
-    weight = torch.randn(4, 3)
-    return {"embed": weight, "head": weight}
 
 
 VALUES: dict[str, Callable[[], Any]] = {
@@ -119,7 +98,7 @@ VALUES: dict[str, Callable[[], Any]] = {
         str(d): torch.ones(2, dtype=d) for d in (torch.bfloat16, torch.bool, torch.uint8)
     },
     "shapes": lambda: {"a": torch.tensor(1.5), "b": torch.zeros(0, 3), "c": torch.zeros(0, 3)},
-    "tied": tied,
+    "tied": lambda: dict.fromkeys(("embed", "head"), torch.randn(4, 3)),
     "views": lambda: {"a": list(torch.arange(12.0).view(3, 4).unbind()), "b": torch.eye(3)[:, 1]},
 }
 
@@ -127,17 +106,20 @@ VALUES: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("make", VALUES.values(), ids=list(VALUES))
 def test_every_tree_comes_back_equal(tmp_path: Path, make: Callable[[], Any]) -> None:
     value = make()
-    checkpoint_file.write(tmp_path / "x.ckpt", value)
-    assert differences(checkpoint_file.read(tmp_path / "x.ckpt"), value) == []
+    path, again = tmp_path / "x.ckpt", tmp_path / "again.ckpt"
+    checkpoint_file.write(path, value)
+    content = checkpoint_file.read(path)
+    assert differences(content, value) == []
+    checkpoint_file.write(again, content)
+    assert again.read_bytes() == path.read_bytes()
+    if "embed" in content:
+        assert content["embed"] is content["head"]
 
 
-def test_tied_tensors_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
-    checkpoint_file.write(tmp_path / "x.ckpt", tied())
-    content = checkpoint_file.read(tmp_path / "x.ckpt")
-    assert content["embed"] is content["head"]
+def test_tools_can_open_a_checkpoint_and_parts_be_read_alone(reference: Reference) -> None:
+    from safetensors import safe_open
 
-
-def test_parts_can_be_read_alone(reference: Reference) -> None:
     path = checkpoint(reference.folder, 12)
+    with safe_open(path, "pt") as file:
+        assert "state_dict/model.embed.weight" in set(file.keys())
     assert set(read(path, "state_dict")[1]) == {"state_dict", "global_step", "mla_lm"}
-    assert set(state(path)) > {"optimizer_states", "callbacks", "loops", "lr_schedulers"}

@@ -22,13 +22,10 @@ from tests.reliability.conftest import Reference
 from tests.reliability.record import record
 from tests.reliability.runs import (
     checkpoint,
-    differences,
     resumption,
     run,
     start,
-    state,
     status,
-    steps,
     wait,
 )
 
@@ -44,8 +41,8 @@ POINTS = (
 )
 
 
-def wait_for(path: Path, process: Any) -> None:
-    while not path.exists() and status(process) is None:
+def wait_for(path: Path, poll: Callable[[], int | None]) -> None:
+    while not path.exists() and poll() is None:
         time.sleep(0.001)
 
 
@@ -54,7 +51,7 @@ def killed_and_resumed(reference: Reference, place: Path, number: int) -> str | 
     folder = place / str(number)
     log = folder.with_suffix(".log")
     process = start([*reference.words, f"run_dir={folder}", "resume=auto"], log)
-    wait_for(checkpoint(folder, 2), process)
+    wait_for(checkpoint(folder, 2), partial(status, process))
     time.sleep(random.Random(number).uniform(0, 0.5))
     process.kill()
     if wait(process) != -signal.SIGKILL:
@@ -62,7 +59,7 @@ def killed_and_resumed(reference: Reference, place: Path, number: int) -> str | 
     return resumption(folder, reference.words, reference.end)
 
 
-@pytest.mark.parametrize("trials", [12, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trials", [6, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_at_random_times(reference: Reference, tmp_path: Path, trials: int) -> None:
     trial = partial(killed_and_resumed, reference, tmp_path)
     numbers = itertools.count()
@@ -118,10 +115,6 @@ def die_at(point: str, nth: int, temporary_folder: str | None) -> None:
     Path.unlink = dying_at("pruning", Path.unlink, ".ckpt")  # type: ignore[method-assign]
 
 
-def test_the_other_device_is_another(tmp_path: Path) -> None:
-    assert os.stat(ELSEWHERE).st_dev != tmp_path.stat().st_dev
-
-
 @pytest.mark.parametrize("saves", [(4,), pytest.param((3, 4, 5, 6, 7), marks=pytest.mark.slow)])
 def test_killed_at_every_point_of_a_save(
     reference: Reference, tmp_path: Path, saves: tuple[int, ...]
@@ -136,6 +129,7 @@ def test_killed_at_every_point_of_a_save(
             return f"{point} {nth}: status {ended}"
         return resumption(folder, reference.words, reference.end)
 
+    assert os.stat(ELSEWHERE).st_dev != tmp_path.stat().st_dev
     trials = list(itertools.product(POINTS, saves))
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(trial, *zip(*trials, strict=True)))
@@ -144,29 +138,18 @@ def test_killed_at_every_point_of_a_save(
     assert [wrong for wrong in found if wrong] == []
 
 
-@pytest.mark.parametrize("trials", [1, pytest.param(5, marks=pytest.mark.slow)])
-def test_killed_by_the_shell(reference: Reference, tmp_path: Path, trials: int) -> None:
+@pytest.mark.slow
+def test_killed_by_the_shell(reference: Reference, tmp_path: Path) -> None:
     """The same through the command line: `python train.py ...`, killed, and again."""
-    good = 0
-    for number in range(trials):
-        folder = tmp_path / str(number)
+    found = []
+    for step in (2, 3, 4, 6, 8):
+        folder = tmp_path / str(step)
         words = ["train.py", *reference.words, f"run_dir={folder}", "resume=auto"]
         process = subprocess.Popen(command(*words), env=environment(), stdout=subprocess.DEVNULL)
-        while not checkpoint(folder, (2, 3, 4, 6, 8)[number]).exists() and process.poll() is None:
-            time.sleep(0.001)
-        time.sleep(random.Random(number).uniform(0, 0.1))
+        wait_for(checkpoint(folder, step), process.poll)
+        time.sleep(random.Random(step).uniform(0, 0.1))
         process.kill()
         assert process.wait() == -signal.SIGKILL
-        log = folder.with_suffix(".log")
-        with log.open("w") as file:
-            assert subprocess.run(command(*words), env=environment(), stdout=file).returncode == 0
-        (step,) = [
-            int(line.split()[-1])
-            for line in log.read_text().splitlines()
-            if line.startswith("resumed ")
-        ]
-        assert steps(log) == list(range(step + 1, 13))
-        good += differences(state(checkpoint(folder, 12)), reference.end) == []
-    if trials == 5:
-        record("the same through the command line", good, trials)
-    assert good == trials
+        found.append(resumption(folder, reference.words, reference.end))
+    record("the same through the command line", found.count(""), len(found))
+    assert [wrong for wrong in found if wrong] == []

@@ -1,6 +1,5 @@
-"""What a user is told on the way: the run's folder, Ctrl-C, memory that is out."""
+"""What a user is told on the way: progress, Ctrl-C, refusals, memory that is out."""
 
-import json
 import os
 import pty
 import re
@@ -14,12 +13,15 @@ import pytest
 import torch
 
 from mla_lm import load_config
+from mla_lm.cost import count_parameters
 from mla_lm.errors import INTERRUPTED
 from mla_lm.training.checkpoints import SIGNALS
-from mla_lm.training.run import said_again, what_helps
-from tests.processes import command, environment, run
-from tests.runs.conftest import Run, checkpoint, refusal, train_here
+from mla_lm.training.run import overrides_to_repeat, what_to_try
+from tests.processes import command, environment
+from tests.runs.conftest import STEPS, Run, checkpoint, refusal, train_here
 
+HERE = "+callbacks.mine._target_=tests.runs.test_console"
+PROGRESS = r"loss \d\.\d+  \d\.\d+ bits/byte  [\d,]+ tokens/s  \d+% of matmul peak"
 LONG = ("trainer.max_steps=2000", "trainer.val_every_n_steps=2000")
 
 
@@ -37,22 +39,34 @@ class Interrupted(L.Callback):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_the_folder_has_command_versions_and_pictures(trained: Run) -> None:
-    ran = json.loads((trained.folder / "run.json").read_text())
-    assert ran["command"].startswith("python train.py model=nano data=text ")
-    assert ran["command"].endswith(f"run_dir={trained.folder}")
-    assert ran["environment"].keys() >= {"python", "torch", "lightning", "commit", "device"}
-    pictures = {path.name: path.read_bytes() for path in (trained.folder / "plots").iterdir()}
-    assert sorted(pictures) == [
-        "expert_load.png",
-        "learning_rate.png",
-        "loss.png",
-        "mtp_acceptance.png",
-    ]
-    assert all(content.startswith(b"\x89PNG") for content in pictures.values())
+class Unmakeable(L.Callback):
+    def __init__(self) -> None:
+        raise AssertionError
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(trained: Run, tmp_path: Path) -> None:
+def test_the_plan_is_printed_before_the_first_step(trained: Run) -> None:
+    lines = trained.stdout.splitlines()
+    first_step = next(i for i, line in enumerate(lines) if line.startswith("step 1/"))
+    before = {line.split()[0]: line for line in lines[:first_step] if line.strip()}
+    counted = count_parameters(load_config(trained.overrides).model)
+    assert f"{counted.total / 1e6:.2f}M, {counted.active / 1e6:.2f}M active" in before["parameters"]
+    assert "FLOPs" in before["training"]
+    assert "bytes" in before["cache"]
+    assert "32-true" in before["precision"]
+    assert f"{STEPS} steps of {4 * 32} tokens" in before["plan"]
+    assert str(trained.folder) in before["run"]
+
+
+def test_every_step_validation_and_sample_is_printed(trained: Run) -> None:
+    lines = trained.stdout.splitlines()
+    steps = [m[1] for line in lines if (m := re.match(rf"step (\d+)/{STEPS}  {PROGRESS}  ", line))]
+    assert steps == [str(step) for step in range(1, STEPS + 1)]
+    validations = [i for i, line in enumerate(lines) if "  val/loss " in line]
+    assert len(validations) == 3
+    assert all(lines[i + 1].startswith("    def ") for i in validations)
+
+
+def test_ctrl_c_saves_and_prints_the_command_to_resume(trained: Run, tmp_path: Path) -> None:
     folder = tmp_path / "a run"
     words = (*trained.overrides, *LONG, f"run_dir='{folder}'")
     (again,) = [word for word in words if word.startswith("callbacks.")]  # not in a checkpoint
@@ -68,80 +82,77 @@ def test_ctrl_c_saves_and_says_how_to_go_on(trained: Run, tmp_path: Path) -> Non
         if line.startswith("step 7/"):
             break
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    stopped = int(re.findall(r"stopped and saved at step (\d+)", said)[0])
-    assert checkpoint(folder, stopped).exists()
-    (way,) = re.findall(r"go on with: python (train.py .*)", said)
-    assert way == f"train.py run_dir='{folder}' resume=auto {again}"
-    done = run(
-        "train.py",
-        f"run_dir='{folder}'",
-        "resume=auto",
-        f"trainer.max_steps={stopped}",
-        cwd=tmp_path,
-    )
-    assert f"step {stopped}" in done.stdout
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED
+    stopped, resume = printed.splitlines()[-2:]
+    assert checkpoint(folder, int(stopped.removeprefix("stopped and saved at step "))).exists()
+    assert resume == f"resume with: python train.py run_dir='{folder}' resume=auto {again}"
 
 
 def test_ctrl_c_before_the_first_step(
     trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    early = "+callbacks.early._target_=tests.runs.test_console.Interrupted"
     with pytest.raises(SystemExit) as caught:
-        train_here(*trained.overrides, early, f"run_dir={tmp_path / 'run'}")
+        train_here(*trained.overrides, f"{HERE}.Interrupted", f"run_dir={tmp_path / 'run'}")
     assert caught.value.code == INTERRUPTED
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_signals_are_given_back(trained: Run, tmp_path: Path) -> None:
+def test_signal_handlers_are_restored(trained: Run, tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     train_here(*trained.overrides, "trainer.max_steps=1", f"run_dir={tmp_path / 'run'}")
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_what_is_said_again_on_going_on() -> None:
-    kept = ["model=nano", "data.path=text"]
-    lost = ["callbacks.samples.prompt=def", "~callbacks.plots"]
-    anew = ["run_dir=a", "+run_dir=b", "++resume=auto", "run_id=c"]
+def test_overrides_to_repeat_are_those_that_checkpoints_do_not_store() -> None:
+    stored = ["model=nano", "data.path=text", "run_dir=a", "++resume=auto"]
+    repeated = ["callbacks.samples.max_new_tokens=4", "~callbacks.plots"]
     secret = ["logger.wandb.api_key=0123", "++logger.other.token=4567"]
-    assert said_again([*anew, *kept, *secret, *lost], kept) == lost
+    assert overrides_to_repeat([*stored, *secret, *repeated]) == repeated
 
 
-def test_memory_that_is_out_is_said_with_what_helps(trained: Run, tmp_path: Path) -> None:
-    greedy = "+callbacks.greedy._target_=tests.runs.test_console.Greedy"
-    said = refusal(lambda: train_here(*trained.overrides, greedy, f"run_dir={tmp_path / 'run'}"))
-    assert said.startswith("out of memory in a step of 4 rows of 32 tokens; what helps: (1) ")
-    assert "data.batch_size=2 trainer.accumulate_grad_batches=2" in said
-    assert "(2) trainer.activation_checkpointing=" in said
-    assert "(3) data.seq_len=16 or a smaller model" in said
-
-
-def test_a_prompt_that_does_not_fit_is_refused_before_the_first_step(
-    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([f"callbacks.samples.prompts=['{'abc ' * 40}']"], "exceeds model.max_seq_len=32"),
+        ([f"{HERE}.Unmakeable"], r"^callbacks\.mine: cannot be made \(AssertionError:\)$"),
+        (["callbacks.samples._target_=no.such.Class"], r"callbacks\.samples"),
+        (["model.inter_dim=1000000000000"], "^out of memory for the weights; try: "),
+        (
+            [f"{HERE}.Greedy"],
+            r"^out of memory in a step of 4 rows of 32 tokens; try: \(1\) data.batch_size=2 "
+            r"trainer.accumulate_grad_batches=2.*\(2\) trainer.activation_checkpointing=.*"
+            r"\(3\) data.seq_len=16 or a smaller model",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_one_line(
+    words: list[str],
+    line: str,
+    trained: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    long = f"callbacks.samples.prompts=['{'abc ' * 40}']"
-    words = (*trained.overrides, long, f"run_dir={tmp_path / 'run'}")
-    assert "exceeds model.max_seq_len=32" in refusal(lambda: train_here(*words))
+    folder = tmp_path / "run"
+    said = refusal(lambda: train_here(*trained.overrides, *words, f"run_dir={folder}"))
+    assert re.search(line, said)
     assert "step 1/" not in capsys.readouterr().out
+    assert not (folder / "checkpoints").exists() or not any((folder / "checkpoints").iterdir())
 
 
-class Mute(L.Callback):
-    def __init__(self) -> None:
-        raise AssertionError
+def test_a_run_folder_in_use_is_refused_untouched(trained: Run, tmp_path: Path) -> None:
+    def state() -> dict[Path, tuple[int, int]]:
+        files = (p for p in trained.folder.rglob("*") if p.is_file())
+        return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
 
-
-def test_a_callback_that_cannot_be_made_is_named(trained: Run, tmp_path: Path) -> None:
-    mute = "+callbacks.mute._target_=tests.runs.test_console.Mute"
-    said = refusal(lambda: train_here(*trained.overrides, mute, f"run_dir={tmp_path / 'run'}"))
-    assert said == "callbacks.mute: cannot be made (AssertionError:)"
-
-
-def test_a_model_that_no_memory_holds(trained: Run, tmp_path: Path) -> None:
-    huge = ("model.inter_dim=1000000000000", f"run_dir={tmp_path / 'run'}")
-    said = refusal(lambda: train_here(*trained.overrides, *huge))
-    assert said.startswith("out of memory for the weights; what helps: (1) a smaller model")
-    assert not (tmp_path / "run").exists()
+    before, file = state(), tmp_path / "file"
+    file.write_text("mine")
+    for run_dir, rule in ((trained.folder, "not empty"), (file, "a file of that name exists")):
+        said = refusal(lambda run_dir=run_dir: train_here(*trained.overrides, f"run_dir={run_dir}"))
+        assert f"run_dir={run_dir}" in said
+        assert rule in said
+    assert state() == before
+    assert file.read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -149,17 +160,15 @@ def test_a_model_that_no_memory_holds(trained: Run, tmp_path: Path) -> None:
     [
         (4, 2, "none", ["(1) data.batch_size=2 ", "(2) trainer.act", "(3) data.seq_len="]),
         (6, 2, "none", ["(1) trainer.act", "(2) data.seq_len="]),
-        (1, 1, "none", ["(1) trainer.act", "(2) data.seq_len="]),
         (8, 1, "reentrant", ["(1) data.batch_size=4 ", "(2) data.seq_len="]),
-        (3, 1, "reentrant", ["(1) data.seq_len="]),
     ],
 )
-def test_only_what_can_be_done_is_said_to_help(
+def test_only_what_can_be_done_is_proposed(
     rows: int, n_ranks: int, checkpointing: str, ways: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(n_ranks))
     words = (f"data.batch_size={rows}", f"trainer.activation_checkpointing={checkpointing}")
-    said = what_helps(load_config(["model=nano", *words])).partition("what helps: ")[2]
+    said = what_to_try(load_config(["model=nano", *words])).partition("try: ")[2]
     for found, way in zip(said.split("; "), ways, strict=True):
         assert found.startswith(way)
 
@@ -186,6 +195,6 @@ def test_a_terminal_sees_one_bar(trained: Run, tmp_path: Path) -> None:
     assert (process.returncode, errors) == (0, b"")
     text = seen.decode()
     assert "12/12" in text
-    assert re.search(r"loss \d\.\d+  \d\.\d+ bits/byte  [\d,]+ tokens/s  \d+% of peak", text)
+    assert re.search(PROGRESS, text)
     assert "\x1b[?25h" in text  # the cursor is shown again
     assert not re.search(r"step \d+/12", text)

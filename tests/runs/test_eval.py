@@ -21,7 +21,7 @@ from mla_lm.config import compose as cli
 from mla_lm.data import Annotator, EvalLoader, Tokenizer, prepare
 from mla_lm.data.batch import IGNORED
 from mla_lm.data.corpora import open_corpus
-from mla_lm.data.split import place
+from mla_lm.data.split import hash_position
 from mla_lm.errors import UserError
 from mla_lm.evaluation import evaluate
 from mla_lm.model import ModelOutput
@@ -138,7 +138,7 @@ def test_changed_corpus_is_refused(trained: Run, tmp_path: Path, held_out: bool)
     _, cfg, _ = load_checkpoint(path)
     threshold = prepare(cfg.data).manifest["threshold"]
     keys = [document.key for document in open_corpus(cfg.data).train()]
-    name = next(key.decode() for key in keys if (place(key) < threshold) == held_out)
+    name = next(key.decode() for key in keys if (hash_position(key) < threshold) == held_out)
     changed = moved / "text" / name
     changed.write_text(changed.read_text() + "def changed(): pass\n" * 9)
     (moved / "run" / "metrics.json").unlink()

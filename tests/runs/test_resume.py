@@ -104,15 +104,15 @@ def test_random_state_is_restored_before_the_first_batch() -> None:
     import numpy as np
     import torch
 
-    from mla_lm.training.random_state import RandomState
+    from mla_lm.training.exact_resume import ExactResume
 
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
 
-    stored = RandomState().state_dict()
+    stored = ExactResume().state_dict()
     expected = draw()
     assert draw() != expected
-    resumed = RandomState()
+    resumed = ExactResume()
     resumed.load_state_dict(stored)
     rank_0 = SimpleNamespace(global_rank=0)
     resumed.on_train_batch_start(rank_0)  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 import csv
 import json
 import random
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,19 +15,15 @@ from tests.processes import command, environment
 
 STEPS = 20
 DDP, FSDP = ("trainer=ddp", "trainer.devices=2"), ("trainer=fsdp", "trainer.devices=2")
-FAR = ("train/ce", "train/mtp", "train/loss", "val/loss")
+LOSSES = ("train/ce", "train/mtp", "train/loss", "val/loss")
+SYNTHETIC = ("data=synthetic", "data.task=recall", "model.vocab_size=320")
+TORCHRUN = "torch.distributed.run"
 
 
 class Ended(NamedTuple):
     status: int
     out: str
     err: str
-
-    @property
-    def line(self) -> str:
-        """The only line of errors."""
-        (line,) = self.err.splitlines()
-        return line
 
 
 def write_text(path: Path) -> Path:
@@ -38,18 +33,17 @@ def write_text(path: Path) -> Path:
     return path
 
 
-def words(place: Path) -> tuple[str, ...]:
+def words(place: Path, *more: str) -> tuple[str, ...]:
     """A run of `STEPS` steps of two micro-batches with MTP, in the folder `place / "run"`.
 
     AdamW: Muon's products in bfloat16 make a rounding of a sum over ranks visible.
     """
+    text = ("data=text", f"data.path={place.parent / 'text.txt'}", "data.tokenizer.vocab_size=400")
     return (
         "model=nano",
         "optim=adamw",
-        "data=text",
-        f"data.path={place.parent / 'text.txt'}",
+        *(() if SYNTHETIC[0] in more else text),
         f"data.cache_dir={place.parent / 'cache'}",
-        "data.tokenizer.vocab_size=400",
         "data.seq_len=32",
         "data.batch_size=4",
         "model.mtp_depth=1",
@@ -63,25 +57,22 @@ def words(place: Path) -> tuple[str, ...]:
         "+callbacks.watch._target_=tests.scale.watch.Watch",
         f"+callbacks.watch.folder={place / 'watch'}",
         f"run_dir={place / 'run'}",
+        *more,
     )
 
 
-def start(place: Path, *more: str, **extra: str) -> subprocess.Popen[str]:
-    """`train.py` behind this Python, or what `more` begins with behind `-m`."""
+def start(
+    place: Path, *more: str, torchrun: tuple[str, ...] = (), **variables: str
+) -> subprocess.Popen[str]:
+    """`train.py`, by itself or by torchrun with these options."""
     place.mkdir(exist_ok=True)
-    module = more[: more.index("--") + 1] if "--" in more else ()
-    own = more[len(module) :]
-    if "data=synthetic" in own:
-        of_text = ("data=", "data.path", "data.tokenizer")
-        own = (*(word for word in words(place) if not word.startswith(of_text)), *own)
-    else:
-        own = (*words(place), *own)
-    script = command("train.py", *own)
-    script[1:1] = ["-m", *module[:-1]] if module else []
+    script = command("train.py", *words(place, *more))
+    if torchrun:
+        script[1:1] = ["-m", TORCHRUN, *torchrun, "--"]
     return subprocess.Popen(
         script,
         cwd=place,
-        env=environment(**extra),
+        env=environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -89,7 +80,7 @@ def start(place: Path, *more: str, **extra: str) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> Ended:
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=200)
     return Ended(process.returncode, out, err)
 
 
@@ -100,52 +91,43 @@ def train(place: Path, *more: str) -> Path:
     return place
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def by_hand(rank: int, port: int) -> dict[str, str]:
-    """What torchrun would tell one of two processes."""
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-
-
 def logged(place: Path) -> dict[tuple[str, int], float]:
     """The losses by name and step; of a step done twice the last."""
     found = {}
     for path in sorted((place / "run").glob("metrics/version_*/metrics.csv")):
         with path.open() as file:
             for row in csv.DictReader(file):
-                found |= {(n, int(row["step"])): float(row[n]) for n in FAR if row.get(n)}
+                found |= {(n, int(row["step"])): float(row[n]) for n in LOSSES if row.get(n)}
     return found
 
 
-def seen(place: Path, rank: int) -> list[dict[str, Any]]:
+def noted(place: Path, rank: int, key: str) -> list[Any]:
     """What `Watch` noted of a rank."""
-    notes = (place / f"watch/rank-{rank}.jsonl").read_text()
-    return [json.loads(line) for line in notes.splitlines()]
+    lines = (place / f"watch/rank-{rank}.jsonl").read_text().splitlines()
+    notes = [json.loads(line) for line in lines]
+    return [note[key] for note in notes if key in note]
 
 
-def of(place: Path, rank: int, key: str) -> list[Any]:
-    return [note[key] for note in seen(place, rank) if key in note]
+def by_step(place: Path, rank: int, key: str) -> dict[int, list[Any]]:
+    """What was noted of each batch; of a step done twice the last."""
+    found: dict[int, list[Any]] = {}
+    for step, value in zip(noted(place, rank, "step"), noted(place, rank, key), strict=True):
+        found[step] = [*found.get(step, []), value][-2:]
+    return found
+
+
+def n_ranks(place: Path) -> int:
+    return len(list((place / "watch").glob("rank-*.jsonl")))
 
 
 def order(place: Path) -> list[str]:
     """Rows in the order of samples: in every micro-batch those of rank 0 first."""
-    ranks = range(len(list((place / "watch").glob("rank-*.jsonl"))))
-    micro_batches = zip(*(of(place, rank, "rows") for rank in ranks), strict=True)
+    micro_batches = zip(*(noted(place, r, "rows") for r in range(n_ranks(place))), strict=True)
     return [row for parts in micro_batches for part in parts for row in part]
 
 
 def weights(place: Path) -> dict[str, Tensor]:
+    """Weights and moments at the end."""
     path = newest(place / "run")
     assert path is not None
     assert path.name == f"step-{STEPS:06d}.ckpt"
@@ -153,3 +135,9 @@ def weights(place: Path) -> dict[str, Tensor]:
     moments = content["optimizer_states"][0]["state"]
     state = {f"{i} {n}": t for i, of_one in moments.items() for n, t in of_one.items()}
     return {**content["state_dict"], **state}
+
+
+def assert_bit_equal(run: Path, expected: Path) -> None:
+    found, wanted = weights(run), weights(expected)
+    assert found.keys() == wanted.keys()
+    assert [name for name, tensor in wanted.items() if not found[name].equal(tensor)] == []

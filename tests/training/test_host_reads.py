@@ -1,8 +1,5 @@
 """A training step reads two numbers from the device, together; a GPU is waited for only there."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -10,12 +7,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mla_lm.checkpoint.record import Record
-from mla_lm.training.expert_load import ExpertLoad
-from mla_lm.training.loss_spikes import LossSpikes
+from mla_lm.training.alarms import ExpertLoad, LossSpikes
 from mla_lm.training.module import LanguageModel
 from tests.conftest import TINY, load_config
-from tests.training.bookkeeping import TOKENIZER, Loader
+from tests.training.small import RECORD, TOKENIZER, fit, trainer
 
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__")
 WAITS = ("aten::nonzero", "aten::bincount", "aten::_local_scalar_dense", "aten::masked_select")
@@ -38,26 +33,23 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What reads tensors, in order."""
-    with Waits() as waits, monkeypatch.context() as patch:
-        for name in READS:
-            honest = getattr(torch.Tensor, name)
+def spy_on(reads: list[str], patch: pytest.MonkeyPatch) -> None:
+    for name in READS:
+        honest = getattr(torch.Tensor, name)
 
-            def spy(*args: Any, name: str = name, honest: Any = honest, **options: Any) -> Any:
-                waits.names.append(name)
-                return honest(*args, **options)
+        def spy(*args: Any, name: str = name, honest: Any = honest, **options: Any) -> Any:
+            reads.append(name)
+            return honest(*args, **options)
 
-            patch.setattr(torch.Tensor, name, spy)
-        yield waits.names
+        patch.setattr(torch.Tensor, name, spy)
 
 
 class Steps(L.Callback):
     """Notes what each step reads, from its batch to the next."""
 
     def __init__(self, reads: list[str]) -> None:
-        self.reads, self.by_step = reads, []  # type: ignore[var-annotated]
+        self.reads = reads
+        self.by_step: list[list[str]] = []
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.by_step.append(self.reads[:])
@@ -65,28 +57,17 @@ class Steps(L.Callback):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_one_read_a_step(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_read_per_step(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = (f"optim={kind}", "model.ffn.execution=grouped_mm", "model.mtp_depth=1")
     wide = ("model.dim=32", "model.ffn.moe_inter_dim=32")
     steps = (f"trainer.log_every_n_steps={LOGGED}", f"trainer.max_steps={STEPS}")
-    cfg = load_config([*TINY, *words, *wide, *steps])
-    record = Record(config={}, command="", tokenizer=TOKENIZER.json, data={}, environment={})
-    module = LanguageModel(cfg, TOKENIZER, record)
+    module = LanguageModel(load_config([*TINY, *words, *wide, *steps]), TOKENIZER, RECORD)
     batches = [torch.randint(TOKENIZER.vocab_size, (2, 17)) for _ in range(STEPS)]
-    with counted(monkeypatch) as reads:
-        watch = Steps(reads)
-        L.Trainer(
-            accelerator="cpu",
-            max_steps=STEPS,
-            gradient_clip_val=1.0,
-            log_every_n_steps=LOGGED,
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=tmp_path,
-            callbacks=[ExpertLoad(100), LossSpikes(50, 5.0), watch],
-        ).fit(module, Loader(batches), Loader(batches[:1]))
+    with Waits() as waits, monkeypatch.context() as patch:
+        spy_on(waits.names, patch)
+        watch = Steps(waits.names)
+        callbacks = (ExpertLoad(100), LossSpikes(50, 5.0), watch)
+        fit(trainer(STEPS, *callbacks, log_every_n_steps=LOGGED), module, batches)
     unlogged = [reads for step, reads in enumerate(watch.by_step[1:], 1) if step % LOGGED]
     assert unlogged == [["tolist"]] * len(unlogged)
+    assert len(unlogged) > 5

@@ -1,7 +1,6 @@
 """Where text comes from: a corpus for every `data.kind`."""
 
 import os
-import struct
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -37,18 +36,17 @@ def _open(cfg: DataConfig) -> Corpus:
         case StdlibConfig():
             found = files.library_files()
             documents = partial(files.text_documents, found, in_pieces=False)
-            return Corpus("stdlib", found.source(), _file_bytes(found), documents, None)
+            return Corpus("stdlib", found.source(), found.n_bytes, documents, None)
         case TextConfig():
             alone = len(files.find_files(cfg.path, key="data.path").paths) == 1
-            read_text = partial(files.text_documents, in_pieces=alone)
-            corpus = _from_files(cfg, ("",), read_text, _file_bytes)
+            corpus = _from_files(cfg, ("",), partial(files.text_documents, in_pieces=alone))
             return corpus._replace(source=corpus.source | {"in_pieces": alone})
         case JsonlConfig():
             read_lines = partial(files.jsonl_documents, field=cfg.field)
-            return _from_files(cfg, (".jsonl", ".jsonl.gz"), read_lines, _file_bytes)
+            return _from_files(cfg, (".jsonl", ".jsonl.gz"), read_lines)
         case ParquetConfig():
             read_rows = partial(tables.parquet_documents, column=cfg.column)
-            return _from_files(cfg, (".parquet",), read_rows, tables.parquet_bytes)
+            return _from_files(cfg, (".parquet",), read_rows)
         case HubConfig():
             return _from_hub(cfg)
         case SyntheticConfig():
@@ -58,22 +56,19 @@ def _open(cfg: DataConfig) -> Corpus:
 
 
 def _from_files(
-    cfg: FilesConfig,
-    suffixes: tuple[str, ...],
-    read: Callable[[Files], Iterator[Document]],
-    size: Callable[[Files], int],
+    cfg: FilesConfig, suffixes: tuple[str, ...], read: Callable[[Files], Iterator[Document]]
 ) -> Corpus:
     """Files of `path` to train on, without those of `val_path`, which are to validate on."""
     train = files.find_files(cfg.path, key="data.path", suffixes=suffixes)
     if cfg.val_path is None:
-        return Corpus(cfg.path, train.source(), size(train), partial(read, train), None)
+        return Corpus(cfg.path, train.source(), train.n_bytes, partial(read, train), None)
     val = files.find_files(cfg.val_path, key="data.val_path", suffixes=suffixes)
     held_out = {path.resolve() for path in val.paths}
     train = train._replace(paths=[p for p in train.paths if p.resolve() not in held_out])
     if not train.paths:
         raise UserError(f"data.val_path={cfg.val_path}: holds every file of data.path={cfg.path}")
     source = {"train": train.source(), "val": val.source()}
-    n_bytes = size(train) + size(val)
+    n_bytes = train._replace(paths=train.paths + val.paths).n_bytes
     return Corpus(cfg.path, source, n_bytes, partial(read, train), partial(read, val))
 
 
@@ -85,16 +80,3 @@ def _from_hub(cfg: HubConfig) -> Corpus:
     splits = [cfg.split, *([cfg.val_split] if cfg.val_split else [])]
     train, *val = (partial(tables.hub_documents, cfg, split) for split in splits)
     return Corpus(cfg.name, source, cfg.max_bytes, train, val[0] if val else None)
-
-
-def _file_bytes(found: Files) -> int:
-    """Bytes of the files; of a .gz file the size it states, its last four bytes."""
-    total = 0
-    for path in found.paths:
-        size = path.stat().st_size
-        if path.suffix == ".gz" and size > struct.calcsize("<I"):
-            with path.open("rb") as file:
-                file.seek(-struct.calcsize("<I"), 2)
-                (size,) = struct.unpack("<I", file.read())
-        total += size
-    return total

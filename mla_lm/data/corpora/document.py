@@ -18,7 +18,7 @@ class Corpus(NamedTuple):
 
     name: str  # for messages
     source: dict[str, Any]
-    n_bytes: int | None  # of text, as far as known, for the progress bar
+    n_bytes: int | None  # of text where it is known, for the progress bar
     train: Callable[[], Iterator[Document]]
     val: Callable[[], Iterator[Document]] | None  # None: a share of `train` is held out
 
@@ -28,6 +28,15 @@ def row(text: str | None, where: str) -> Document:
     try:
         return Document((text or "").encode(), (text,) if text else ())
     except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: half a surrogate pair at character {error.start}, not Unicode text"
-        ) from None
+        raise UserError(f"{where}: half a surrogate pair at character {error.start}") from None
+
+
+def row_of(record: Any, field: str, where: str) -> Document:
+    """The string in one field of a record; UserError where there is none."""
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: not a JSON object")
+    if field not in record:
+        raise UserError(f"{where}: no {field!r} in {str([*record])[:80]}")
+    if not isinstance(record[field], str | None):
+        raise UserError(f"{where}: {field!r} is not a string")
+    return row(record[field], where)

@@ -1,16 +1,9 @@
-"""Train a little in every way that could count tokens wrongly; a process of `test_bookkeeping.py`.
+"""A tiny model trained for three steps in every way that could count tokens wrongly.
 
-`python bookkeeping.py OUT.json`, alone or as one of several ranks (torchrun's variables). Weights
-stay where they are (the learning rate is nothing), so that only biases change what is chosen.
+Weights stay where they are (the learning rate is nothing), so only biases change what is chosen.
 """
 
-import json
-import os
-import sys
-import warnings
 from collections.abc import Iterator
-from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -26,40 +19,49 @@ from mla_lm.objective import balance
 from mla_lm.training.module import LanguageModel
 from tests.conftest import TINY, load_config, randomized
 
-STEPS, BATCH, LENGTH, N_RANKS = 3, 2, 40, 2
+STEPS, BATCH, LENGTH = 3, 2, 24
 TOKENIZER = Tokenizer.train((), vocab_size=257, end_of_text="<|endoftext|>")
+RECORD = Record(config={}, command="", tokenizer=TOKENIZER.json, data={}, environment={})
 
 
 class Case(NamedTuple):
-    """`accumulate` micro-batches a step on every rank."""
+    """`accumulate` micro-batches per step on every rank."""
 
-    checkpointing: str
-    accumulate: int
-    evaluate: bool
-    padded: bool
-    mtp_depth: int
+    checkpointing: str = "none"
+    accumulate: int = 1
+    evaluate: bool = False
+    padded: bool = False
+    mtp_depth: int = 1
 
-    def config(self) -> RunConfig:
-        words = (
-            "data=synthetic",
-            "data.seq_len=40",
-            "model.vocab_size=320",
-            "optim.lr=1e-38",
-            "balance.bias_update_speed=0.05",
-            "balance.bias_decay_fraction=0.0",
-            f"trainer.activation_checkpointing={self.checkpointing}",
-            f"model.mtp_depth={self.mtp_depth}",
-            f"trainer.max_steps={STEPS}",
+    def config(self, *more: str) -> RunConfig:
+        return load_config(
+            [
+                *TINY,
+                "data=synthetic",
+                f"data.seq_len={LENGTH}",
+                "model.vocab_size=320",
+                "optim.lr=1e-38",
+                "balance.bias_update_speed=0.05",
+                "balance.bias_decay_fraction=0.0",
+                f"trainer.activation_checkpointing={self.checkpointing}",
+                f"model.mtp_depth={self.mtp_depth}",
+                f"trainer.max_steps={STEPS}",
+                *more,
+            ]
         )
-        return load_config([*TINY, *words])
 
 
-def cases() -> Iterator[Case]:
-    kinds = ("none", "reentrant", "non_reentrant")
-    yield from map(Case._make, product(kinds, (1, 4), (False, True), (False, True), (0, 1)))
+CASES = (  # every pair of two choices
+    Case("none", 1, False, False, 0),
+    Case("none", 2, True, True, 1),
+    Case("reentrant", 1, True, False, 1),
+    Case("reentrant", 2, False, True, 0),
+    Case("non_reentrant", 1, False, True, 1),
+    Case("non_reentrant", 2, True, False, 0),
+)
 
 
-def micro_batches(case: Case, n_ranks: int) -> list[Tensor]:
+def micro_batches(case: Case, n_ranks: int = 1) -> list[Tensor]:
     """In the order rank 0, rank 1, rank 0, ...: (BATCH, LENGTH + 1) each."""
     generator = torch.Generator().manual_seed(1)
     shape = (STEPS * case.accumulate * n_ranks, BATCH, LENGTH + 1)
@@ -78,7 +80,7 @@ def build(cfg: RunConfig) -> Transformer:
 
 
 @torch.no_grad()
-def reference(case: Case, n_ranks: int) -> dict[str, Any]:
+def reference(case: Case, n_ranks: int = 1) -> dict[str, Any]:
     """A plain loop: the load of each step and the biases at the end."""
     cfg = case.config()
     model, annotate = build(cfg), Annotator(cfg.data, TOKENIZER)
@@ -91,14 +93,12 @@ def reference(case: Case, n_ranks: int) -> dict[str, Any]:
     for first in range(0, len(batches), per_step):
         load = torch.zeros(len(biases), biases[0].numel(), dtype=torch.int64)
         for batch in batches[first : first + per_step]:
-            routing = model(batch.inputs).routing
-            for layer, routed in enumerate(routing):
+            for layer, routed in enumerate(model(batch.inputs).routing):
+                ahead = LENGTH - routed.experts.shape[1]  # the depth of an MTP block
                 for row, position in torch.ones(routed.experts.shape[:2]).nonzero().tolist():
-                    ahead = LENGTH - routed.experts.shape[1]
-                    if not batch.counted[row, position] or not batch.counted[row, position + ahead]:
-                        continue
-                    for expert in routed.experts[row, position].tolist():
-                        load[layer, expert] += 1
+                    if batch.counted[row, position] and batch.counted[row, position + ahead]:
+                        for expert in routed.experts[row, position].tolist():
+                            load[layer, expert] += 1
         loads.append(load)
         for bias, layer_load in zip(biases, load, strict=True):
             balance.update_bias(bias, layer_load, speed=cfg.balance.bias_update_speed)
@@ -127,47 +127,53 @@ class Loads(L.Callback):
             self.loads.append(pl_module.load.tolist())
 
 
-def trained(case: Case, rank: int, n_ranks: int) -> dict[str, Any]:
-    """The same by Lightning, as one of the ranks."""
+def trainer(max_steps: int, *callbacks: L.Callback, **more: Any) -> L.Trainer:
+    """Without validation and files unless `more` asks for them."""
+    quiet = {
+        "limit_val_batches": 0,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return L.Trainer(
+        accelerator="cpu",
+        max_steps=max_steps,
+        max_epochs=-1,
+        gradient_clip_val=1.0,
+        callbacks=list(callbacks),
+        **{**quiet, **more},
+    )
+
+
+def fit(trainer: L.Trainer, module: LanguageModel, batches: list[Tensor]) -> None:
+    trainer.fit(module, Loader(batches), Loader(batches[:1]))
+
+
+def ranks(n: int) -> dict[str, Any]:
+    return {"devices": n, "strategy": "ddp" if n > 1 else "auto"}
+
+
+def trained(case: Case, *, rank: int = 0, n_ranks: int = 1) -> dict[str, Any]:
+    """The same as `reference` by Lightning, as one of the ranks."""
     cfg = case.config()
-    record = Record(config={}, command="", tokenizer=TOKENIZER.json, data={}, environment={})
-    module = LanguageModel(cfg, TOKENIZER, record)
+    module = LanguageModel(cfg, TOKENIZER, RECORD)
     module.model.load_state_dict(build(cfg).state_dict())
     for router in module.routers.values():
         router.e_score_correction_bias.zero_()
     batches = micro_batches(case, n_ranks)[rank::n_ranks]
     watch = Loads()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=n_ranks,
-        strategy="ddp" if n_ranks > 1 else "auto",
-        max_steps=STEPS,
-        max_epochs=-1,
+    validation: dict[str, Any] = {"val_check_interval": case.accumulate, "limit_val_batches": 1.0}
+    by_lightning = trainer(
+        STEPS,
+        watch,
         accumulate_grad_batches=case.accumulate,
-        gradient_clip_val=1.0,
-        val_check_interval=case.accumulate if case.evaluate else None,
         check_val_every_n_epoch=None,
-        limit_val_batches=1.0 if case.evaluate else 0,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[watch],
+        **ranks(n_ranks),
+        **(validation if case.evaluate else {}),
     )
-    trainer.fit(module, Loader(batches), Loader(batches[:1]) if case.evaluate else None)
+    fit(by_lightning, module, batches)
     biases = [router.e_score_correction_bias.tolist() for router in module.routers.values()]
     return {"loads": watch.loads, "biases": biases}
-
-
-def main(out: Path) -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    rank, n_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    found = {str(case): trained(case, rank, n_ranks) for case in cases()}
-    out.write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
