@@ -50,9 +50,9 @@ def main(name: str) -> None:
     threading.Thread(target=_end_with_runner, daemon=True).start()
     with FileLock(folder / LOCK, timeout=PATIENCE):
         if not costs(folder):
+            train(cfg, name)
             from mla_lm.machine import resident
 
-            train(cfg, name)
             _write(folder, {"peak_memory": resident("VmHWM")})
         if not done(folder):
             _write(folder, costs(folder) | speeds(cfg))
@@ -60,6 +60,7 @@ def main(name: str) -> None:
 
 def train(cfg: RunConfig, name: str) -> None:
     """As `train.py` does; where a run has several processes, each is `cell FOLDER` again."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a rank says in one line what fails
     from mla_lm.training import processes as ranks
     from mla_lm.training.run import fit
 
