@@ -73,11 +73,11 @@ def speeds(cfg: RunConfig) -> dict[str, float]:
     """Speeds of the trained model, as `eval.py parts=[profile]` measures them."""
     from mla_lm.checkpoint.record import load_checkpoint
     from mla_lm.evaluation.profile import profile
-    from mla_lm.machine import accelerator_type, autocast, resolve_precision
+    from mla_lm.machine import autocast, hardware
 
-    device = accelerator_type(cfg.trainer.accelerator)
-    with autocast(resolve_precision(cfg.precision, device), device):
-        return profile(load_checkpoint(cfg.run_dir)[0].to(device))
+    here = hardware(cfg.precision, cfg.trainer.accelerator)
+    with autocast(here.precision, here.device):
+        return profile(load_checkpoint(cfg.run_dir)[0].to(here.device))
 
 
 def _write(folder: Path, content: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from mla_lm.config.compose import instantiate, load_config
 from mla_lm.errors import UserError, one_line
 from mla_lm.evaluation.subject import Subject
 from mla_lm.files import replacing
-from mla_lm.machine import environment
+from mla_lm.machine import hardware
 
 
 def write_results(
@@ -30,7 +30,7 @@ def write_results(
         "seed": cfg.seed,
         "seq_len": cfg.context or subject.run.data.seq_len,
         "data": list(data_words),
-        "environment": environment(subject.precision, subject.device),
+        "environment": hardware(subject.precision).environment,
     }
     before = _read(target)
     texts = {name: value for name, value in metrics.items() if name.endswith("/sha256")}
