@@ -93,6 +93,7 @@ def train_ours(overrides: Sequence[str], seconds: float) -> Trained:
     n_steps = max(1, round(seconds / statistics.median(timed(step) for _ in range(PROBED))))
     with TemporaryDirectory() as folder:
         limits = [f"trainer.{key}={n_steps}" for key in ("max_steps", "val_every_n_steps")]
+        limits.append(f"trainer.log_every_n_steps={min(10, n_steps)}")
         own = [*overrides, *limits, f"run_dir={folder}/run", "callbacks.samples=null"]
         fit(load_config(own))
         metrics = pandas.read_csv(f"{folder}/run/metrics/version_0/metrics.csv")
@@ -129,8 +130,9 @@ def gpt2(shape: dict[str, int], vocab_size: int, seq_len: int) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     settings: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    settings |= {"vocab_size": vocab_size, "n_positions": seq_len, "use_cache": False, **shape}
-    return GPT2LMHeadModel(GPT2Config(**settings))
+    settings |= dict.fromkeys(("bos_token_id", "eos_token_id"))
+    settings |= {"vocab_size": vocab_size, "n_positions": seq_len, "use_cache": False}
+    return GPT2LMHeadModel(GPT2Config(**settings, **shape))
 
 
 @torch.no_grad()

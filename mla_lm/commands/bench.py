@@ -6,6 +6,7 @@ cache; drafts of `ckpt=`), quality (bits per byte in equal time), gpu (a trainin
 all that this machine and command have what it takes for.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -41,8 +42,6 @@ def run(arguments: Sequence[str]) -> None:
     options = parse_options(Options, arguments)
     if options.out:
         Path(options.out).touch()  # fails now rather than after the measurement
-
-    import json
 
     from mla_lm.bench.report import show
     from mla_lm.machine import keep_freed_memory
