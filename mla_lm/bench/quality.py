@@ -1,7 +1,7 @@
 """Suite `quality`: bits per byte on held-out text after equal time, against nanoGPT's recipes.
 
 The peer is `transformers`' GPT-2 with AdamW, on the same corpus and split: for some minutes on the
-embedded corpus, or, with `text=`, by nanoGPT's recipe for a CPU (2,000 steps on a small text), against
+embedded corpus, or, with `text=`, by nanoGPT's recipe (2,000 steps) on a small text, against
 `experiment=small_text` in a third and a sixth of that time. Only training steps are timed.
 """
 
