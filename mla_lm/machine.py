@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -19,10 +19,11 @@ from mla_lm.config import Precision
 from mla_lm.errors import UserError
 
 Resolved = Literal["32-true", "bf16-mixed"]
+DeviceType = Literal["cuda", "cpu"]
 STATUS = Path("/proc/self/status")
 
 
-def accelerator_type(accelerator: str = "auto") -> Literal["cuda", "cpu"]:
+def accelerator_type(accelerator: str = "auto") -> DeviceType:
     """The device that `trainer.accelerator` means; UserError for a GPU that torch cannot find."""
     available = torch.cuda.is_available()
     if accelerator == "gpu" and not available:
@@ -105,19 +106,30 @@ def product_ceiling(precision: Resolved, device: torch.device, seconds: float = 
     return 2 * side**3 / fastest
 
 
-def environment(precision: Resolved, device_type: str) -> dict[str, str | int]:
-    """What a run's exact bits depend on besides its configuration, and the code's commit."""
+class Hardware(NamedTuple):
+    """What a run uses of this machine, and what its exact bits depend on besides its config."""
+
+    device: DeviceType
+    precision: Resolved
+    environment: dict[str, str | int]  # with the commit of the code
+
+
+def hardware(precision: Precision = "auto", accelerator: str = "auto") -> Hardware:
+    """Device and number format here; UserError for a GPU that torch cannot find."""
+    device = accelerator_type(accelerator)
+    resolved = resolve_precision(precision, device)
     cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return {
+    environment: dict[str, str | int] = {
         "threads": torch.get_num_threads(),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
-        "precision": precision,
-        "device": torch.cuda.get_device_name() if device_type == "cuda" else cpu,
+        "precision": resolved,
+        "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "lightning": version("lightning"),
         "commit": _commit(Path(__file__).resolve().parent.parent),
     }
+    return Hardware(device, resolved, environment)
 
 
 def _commit(root: Path) -> str:

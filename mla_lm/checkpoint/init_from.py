@@ -7,7 +7,7 @@ Only its context may grow: `model/rope=yarn` stretches the positions to `data.se
 from collections.abc import Sequence
 from typing import Any
 
-from mla_lm.checkpoint.record import RECORD, locate, read
+from mla_lm.checkpoint.record import RECORD, Record, locate, read
 from mla_lm.config import ModelConfig, RunConfig
 from mla_lm.config.compose import validate
 from mla_lm.config.explain import key_of
@@ -19,13 +19,14 @@ FIXED = ("model", "data.tokenizer")
 FREE = ("ffn.execution", "ffn.force_balance")  # of the model
 
 
-def resolve_init(cfg: RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
-    """`cfg` with the model and tokenizer of `cfg.init_from`.
+def resolve_init(cfg: RunConfig, overrides: Sequence[str] = ()) -> tuple[RunConfig, Record]:
+    """`cfg` with the model and tokenizer of `cfg.init_from`, and the record of that checkpoint.
 
     Raises UserError for an override that would change either, beyond extending the context.
     """
     path = locate(str(cfg.init_from))
-    stored = read(path, RECORD)[0].run_config()
+    record = read(path, RECORD)[0]
+    stored = record.run_config()
     free = [f"model.{key}" for key in FREE]
     for override in overrides:
         key = key_of(override)
@@ -39,7 +40,7 @@ def resolve_init(cfg: RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
     values = cfg.model_dump()
     values["model"] = model.model_dump() | _free(model, cfg.model)
     values["data"]["tokenizer"] = stored.data.tokenizer.of_checkpoint().model_dump()
-    return validate(RunConfig, values | {"init_from": str(path), "resume": None})
+    return validate(RunConfig, values | {"init_from": str(path), "resume": None}), record
 
 
 def _free(model: ModelConfig, wanted: ModelConfig) -> dict[str, Any]:

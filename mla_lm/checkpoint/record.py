@@ -62,7 +62,7 @@ class Record(BaseModel):
     def from_stored(cls, tree: dict[str, Any]) -> Self:
         """Raises an error of whatever kind when `tree` is not what `stored` makes."""
         record = cls(**{**tree, "tokenizer": tree["tokenizer"].numpy().tobytes().decode()})
-        record.run_config()
+        record.own_tokenizer()
         return record
 
     def own_tokenizer(self) -> Tokenizer:
@@ -106,14 +106,6 @@ def read_weights(path: Path) -> tuple[Record, dict[str, Tensor], int]:
     except (KeyError, AttributeError) as error:
         raise _unfit(path, error) from None
     return record, state, content[STEP]
-
-
-def tokenizer_of(path: Path, record: Record) -> Tokenizer:
-    """The tokenizer inside a checkpoint; UserError where it does not fit the configuration."""
-    try:
-        return record.own_tokenizer()
-    except Exception as error:  # the library raises plain `Exception`
-        raise _unfit(path, error) from None
 
 
 def _unfit(path: Path, error: Exception) -> UserError:

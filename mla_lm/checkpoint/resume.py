@@ -7,10 +7,11 @@ same `run_id`; in another it is a new one.
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from mla_lm.checkpoint.init_from import resolve_init
 from mla_lm.checkpoint.record import (
     CONFIG_FILE,
     RECORD,
@@ -28,7 +29,6 @@ from mla_lm.config.explain import key_of, nearest, shown
 from mla_lm.config.section import leaves
 from mla_lm.errors import UserError
 from mla_lm.files import read_object
-from mla_lm.machine import accelerator_type, environment, resolve_precision
 
 NEVER = ("model.", "optim.", "data.kind", "data.val_fraction", "data.tokenizer.")
 UNLESS_ALLOWED = ("balance.", "loss.", "data.", "seed", "trainer.accumulate_grad_batches")
@@ -46,8 +46,27 @@ BITS = ("world_size", "threads", "precision", "device", "python", "torch", "ligh
 TRAINING = ("loops", "lr_schedulers", "callbacks", "n_skipped")  # not in a file of weights only
 
 
-def resolve_resume(cfg: RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration to run, with `resume` a checkpoint file or None.
+class Origin(NamedTuple):
+    """The configuration to run, and the record of the checkpoint it resumes or starts from."""
+
+    cfg: RunConfig
+    record: Record | None
+
+
+def resolve_origin(cfg: RunConfig, overrides: Sequence[str] = ()) -> Origin:
+    """`cfg` with what the checkpoint that it resumes or starts from decides.
+
+    `resume` of the result is a checkpoint file or None. UserError as `resolve_resume` and
+    `resolve_init`.
+    """
+    found = resolve_resume(cfg, overrides)
+    if found.cfg.init_from and found.record is None:
+        return Origin(*resolve_init(found.cfg, overrides))
+    return found
+
+
+def resolve_resume(cfg: RunConfig, overrides: Sequence[str] = ()) -> Origin:
+    """The run to resume, without a record where a new one starts.
 
     Raises UserError when nothing can be resumed, a fixed key differs, or a new run would write
     into a folder that is not empty.
@@ -58,7 +77,7 @@ def resolve_resume(cfg: RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
         path = newest(run_dir) if cfg.resume == "auto" else locate(cfg.resume)
     if path is None:
         _require_new(run_dir, auto=cfg.resume == "auto")
-        return cfg.model_copy(update={"resume": None})
+        return Origin(cfg.model_copy(update={"resume": None}), None)
 
     record, content = read(path, RECORD, *TRAINING)
     if not content.keys() >= {*TRAINING}:
@@ -72,9 +91,10 @@ def resolve_resume(cfg: RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"{path}: {run_dir} holds later checkpoints; name an empty run_dir=DIR")
     resumed = _merged(cfg, record, overrides, run_dir, in_place=in_place)
     _refuse_changes(path, record.config, resumed.model_dump(mode="json"), cfg.resume_allow)
-    _warn_of_environment(path, record.environment, environment_of(resumed), cfg.resume_allow)
     print(f"resumed {path} step {content[STEP]}", flush=True)
-    return resumed.model_copy(update={"resume": str(path)})
+    return Origin(
+        resumed.model_copy(update={"resume": str(path), "resume_allow": cfg.resume_allow}), record
+    )
 
 
 def _merged(
@@ -88,12 +108,6 @@ def _merged(
     merging = [override for override in overrides if key_of(override) not in GIVEN_ANEW]
     resumed = with_overrides(record.run_config(), merging)
     return resumed.model_copy(update=own | {"logger": cfg.logger, "callbacks": cfg.callbacks})
-
-
-def environment_of(cfg: RunConfig) -> dict[str, str | int]:
-    """What the bits of a run here and now depend on besides `cfg`."""
-    device = accelerator_type(cfg.trainer.accelerator)
-    return environment(resolve_precision(cfg.precision, device), device)
 
 
 def _require_new(run_dir: Path, *, auto: bool) -> None:
@@ -114,16 +128,13 @@ def _require_empty(run_dir: Path) -> None:
         raise UserError(f"run_dir={run_dir}: not empty; name a new folder, or resume=auto")
 
 
-def _warn_of_environment(
-    path: Path,
-    stored: dict[str, str | int],
-    here: dict[str, str | int],
-    allowed: tuple[str, ...],
+def warn_of_environment(
+    cfg: RunConfig, stored: Mapping[str, object], here: Mapping[str, object]
 ) -> None:
+    """Say what keeps a resumed run from having the bits of an uninterrupted one."""
     for key in BITS:
-        before, after = stored.get(key), here[key]
-        if before != after and key not in allowed:
-            difference = f"{key}={after}: {path} was trained with {before}"
+        if stored.get(key) != here[key] and key not in cfg.resume_allow:
+            difference = f"{key}={here[key]}: {cfg.resume} was trained with {stored.get(key)}"
             print(f"warning: {difference}, so not bit for bit", file=sys.stderr)
 
 

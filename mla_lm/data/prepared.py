@@ -37,7 +37,7 @@ class PreparedData(NamedTuple):
     def describe(self, *, n_dropped: int) -> str:
         """A line for the console; `n_dropped` tokens fill no row of a batch."""
         tokens = f"{len(self.train):,} tokens to train on ({n_dropped} fill no row)"
-        return f"{'corpus':15} {self.manifest['name']}, {tokens}, {len(self.val):,} to validate on"
+        return f"{'corpus':11} {self.manifest['name']}, {tokens}, {len(self.val):,} to validate on"
 
 
 def sha256(content: Mapping[str, Any] | str) -> str:

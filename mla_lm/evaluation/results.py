@@ -10,7 +10,7 @@ from mla_lm.config.compose import instantiate, load_config
 from mla_lm.errors import UserError, one_line
 from mla_lm.evaluation.subject import Subject
 from mla_lm.files import read_object, replacing
-from mla_lm.machine import environment
+from mla_lm.machine import hardware
 
 
 def write_results(
@@ -27,7 +27,7 @@ def write_results(
         "seed": cfg.seed,
         "seq_len": cfg.context or subject.run.data.seq_len,
         "data": list(data_overrides),
-        "environment": environment(subject.precision, subject.device),
+        "environment": hardware(subject.precision).environment,
     }
     try:
         before = read_object(target)

@@ -112,7 +112,7 @@ class LanguageModel(L.LightningModule):
         terms = {"ce": ce}
         if mtp:
             terms["mtp"] = torch.stack(mtp).mean()
-        balance_losses = {
+        balance_losses: dict[str, tuple[float, Callable[..., Tensor]]] = {
             "sequence_balance": (
                 self.cfg.balance.sequence_loss_weight,
                 losses.sequence_balance_loss,

@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 import lightning as L
 
 from mla_lm.checkpoint import record as checkpoint
-from mla_lm.checkpoint.init_from import resolve_init
-from mla_lm.checkpoint.resume import environment_of, resolve_resume
+from mla_lm.checkpoint.resume import resolve_origin, warn_of_environment
 from mla_lm.config import RunConfig, compose
 from mla_lm.config.explain import key_of
 from mla_lm.config.secret import public, public_overrides
@@ -24,12 +23,7 @@ from mla_lm.cost import describe
 from mla_lm.data import EvalLoader, PreparedData, TrainLoader, prepare
 from mla_lm.errors import INTERRUPTED, UserError
 from mla_lm.files import claimed
-from mla_lm.machine import (
-    accelerator_type,
-    keep_freed_memory,
-    out_of_memory,
-    resolve_precision,
-)
+from mla_lm.machine import Hardware, hardware, keep_freed_memory, out_of_memory
 from mla_lm.training import processes as ranks
 from mla_lm.training.checkpoints import Checkpoints
 from mla_lm.training.exact_resume import ExactResume
@@ -48,57 +42,41 @@ def launch(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     by one.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a rank says in one line what fails
-    if ranks.launched(cfg.trainer, overrides or ()):
-        return
-    with ranks.joined(cfg.trainer):
-        fit(cfg, overrides)
+    if not ranks.launched(cfg.trainer, overrides or ()):
+        with ranks.joined(cfg.trainer):
+            fit(cfg, overrides)
 
 
 def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     """The run of one rank.
 
-    Raises UserError, on all ranks, where their configurations or data differ.
+    Raises UserError, on all ranks, where their configurations, versions or data differ.
     """
     keep_freed_memory()
-    environment = environment_of(cfg)
-    ranks.assert_same_on_all_ranks({key: environment[key] for key in VERSIONS}, rank_invariant(cfg))
-    cfg = ranks.broadcast_from_rank0(partial(resolved, cfg, overrides or ()))
-    origin = cfg.resume or cfg.init_from
-    stored = checkpoint.read(Path(origin), checkpoint.RECORD)[0] if origin else None
-    tokenizer = checkpoint.tokenizer_of(Path(origin), stored) if origin and stored else None
-    data = prepare(cfg.data, tokenizer=tokenizer)
-    ranks.assert_same_on_all_ranks(
-        {f"data {key}": data.manifest[key] for key in checkpoint.OF_CORPUS}
-    )
-    if cfg.resume and stored:
-        checkpoint.require_corpus(cfg.resume, stored, data.manifest)
+    ranks.assert_same_on_all_ranks(rank_invariant(cfg))
+    cfg, origin = ranks.broadcast_from_rank0(partial(resolve_origin, cfg, overrides or ()))
+    here = hardware(cfg.precision, cfg.trainer.accelerator)
+    ranks.assert_same_on_all_ranks({key: here.environment[key] for key in VERSIONS})
+    if cfg.resume and origin and ranks.rank() == 0:
+        warn_of_environment(cfg, origin.environment, here.environment)
+    data = prepare_data(cfg, origin)
     train_batches, val_batches = loaders(cfg, data)
-    precision = resolve_precision(cfg.precision, accelerator_type(cfg.trainer.accelerator))
     if ranks.world_size() > 1:
         print(f"{ranks.world_size()} processes, {cfg.trainer.strategy}")
-    print(describe(cfg, precision))
+    print(describe(cfg, here.precision))
     print(data.describe(n_dropped=train_batches.n_dropped))
 
-    loggers = compose.instantiate("logger", cfg.logger)
-    callbacks = compose.instantiate("callbacks", cfg.callbacks)
-    run_dir = Path(cfg.run_dir)
     L.seed_everything(cfg.seed, verbose=False)
     record = checkpoint.Record.of(
         cfg,
-        command=stored.command if cfg.resume and stored else command_of(overrides),
+        command=origin.command if cfg.resume and origin else command_of(overrides),
         tokenizer=data.tokenizer.json,
         data=data.manifest,
-        environment=environment_of(cfg),
+        environment=here.environment,
     )
-    with memory_or(f"out of memory for the weights; try: (1) {SMALLER}"):
-        module = LanguageModel(cfg, data.tokenizer, record)
-        if cfg.init_from and not cfg.resume:
-            module.model.load_state_dict(checkpoint.read_weights(Path(cfg.init_from))[1])
-            print(f"starts with the weights of {cfg.init_from}")
-    checkpoints = Checkpoints(
-        run_dir / "checkpoints", cfg.checkpoint, repeat=overrides_to_repeat(overrides or ())
-    )
-    trainer = trainer_of(cfg, loggers, [ExactResume(), *callbacks, checkpoints])
+    trainer = trainer_of(cfg, here, overrides_to_repeat(overrides or ()))
+    module = module_of(cfg, data, record)
+    run_dir = Path(cfg.run_dir)
 
     def begin() -> None:
         claim.enter_context(claimed(run_dir, key="run_dir"))
@@ -114,11 +92,24 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
         print(f"saved {path}" if path else f"{cfg.resume} is the end of the run already")
 
 
-def resolved(cfg: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """`cfg` with what the checkpoint that it resumes or starts from decides."""
-    ranks.per_rank_batch_size(cfg.data.batch_size)
-    found = resolve_resume(cfg, overrides)
-    return resolve_init(found, overrides) if found.init_from and not found.resume else found
+def prepare_data(cfg: RunConfig, origin: checkpoint.Record | None) -> PreparedData:
+    """The corpus, with the tokenizer of the checkpoint that the run resumes or starts from."""
+    data = prepare(cfg.data, tokenizer=origin.own_tokenizer() if origin else None)
+    manifest = data.manifest
+    ranks.assert_same_on_all_ranks({f"data {key}": manifest[key] for key in checkpoint.OF_CORPUS})
+    if cfg.resume and origin:
+        checkpoint.require_corpus(cfg.resume, origin, manifest)
+    return data
+
+
+def module_of(cfg: RunConfig, data: PreparedData, record: checkpoint.Record) -> LanguageModel:
+    """The model, with the weights of `init_from` where the run starts with them."""
+    with memory_or(f"out of memory for the weights; try: (1) {SMALLER}"):
+        module = LanguageModel(cfg, data.tokenizer, record)
+        if cfg.init_from and not cfg.resume:
+            module.model.load_state_dict(checkpoint.read_weights(Path(cfg.init_from))[1])
+            print(f"starts with the weights of {cfg.init_from}")
+    return module
 
 
 def loaders(cfg: RunConfig, data: PreparedData) -> tuple[TrainLoader, EvalLoader]:
@@ -134,14 +125,15 @@ def loaders(cfg: RunConfig, data: PreparedData) -> tuple[TrainLoader, EvalLoader
     return train_batches, EvalLoader(data.val, **rows)
 
 
-def trainer_of(cfg: RunConfig, loggers: list[Any], callbacks: list[L.Callback]) -> L.Trainer:
-    """Lightning's trainer of a run."""
-    accelerator = accelerator_type(cfg.trainer.accelerator)
+def trainer_of(cfg: RunConfig, here: Hardware, repeat: Sequence[str]) -> L.Trainer:
+    """Lightning's trainer of a run; `repeat` as in `Checkpoints`."""
     accumulate = cfg.trainer.accumulate_grad_batches
+    folder = Path(cfg.run_dir) / "checkpoints"
+    callbacks = compose.instantiate("callbacks", cfg.callbacks)
     return L.Trainer(
         **strategy_of(cfg.trainer),
-        accelerator=accelerator,
-        precision=resolve_precision(cfg.precision, accelerator),
+        accelerator=here.device,
+        precision=here.precision,
         max_epochs=-1,
         max_steps=cfg.trainer.max_steps,
         accumulate_grad_batches=accumulate,
@@ -154,8 +146,8 @@ def trainer_of(cfg: RunConfig, loggers: list[Any], callbacks: list[L.Callback]) 
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=cfg.run_dir,
-        logger=loggers,
-        callbacks=callbacks,
+        logger=compose.instantiate("logger", cfg.logger),
+        callbacks=[ExactResume(), *callbacks, Checkpoints(folder, cfg.checkpoint, repeat=repeat)],
     )
 
 

@@ -82,7 +82,7 @@ def logged(folder: Path, *, version: int = 0) -> list[dict[str, str]]:
 
 def resolve(trained: Run, *overrides: str) -> Any:
     words = [*trained.overrides, *overrides]
-    return resolve_resume(load_config(words), words)
+    return resolve_resume(load_config(words), words).cfg
 
 
 def refusal(action: Callable[[], object]) -> str:

@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 
 from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.record import read
+from mla_lm.checkpoint.resume import warn_of_environment
+from mla_lm.machine import hardware
 from tests.runs.conftest import (
     STEPS,
     Run,
@@ -95,12 +98,18 @@ def test_what_changes_the_bits_is_told_unless_allowed(
     trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: Any
 ) -> None:
     path = elsewhere(trained, tmp_path, **{key: value})
-    resolve(trained, f"resume={path}", f"run_dir={tmp_path / 'new'}")
+    warn(trained, path, tmp_path / "new")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {key}=")
     assert str(value) in line
-    resolve(trained, f"resume={path}", f"run_dir={tmp_path / 'new'}", f"resume_allow=[{key}]")
+    warn(trained, path, tmp_path / "new", f"resume_allow=[{key}]")
     assert capsys.readouterr().err == ""
+
+
+def warn(trained: Run, path: Path, run_dir: Path, *overrides: str) -> None:
+    cfg = resolve(trained, f"resume={path}", f"run_dir={run_dir}", *overrides)
+    here = hardware(cfg.precision, cfg.trainer.accelerator)
+    warn_of_environment(cfg, read(path)[0].environment, here.environment)
 
 
 def elsewhere(trained: Run, place: Path, **environment: Any) -> Path:
