@@ -9,15 +9,13 @@ LOGGER = ("logger=", "logger.", "logger/")
 
 
 def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
-    """Write `metrics.json` into the folder of the run; print and log the same numbers.
+    """Write `metrics.json` into the folder of the run, and print and log the same numbers.
 
-    What the file holds of the same checkpoint under the same conditions stays; with `context` its
-    name ends in that.
+    The file keeps what it holds of the same checkpoint and conditions; `context=N` has its own.
     """
     cli.require_path("ckpt", cfg.ckpt)
 
-    from mla_lm.evaluation.bundles import evaluate_bundles, read_bundles
-    from mla_lm.evaluation.harness import evaluate_in_harness
+    from mla_lm.evaluation.harness import load_tasks
     from mla_lm.evaluation.parts import PARTS
     from mla_lm.evaluation.results import log_results, make_loggers, write_results
     from mla_lm.evaluation.subject import load_subject
@@ -25,20 +23,19 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     from mla_lm.machine import autocast, keep_freed_memory
 
     keep_freed_memory()
-    data_words, logger_words = ([w for w in overrides if w.startswith(g)] for g in (DATA, LOGGER))
-    bundles = read_bundles(cfg)
-    subject = load_subject(cfg, data_words=data_words)
-    loggers = make_loggers(subject, logger_words)
+    of_data, of_logger = ([o for o in overrides if o.startswith(g)] for g in (DATA, LOGGER))
+    subject = load_subject(cfg, data_overrides=of_data)
+    score_tasks = load_tasks(subject.model, subject.tokenizer, cfg)
+    loggers = make_loggers(subject, of_logger)
     metrics: dict[str, Any] = {}
     with autocast(subject.precision, subject.device):
-        for name, part in PARTS.items():
-            metrics |= part(subject, cfg) if name in cfg.parts else {}
-        metrics |= evaluate_bundles(subject, bundles)
-        metrics |= evaluate_in_harness(subject, cfg)
+        for name in dict.fromkeys(cfg.parts):
+            metrics |= PARTS[name](subject, cfg)
+        metrics |= score_tasks()
 
     metrics_table(metrics, list(subject.model.routers()))
-    print(f"written to {write_results(subject, cfg, metrics, data_words=data_words)}")
-    changed = [w for w in overrides if w.startswith((*DATA, "context=", "limit="))]
+    print(f"written to {write_results(subject, cfg, metrics, data_overrides=of_data)}")
+    changed = [o for o in overrides if o.startswith((*DATA, "context=", "limit="))]
     log_results(loggers, metrics, step=subject.step, conditions=changed)
 
 

@@ -1,7 +1,8 @@
-"""One cell of a study, a process of its own: `python -m mla_lm.ablation.cell FOLDER [profile]`.
+"""One cell of a study, a process of its own: `python -m mla_lm.ablation.cell FOLDER`.
 
-It trains the configuration in `FOLDER/.cell.json` as `train.py` does, writes what that cost to
-`cost.json`, and ends with the runner that started it, however that ended: by its standard input.
+It trains the configuration in `FOLDER/.cell.json` as `train.py` does, measures how fast the model
+reads and writes, and leaves both costs in `cost.json`. It ends with the runner that started it,
+however that ended: by its standard input.
 """
 
 import json
@@ -19,7 +20,6 @@ from mla_lm.errors import STOPPED, guard
 from mla_lm.files import read_object, replacing
 
 CONFIG, COST, LOCK = ".cell.json", "cost.json", ".cell.lock"  # hidden: the run's folder is empty
-PROFILE = "profile"
 PATIENCE = 600.0  # seconds for the process before this one to save and end
 
 
@@ -31,17 +31,17 @@ def write_config(folder: Path, cfg: RunConfig) -> None:
 
 
 def costs(folder: Path) -> dict[str, Any]:
-    """`peak_memory` in bytes once it is trained, speeds by context and batch once profiled."""
+    """`peak_memory` in bytes once it is trained, then also speeds by context and batch."""
     return read_object(folder / COST) if (folder / COST).exists() else {}
 
 
-def done(folder: Path, *, profiled: bool) -> bool:
+def done(folder: Path) -> bool:
     """Whether nothing is left to do for a cell."""
-    return costs(folder).keys() >= {"peak_memory", *(["cache/bytes_per_token"] * profiled)}
+    return "cache/bytes_per_token" in costs(folder)
 
 
-def main(name: str, *options: str) -> None:
-    """Train in a folder; with `profile` also measure how fast the model reads and writes."""
+def main(name: str) -> None:
+    """Do what is left of the cell in a folder."""
     folder = Path(name)
     cfg = RunConfig.model_validate_json((folder / CONFIG).read_text())
     if "RANK" in os.environ:  # one of several processes that this cell has started
@@ -49,17 +49,18 @@ def main(name: str, *options: str) -> None:
         return
     threading.Thread(target=_end_with_runner, daemon=True).start()
     with FileLock(folder / LOCK, timeout=PATIENCE):
-        if not done(folder, profiled=False):
+        if not costs(folder):
+            train(cfg, name)
             from mla_lm.machine import resident
 
-            train(cfg, name)
             _write(folder, {"peak_memory": resident("VmHWM")})
-        if PROFILE in options and not done(folder, profiled=True):
+        if not done(folder):
             _write(folder, costs(folder) | speeds(cfg))
 
 
 def train(cfg: RunConfig, name: str) -> None:
     """As `train.py` does; where a run has several processes, each is `cell FOLDER` again."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a rank says in one line what fails
     from mla_lm.training import processes as ranks
     from mla_lm.training.run import fit
 
@@ -98,4 +99,4 @@ if __name__ == "__main__":
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(STOPPED)
     )  # a run that has begun takes it over
-    guard(lambda: main(*sys.argv[1:]))
+    guard(lambda: main(sys.argv[1]))

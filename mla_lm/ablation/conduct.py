@@ -2,14 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from mla_lm.ablation.budget import Axes, axes
-from mla_lm.ablation.report import About, require_extra, write_report
+from mla_lm.ablation.report import require_extra, write_report
 from mla_lm.ablation.runner import CELLS, LOGS, Runner
 from mla_lm.ablation.runs import Runs, read_runs, runs_below
 from mla_lm.ablation.statistics import best_rates
@@ -19,7 +18,7 @@ from mla_lm.config.compose import validate
 from mla_lm.config.secret import public_overrides
 from mla_lm.data import prepare
 from mla_lm.errors import UserError
-from mla_lm.files import claimed, replacing
+from mla_lm.files import claimed, read_object, replacing
 
 STUDY = "study.json"
 MAY_CHANGE = ("question", "seeds", "confidence")  # of a study that has begun
@@ -56,7 +55,8 @@ def conduct(study: Study, planned: Plan, out: Path, *, jobs: int, command: str) 
         rest = cells(study, planned, best_rates(swept.table) if swept else {})
         runner.run(rest)
         failed = [f"{name} ({reason})" for name, reason in runner.failed.items()]
-        _report(out, study, command, failed=failed, jobs=jobs)
+        if runs := _begun(out, study):
+            write_report(out, runs, study, command=command, failed=failed, jobs=jobs)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(sweep) + len(rest)} cells failed: {'; '.join(failed)}; "
@@ -72,16 +72,18 @@ def report_folder(out: Path, *, command: str) -> None:
     require_extra()
     if not out.is_dir():
         raise UserError(f"report={out}: no such folder")
+    runs = None
     if (out / STUDY).exists():
-        kept = json.loads((out / STUDY).read_text())
-        _report(out, validate(Study, kept["study"]), kept["command"])
-        return
-    found = runs_below(out.resolve())
-    if not found:
+        kept = read_object(out / STUDY)
+        study, command = validate(Study, kept["study"]), kept["command"]
+        runs = _begun(out, study)
+    elif found := runs_below(out.resolve()):
+        runs = read_runs(found)
+        reference = runs.table.set_index("run").arm[next(iter(found))]
+        study = Study.model_construct(question="", arms={}, reference=reference)
+    if not runs:
         raise UserError(f"report={out}: holds no run")
-    runs = read_runs(found)
-    reference = runs.table.set_index("run").arm[next(iter(found))]
-    write_report(out, runs, About(command, reference))
+    write_report(out, runs, study, command=command)
 
 
 def _keep(study: Study, planned: Plan, out: Path, command: str) -> None:
@@ -91,7 +93,7 @@ def _keep(study: Study, planned: Plan, out: Path, command: str) -> None:
     own_yaml = {"logger", "callbacks"}  # which may hold secrets
     arms = {a: cfg.model_dump(mode="json", exclude=own_yaml) for a, cfg in planned.configs.items()}
     if path.exists():
-        begun = json.loads(path.read_text())
+        begun = read_object(path)
         for key in content:
             if key not in MAY_CHANGE and content[key] != begun["study"].get(key):
                 raise UserError(f"out={out}: belongs to another study, whose {key} differs")
@@ -113,17 +115,3 @@ def _begun(out: Path, study: Study) -> Runs | None:
         for name in folders
     }
     return read_runs(folders, arms) if folders else None
-
-
-def _report(out: Path, study: Study, command: str, **more: Any) -> None:
-    """Write the report of a study as far as it has come; `more` are fields of `About`."""
-    about = About(
-        question=study.question,
-        command=command,
-        reference=study.reference,
-        match=study.match,
-        confidence=study.confidence,
-        **more,
-    )
-    if runs := _begun(out, study):
-        write_report(out, runs, about)

@@ -122,7 +122,7 @@ def _context(best: "DataFrame") -> Drawn:
         axes.set(ylabel=f"decoded tokens/s, batch {batch}", ylim=(0, None))
     for axes in panels:
         axes.set_xlabel("tokens of context")
-    caption = "KV cache in bfloat16, both axes logarithmic. Speeds are those of the profiled runs."
+    caption = "KV cache in bfloat16, both axes logarithmic. Speeds are the mean over seeds."
     return Drawn("KV cache and decoding speed against context", caption, figure)
 
 

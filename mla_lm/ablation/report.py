@@ -9,13 +9,14 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from mla_lm.ablation.budget import Axes
 from mla_lm.ablation.figures import draw
 from mla_lm.ablation.runs import SPEEDS, Runs
 from mla_lm.ablation.statistics import Comparison, best_rates, chosen, compare
+from mla_lm.ablation.study import Study
 from mla_lm.ablation.tables import tables
 from mla_lm.errors import UserError
 from mla_lm.files import replacing
@@ -33,18 +34,6 @@ NOTE = (
 )
 
 
-class About(NamedTuple):
-    """What was asked, and how to ask it again; `match` is an axis of `budget.Axes` or `none`."""
-
-    command: str
-    reference: str
-    question: str = ""
-    match: str = "none"
-    confidence: float | None = 0.95
-    failed: Sequence[str] = ()  # cells, and why
-    jobs: int = 1  # cells at a time while costs were measured
-
-
 def require_extra() -> None:
     """UserError without the packages of the extra `report`."""
     for name in ("jinja2", "pandas", "scipy", "seaborn"):
@@ -52,17 +41,27 @@ def require_extra() -> None:
             raise UserError('ablate: pip install "mla_lm[report]"')
 
 
-def write_report(out: Path, runs: Runs, about: About) -> None:
-    """Write `results.csv`, `costs.csv`, `report.md` and `report.html` into `out`."""
+def write_report(
+    out: Path, runs: Runs, study: Study, *, command: str, failed: Sequence[str] = (), jobs: int = 1
+) -> None:
+    """Write `results.csv`, `costs.csv`, `report.md` and `report.html` into `out`.
+
+    `failed` names cells and why, `jobs` are the cells at a time while costs were measured.
+    """
     best = chosen(runs.table)
-    best = best.sort_values("arm", key=lambda arm: arm != about.reference, kind="stable")
-    compared = compare(best, reference=about.reference, confidence=about.confidence)
+    best = best.sort_values("arm", key=lambda arm: arm != study.reference, kind="stable")
+    compared = compare(best, reference=study.reference, confidence=study.confidence)
     folders = runs.table.set_index("run").folder
     content = {
         "title": out.resolve().name,
-        "about": about,
-        "outcome": [*outcome(runs, best, compared, about)],
-        "figures": draw(best, runs.curves, compared, about.reference),
+        "question": study.question,
+        "command": command,
+        "failed": failed,
+        "outcome": [
+            *outcome(best, compared, study),
+            *(("", caution) for caution in cautions(runs, jobs)),
+        ],
+        "figures": draw(best, runs.curves, compared, study.reference),
         "tables": [table for table in tables(runs, best, compared) if len(table.rows)],
         "environments": [text for text in runs.table.environment.unique() if text],
         "links": {run: _link(folder, out) for run, folder in folders.items()},
@@ -91,12 +90,8 @@ def _rendered(name: str, content: dict[str, Any]) -> str:
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     escape = jinja2.select_autoescape(["html.j2"])
-    blocks: dict[str, Any] = {
-        "trim_blocks": True,
-        "lstrip_blocks": True,
-        "keep_trailing_newline": True,
-    }
-    environment = jinja2.Environment(loader=loader, autoescape=escape, **blocks)
+    environment = jinja2.Environment(loader=loader, autoescape=escape, lstrip_blocks=True)
+    environment.trim_blocks = environment.keep_trailing_newline = True
     return str(environment.get_template(name).render(content))
 
 
@@ -107,21 +102,20 @@ def _link(folder: Path, out: Path) -> str:
 
 
 def outcome(
-    runs: Runs, best: "DataFrame", compared: Sequence[Comparison], about: About
+    best: "DataFrame", compared: Sequence[Comparison], study: Study
 ) -> Iterator[tuple[str, str]]:
     """Verdicts and sentences: one per comparison, then what must be known to read them."""
     yield from ((one.verdict, one.sentence) for one in compared)
-    if about.reference not in {*best.arm}:
-        yield "", f"The reference {about.reference} has no finished run: nothing is compared."
+    if study.reference not in {*best.arm}:
+        yield "", f"The reference {study.reference} has no finished run: nothing is compared."
     if any(not math.isnan(one.low) for one in compared):
         yield "", NOTE
-    yield from (("", sentence) for sentence in cautions(runs, about))
-    if about.match != "none" and len(best):
-        apart = best[about.match].max() / best[about.match].min() - 1
-        yield "", f"Matched on {about.match}: highest and lowest {100 * apart:.1f} % apart."
+    if study.match != "none" and len(best):
+        apart = best[study.match].max() / best[study.match].min() - 1
+        yield "", f"Matched on {study.match}: highest and lowest {100 * apart:.1f} % apart."
 
 
-def cautions(runs: Runs, about: About) -> Iterator[str]:
+def cautions(runs: Runs, jobs: int) -> Iterator[str]:
     """What the numbers leave out."""
     rates = best_rates(runs.table)
     for arm, mine in runs.table.groupby("arm"):
@@ -135,5 +129,5 @@ def cautions(runs: Runs, about: About) -> Iterator[str]:
         yield "Runs differ in data, rows or steps: the same seed does not give them the same data."
     if runs.table.duplicated(["arm", "seed"]).any():
         yield "The first seed has chosen the learning rates and is compared too, which flatters."
-    if about.jobs > 1:
-        yield f"Times and memory were measured with {about.jobs} cells at a time."
+    if jobs > 1:
+        yield f"Times and memory were measured with {jobs} cells at a time."

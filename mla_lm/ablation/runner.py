@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from mla_lm.ablation.cell import PROFILE, done, write_config
+from mla_lm.ablation.cell import done, write_config
 from mla_lm.ablation.study import Cell
 from mla_lm.config import RunConfig
 
@@ -36,7 +36,7 @@ class Runner:
         """Run what is left of these; `failed` has those that could not be finished."""
         todo = []
         for cell in cells:
-            if done(self.out / CELLS / cell.name, profiled=cell.profiled):
+            if done(self.out / CELLS / cell.name):
                 self._say(f"{cell.name}: skipped, finished before")
             else:
                 todo.append(cell)
@@ -68,7 +68,7 @@ class Runner:
         try:
             write_config(folder, cell.config(self.configs[cell.arm], folder))
             log.parent.mkdir(exist_ok=True)
-            with log.open("a", buffering=1) as file, self._started(cell, folder) as process:
+            with log.open("a", buffering=1) as file, self._started(folder) as process:
                 task = self.progress.add_task(cell.name, line="")
                 for line in process.stdout or ():
                     file.write(line)
@@ -86,16 +86,13 @@ class Runner:
             self.failed[cell.name] = reason
             self._say(f"{cell.name}: failed  {reason}")
 
-    def _started(self, cell: Cell, folder: Path) -> "subprocess.Popen[str]":
+    def _started(self, folder: Path) -> "subprocess.Popen[str]":
         environment = dict(os.environ)
         if self.jobs > 1:
             n_threads = max(1, (os.cpu_count() or 1) // self.jobs)
             environment.setdefault("OMP_NUM_THREADS", str(n_threads))
         process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mla_lm.ablation.cell", str(folder)),
-                *([PROFILE] * cell.profiled),
-            ],
+            [sys.executable, "-m", "mla_lm.ablation.cell", str(folder)],
             stdin=subprocess.PIPE,  # its end tells the cell that the runner is gone
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

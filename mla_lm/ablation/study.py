@@ -52,7 +52,7 @@ class Study(Section):
     """`reference` is the arm the others are matched to and compared with."""
 
     question: str
-    base: Strings
+    base: Strings = ()
     arms: Annotated[
         dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")], Arm],
         BeforeValidator(_arms),
@@ -92,7 +92,7 @@ def load_study(name: str, changes: Mapping[str, Any], overrides: Sequence[str]) 
         raise UserError(f"{path}: no YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a mapping")
-    study = validate(Study, {"base": [], **values, **changes})
+    study = validate(Study, {**values, **changes})
     for override in overrides:
         if (key := key_of(override)) in OWN:
             raise UserError(f"{key}: the study gives each cell its own; leave it out")
@@ -135,13 +135,12 @@ def _needed(cfg: RunConfig) -> Rules:
 
 
 class Cell(NamedTuple):
-    """One run of an arm; `profiled`: its speed is measured after training."""
+    """One run of an arm."""
 
     name: str
     arm: str
     seed: int
     lr: float
-    profiled: bool
 
     def config(self, arm: RunConfig, folder: Path) -> RunConfig:
         """The configuration of this cell in its folder, where it resumes by itself."""
@@ -158,9 +157,7 @@ def sweep_cells(study: Study) -> list[Cell]:
     """The first seed of every arm at every learning rate of the grid."""
     seed = study.seeds[0]
     return [
-        Cell(f"{arm}-lr{lr:g}-s{seed}", arm, seed, lr, profiled=True)
-        for lr in study.lr_grid
-        for arm in study.arms
+        Cell(f"{arm}-lr{lr:g}-s{seed}", arm, seed, lr) for lr in study.lr_grid for arm in study.arms
     ]
 
 
@@ -168,13 +165,13 @@ def cells(study: Study, planned: Plan, best: Mapping[str, float]) -> list[Cell]:
     """Every seed of every arm, seed by seed; of a swept study those left, at the `best` rates."""
     if study.lr_grid:
         return [
-            Cell(f"{arm}-lr{best[arm]:g}-s{seed}", arm, seed, best[arm], profiled=False)
+            Cell(f"{arm}-lr{best[arm]:g}-s{seed}", arm, seed, best[arm])
             for seed in study.seeds[1:]
             for arm in planned.configs
             if arm in best
         ]
     return [
-        Cell(f"{arm}-s{seed}", arm, seed, cfg.optim.lr, profiled=seed == study.seeds[0])
+        Cell(f"{arm}-s{seed}", arm, seed, cfg.optim.lr)
         for seed in study.seeds
         for arm, cfg in planned.configs.items()
     ]

@@ -22,10 +22,12 @@ from mla_lm.config.compose import load_config
 from mla_lm.generation import Decoder, Sampling
 from mla_lm.machine import kernels_for
 from mla_lm.model import Transformer
+from mla_lm.model.cache import Cache
 
+VOCAB = 8192
 MODEL = (
     "data.seq_len=8448",
-    "model.vocab_size=8192",
+    f"model.vocab_size={VOCAB}",
     "model.dim=384",
     "model.n_layers=8",
     "model.n_heads=6",
@@ -44,9 +46,9 @@ MODEL = (
 )
 CONTEXTS = (256, 2048, 4096)  # tokens before the first one that is decoded
 PREFILL = 2048  # tokens
-ABSORBED = {"mla, absorbed": True, "mla, materialised": False}  # None: the model chooses
+ABSORBED = {"absorbed": True, "materialised": False}  # ways of MLA; otherwise it chooses
 COMPARED = (  # two sides, rows in the batch, cached tokens
-    ("mla, absorbed", "mla, materialised", 1, 2048),
+    ("absorbed", "materialised", 1, 2048),
     ("mla", "mha", 16, 2048),
     ("mla", "gqa", 1, 2048),
     ("mla", "gqa", 1, 8192),
@@ -87,11 +89,11 @@ def against_peer(folder: Path) -> Iterator[Row]:
         for experts in peer.EXPERTS
     }
     for context in CONTEXTS:
-        prompt = random_tokens(1, context)
+        prompt = torch.randint(VOCAB, (1, context))
         assert_equal_choices(ours["ours, float32"], peers["transformers, float32 eager"], prompt)
         sides = [{n: decoding(way(prompt)) for n, way in ways.items()} for ways in (ours, peers)]
         yield from compared(f"decoding behind {context} tokens", *sides)
-    prompt = random_tokens(1, PREFILL)
+    prompt = torch.randint(VOCAB, (1, PREFILL))
     sides = [{n: prefill(way, prompt) for n, way in ways.items()} for ways in (ours, peers)]
     yield from compared(f"prefill of {PREFILL} tokens", *sides, n_tokens=PREFILL)
 
@@ -141,35 +143,32 @@ def between(one: str, other: str, batch: int, context: int) -> Iterator[Row]:
     yield from compared(name, *sides, n_tokens=batch)
 
 
-def random_tokens(batch: int, length: int) -> Tensor:
-    """Ids (B, T) within the vocabulary of the suite."""
-    return torch.randint(build("mla", "float32").cfg.vocab_size, (batch, length))
+def filled_cache(model: Transformer, batch: int, context: int, absorb: bool | None) -> Cache:
+    """A KV cache with the same noise every time, and room for one more token."""
+    torch.manual_seed(0)
+    cached = model.new_cache(batch, context + 1, absorb=absorb)
+    for layer in cached.layers:
+        for tensor in layer.tensors:
+            tensor.normal_()
+    cached.lengths = [context] * batch
+    return cached
 
 
 @torch.inference_mode()
 def assert_absorbed_equals_materialised() -> None:
     """Both ways of MLA give the same logits behind the same cached latents."""
-    model = build("mla", "float32")
-    cached = model.new_cache(2, 65)
-    for layer in cached.layers:
-        layer.tensors[0].normal_()
-    logits = []
-    for absorb in ABSORBED.values():
-        cached.lengths = [64, 64]
-        for layer in cached.layers:
-            layer.absorb = absorb
-        logits.append(model(torch.tensor([[3], [5]]), cache=cached).logits)
+    model, tokens = build("mla", "float32"), torch.tensor([[3], [5]])
+    caches = [filled_cache(model, 2, 64, absorb) for absorb in ABSORBED.values()]
+    logits = [model(tokens, cache=cached).logits for cached in caches]
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
 
 
 def step(side: str, number_format: str, batch: int, context: int) -> Task:
     """Measures a step of a batch whose cache holds `context` tokens of noise."""
-    model, absorb = build(side.partition(",")[0], number_format), ABSORBED.get(side)
-    cached = model.new_cache(batch, context + 1, absorb=absorb)
-    for layer in cached.layers:
-        for tensor in layer.tensors:
-            tensor.normal_()
-    tokens = random_tokens(batch, 1)
+    absorb = ABSORBED.get(side)
+    model = build("mla" if side in ABSORBED else side, number_format)
+    cached = filled_cache(model, batch, context, absorb)
+    tokens = torch.randint(VOCAB, (batch, 1))
 
     @torch.inference_mode()
     def once() -> None:

@@ -4,7 +4,7 @@ Ours against `transformers` with `grouped_mm`, both eager and compiled, each in 
 own in interleaved rounds; and MFU, the share of the GPU's dense bfloat16 peak. Untested on GPUs.
 """
 
-from contextlib import ExitStack
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from mla_lm.bench import steps
-from mla_lm.bench.report import Row, interleaved, ratio, row
-from mla_lm.bench.worker import Worker
+from mla_lm.bench.report import Row, Task, ratio, row
+from mla_lm.bench.worker import in_processes
 from mla_lm.config.compose import load_config
 from mla_lm.cost import train_flops_per_token
 from mla_lm.errors import UserError
@@ -31,24 +31,19 @@ def run(overrides: tuple[str, ...] = MODEL, device: str = "cuda") -> list[Row]:
         raise UserError("suite=gpu: torch finds no CUDA GPU")
     cfg = load_config(overrides)
     n_tokens = cfg.data.batch_size * cfg.data.seq_len
-    with TemporaryDirectory() as name, ExitStack() as stack:
+    how: dict[str, Any] = {"precision": "bf16-mixed", "device": device}
+    builds: dict[str, Callable[[], Task]] = {}
+    with TemporaryDirectory() as name:
         steps.write_equal_peer(cfg, Path(name))
-        how: dict[str, Any] = {"precision": "bf16-mixed", "device": device}
-        tasks: dict[str, Worker] = {}
         for way, compiled in WAYS.items():
             own = (*overrides, f"trainer.compile={compiled}")
-            ours = partial(steps.our_step, own, **how)
-            arguments = (Path(name), "grouped_mm", overrides)
-            theirs = partial(steps.peer_step, *arguments, compiled=compiled, **how)
-            for side, build in (("ours", ours), ("transformers", theirs)):
-                tasks[f"{side}, {way}"] = stack.enter_context(Worker(build))
-        for task in tasks.values():
-            for _ in range(WARM_UP):
-                task()
-        found = interleaved(tasks, rounds=ROUNDS)
-        peaks = {way: task.peak() / 2**20 for way, task in tasks.items()}
+            builds[f"ours, {way}"] = partial(steps.our_step, own, **how)
+            builds[f"transformers, {way}"] = partial(
+                steps.peer_step, Path(name), "grouped_mm", overrides, compiled=compiled, **how
+            )
+        found, memory = in_processes(builds, rounds=ROUNDS, warm_up=WARM_UP)
     rows = [
-        row(way, [n_tokens / s for s in seconds], "tokens/s", peak_mib=peaks[way])
+        row(way, [n_tokens / s for s in seconds], "tokens/s", peak_mib=memory[way])
         for way, seconds in found.items()
     ]
     fast = found["ours, compiled"]

@@ -1,10 +1,9 @@
 """Suite `quality`: bits per byte on held-out text after equal time, against nanoGPT's recipes.
 
-The peer is `transformers`' GPT-2 with AdamW, in the shape, batch and schedule of nanoGPT, on the
-same corpus and split. Without `text=`: the embedded corpus for some minutes, the peer with the
-learning rate and batch that were best for it. With it: nanoGPT's recipe for a CPU (2,000 steps on
-one small text) against `experiment=small_text` in a third and a sixth of its time. Only training
-steps are timed.
+The peer is `transformers`' GPT-2 with AdamW, on the same corpus and split. Without `text=`: the
+embedded corpus for some minutes, the peer with the batch and learning rate that were best for it.
+With it: nanoGPT's recipe for a CPU (2,000 steps on a small text) against `experiment=small_text` in
+a third and a sixth of its time. Only training steps are timed.
 """
 
 import math
@@ -117,8 +116,8 @@ def train_peer(
         done = max(step / n_steps, spent / seconds)
         if done >= 1:
             break
+        multiplier = lr_multiplier(round(TICKS * done), cfg=cfg.optim, max_steps=TICKS)
         for group in side.optimizer.param_groups:
-            multiplier = lr_multiplier(round(TICKS * done), cfg=cfg.optim, max_steps=TICKS)
             group["lr"] = cfg.optim.lr * multiplier
         spent += timed(partial(side.step, tokens, precision))
         n_tokens += tokens[:, 1:].numel()
@@ -131,8 +130,7 @@ def gpt2(shape: dict[str, int], vocab_size: int, seq_len: int) -> nn.Module:
 
     settings: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     settings |= {"vocab_size": vocab_size, "n_positions": seq_len, "use_cache": False, **shape}
-    model: nn.Module = GPT2LMHeadModel(GPT2Config(**settings))
-    return model
+    return GPT2LMHeadModel(GPT2Config(**settings))
 
 
 @torch.no_grad()

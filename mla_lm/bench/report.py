@@ -56,6 +56,4 @@ def show(title: str, rows: Sequence[Row]) -> None:
     for figure in rows:
         peak = f"{figure.peak_mib:,.0f}" if figure.peak_mib else ""
         table.add_row(figure.name, f"{figure.value:.4g}", figure.unit, figure.spread, peak)
-    console = Console()
-    console.width = max(console.width, 120)
-    console.print(table)
+    Console(width=140).print(table)

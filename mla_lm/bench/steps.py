@@ -1,8 +1,4 @@
-"""The training steps that are measured: ours and those of models that return logits.
-
-Every side runs forward, cross-entropy, backward and its optimizer on the same tokens (B, T + 1),
-without Lightning.
-"""
+"""The training steps that are measured, without Lightning: ours, and of models of logits."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -95,15 +91,11 @@ def batch(cfg: RunConfig, device: str = "cpu") -> Tensor:
     return torch.randint(cfg.model.vocab_size, shape, generator=generator).to(device)
 
 
-def timed_step(side: Side, tokens: Tensor, precision: Resolved) -> Task:
-    """Measures the seconds of a step."""
-    return lambda: timed(partial(side.step, tokens, precision))
-
-
 def our_step(overrides: Sequence[str], precision: Resolved, device: str = "cpu") -> Task:
     """Measures a step of the run that `overrides` compose."""
     cfg = load_config(overrides)
-    return timed_step(ours(cfg, device), batch(cfg, device), precision)
+    step = partial(ours(cfg, device).step, batch(cfg, device), precision)
+    return partial(timed, step)
 
 
 def peer_step(
@@ -117,7 +109,8 @@ def peer_step(
 ) -> Task:
     """Measures a step of the peer on the batch of that run."""
     side = peer(folder, experts, device, compiled=compiled)
-    return timed_step(side, batch(load_config(overrides), device), precision)
+    step = partial(side.step, batch(load_config(overrides), device), precision)
+    return partial(timed, step)
 
 
 def write_equal_peer(cfg: RunConfig, folder: Path) -> None:

@@ -5,8 +5,8 @@ and must first have our loss and gradient in float32; it runs its experts in the
 at each precision. Every side has a process of its own; rounds are interleaved.
 """
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -16,8 +16,8 @@ import torch
 
 from mla_lm.bench import decode, steps
 from mla_lm.bench.peer import EXPERTS
-from mla_lm.bench.report import Row, Task, fastest, interleaved, ratio, row
-from mla_lm.bench.worker import Worker
+from mla_lm.bench.report import Row, Task, ratio, row
+from mla_lm.bench.worker import in_processes
 from mla_lm.config.compose import load_config
 from mla_lm.cost import count_parameters, train_flops_per_token
 from mla_lm.machine import Resolved, product_ceiling
@@ -44,26 +44,23 @@ def run() -> list[Row]:
 
 def against_peer(folder: Path, precision: Resolved) -> Iterator[Row]:
     """Speed and peak memory of both, their ratios, and ours as a share of matmul peak."""
-    with ExitStack() as stack:
-
-        def worker(build: Callable[[], Task]) -> Worker:
-            return stack.enter_context(Worker(build))
-
-        ways = {
-            way: worker(partial(steps.peer_step, folder, way, MODEL, precision)) for way in EXPERTS
-        }
-        ours, best = worker(partial(steps.our_step, MODEL, precision)), fastest(ways)
-        ours()  # warm-up
-        peaks = worker(partial(matmul_peak, precision))
-        tasks = {"ours": ours, "transformers": ways[best], "peak": peaks}
-        found = interleaved(tasks, rounds=ROUNDS)
-        yield speed(f"{precision}: ours", found["ours"], ours)
-        yield speed(f"{precision}: transformers, {best}", found["transformers"], ways[best])
-        memory = ours.peak() / ways[best].peak()
-    yield ratio(f"{precision}: ours / transformers", found["transformers"], found["ours"])
-    yield row(f"{precision}: peak memory, ours / transformers", [memory], "x")
+    builds: dict[str, Callable[[], Task]] = {
+        "ours": partial(steps.our_step, MODEL, precision),
+        "peak": partial(matmul_peak, precision),
+    }
+    for way in EXPERTS:
+        build = partial(steps.peer_step, folder, way, MODEL, precision)
+        builds[f"transformers, {way}"] = build
+    found, memory = in_processes(builds, rounds=ROUNDS)
+    best = min((statistics.median(found[name]), name) for name in builds if "transformers" in name)
+    ours, theirs = found["ours"], found[best[1]]
+    for name in ("ours", best[1]):
+        yield speed(f"{precision}: {name}", found[name], memory[name])
+    yield ratio(f"{precision}: ours / transformers", theirs, ours)
+    of_memory = memory["ours"] / memory[best[1]]
+    yield row(f"{precision}: peak memory, ours / transformers", [of_memory], "x")
     flops = ROWS * LENGTH * train_flops_per_token(load_config(MODEL).model, LENGTH)
-    shares = [100 * flops / s / p for s, p in zip(found["ours"], found["peak"], strict=True)]
+    shares = [100 * flops / s / peak for s, peak in zip(ours, found["peak"], strict=True)]
     yield row(f"{precision}: share of matmul peak", shares, "%")
 
 
@@ -75,21 +72,14 @@ def matmul_peak(precision: Resolved) -> Task:
 def between(one: str, other: str) -> Iterator[Row]:
     """Speed of two of our own models, each `MODEL` with overrides on top, in bf16-mixed."""
     sides = {name: (*MODEL, *name.split()) for name in (one, other)}
-    with ExitStack() as stack:
-        tasks = {
-            name: stack.enter_context(Worker(partial(steps.our_step, overrides, "bf16-mixed")))
-            for name, overrides in sides.items()
-        }
-        for task in tasks.values():
-            task()  # warm-up
-        found = interleaved(tasks, rounds=ROUNDS)
-        for name, task in tasks.items():
-            active = count_parameters(load_config(sides[name]).model).active / 1e6
-            yield speed(f"{name}, {active:.3g}M active", found[name], task)
-    yield ratio(f"{one} / {other}", *reversed(found.values()))
+    builds = {name: partial(steps.our_step, own, "bf16-mixed") for name, own in sides.items()}
+    found, memory = in_processes(builds, rounds=ROUNDS)
+    for name, overrides in sides.items():
+        active = count_parameters(load_config(overrides).model).active / 1e6
+        yield speed(f"{name}, {active:.3g}M active", found[name], memory[name])
+    yield ratio(f"{one} / {other}", found[other], found[one])
 
 
-def speed(name: str, seconds: Sequence[float], worker: Worker) -> Row:
-    """Tokens per second of steps, and the peak memory of their process."""
-    speeds = [ROWS * LENGTH / s for s in seconds]
-    return row(name, speeds, "tokens/s", peak_mib=worker.peak() / 2**20)
+def speed(name: str, seconds: Sequence[float], peak_mib: float) -> Row:
+    """Tokens per second of steps."""
+    return row(name, [ROWS * LENGTH / s for s in seconds], "tokens/s", peak_mib=peak_mib)

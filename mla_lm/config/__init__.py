@@ -28,13 +28,13 @@ from mla_lm.config.model import (
 )
 from mla_lm.config.run import (
     BalanceConfig,
-    BundleConfig,
     CheckpointConfig,
     Checkpointing,
     EvalConfig,
     LossConfig,
     OptimConfig,
     Precision,
+    QuestionFile,
     RunConfig,
     TrainerConfig,
 )

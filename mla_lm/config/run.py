@@ -135,8 +135,8 @@ class RunConfig(Section):
                 yield f"{group}.{name}", made or node is None, rule
 
 
-class BundleConfig(Section):
-    """A file of questions; `delimiter` stands between what is given and what is scored."""
+class QuestionFile(Section):
+    """JSONL; `delimiter` joins context and continuation."""
 
     path: Name
     delimiter: str
@@ -156,20 +156,15 @@ class EvalConfig(Section):
     context: Size | None
     stride: Size | None
     tasks: Strings
+    tasks_include: str | None
     tasks_dir: str
-    bundles: dict[str, BundleConfig]
-    harness: Strings
-    harness_include: str | None
+    question_files: dict[str, QuestionFile]
 
     @property
     def suffix(self) -> str:
-        """Of the names of what is written, where the context is not that of training."""
+        """Of the names of result files, where the context is not that of training."""
         return f"-context-{self.context}" if self.context else ""
 
     def rules(self) -> Rules:
-        yield "stride", self.stride is None or "lm" in self.parts, "slides in part lm: add it"
-        known = [name for name in self.tasks if "." not in name]
-        names = ", ".join(sorted(self.bundles))
-        yield "tasks", self.bundles.keys() >= {*known}, f"must be of {names}, or JSONL files"
-        asked = (self.parts, self.tasks, self.harness)
-        yield "parts", any(asked), "nothing to do: name parts, tasks or harness"
+        yield "stride", self.stride is None or "lm" in self.parts, "belongs to part lm: add it"
+        yield "parts", bool(self.parts or self.tasks), "nothing to do: name parts or tasks"

@@ -1,4 +1,4 @@
-"""What a checkpoint is worth: loss, bits per byte, MTP acceptance, expert load."""
+"""Metrics of a checkpoint: language modelling, questions, long context, samples, speed."""
 
 from mla_lm.evaluation.language_model import evaluate
 

@@ -1,126 +1,145 @@
-"""A model as lm-evaluation-harness sees it: any of its tasks, scored by this project.
+"""Tasks by lm-evaluation-harness, scored by this project.
 
-The harness is the optional extra `eval`; it makes the texts and the metrics, nothing else.
+Its own tasks and question files alike: the harness (the optional extra `eval`) builds the texts and
+computes the metrics, `scoring.py` the likelihoods.
 """
 
+import gc
+import logging
+import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
-from mla_lm.config import EvalConfig
+import numpy as np
+
+from mla_lm.config import EvalConfig, QuestionFile
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
-from mla_lm.evaluation.progress import progress
-from mla_lm.evaluation.scoring import Request, score
-from mla_lm.evaluation.subject import Subject
+from mla_lm.evaluation.positions import window
+from mla_lm.evaluation.progress import track
+from mla_lm.evaluation.questions import Question, read_questions
+from mla_lm.evaluation.scoring import encode, score
+from mla_lm.files import digest
 from mla_lm.generation import Completion, Sampling
 from mla_lm.model import Transformer
 
-RESAMPLED = 1000  # times, for the standard error of what has no formula
-Answer = TypeVar("Answer")
+RESAMPLED = 1000  # bootstrap samples for the standard error of metrics without a formula
+FEWSHOT_SEED = 1234  # the default of the harness's own command line
+Metrics = dict[str, Any]
 
 
-def evaluate_in_harness(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
-    """`harness/TASK/METRIC` of each of `cfg.harness`."""
-    if not cfg.harness:
-        return {}
-    include, limit = cfg.harness_include, cfg.limit
-    found = run_harness(subject.model, subject.tokenizer, cfg.harness, include=include, limit=limit)
-    return {f"harness/{name}": value for name, value in found.items()}
+def load_tasks(model: Transformer, tokenizer: Tokenizer, cfg: EvalConfig) -> Callable[[], Metrics]:
+    """A function that scores `cfg.tasks` and returns `task/NAME/METRIC`.
 
-
-def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
-    """An `lm_eval.api.model.TemplateLM`; contexts that are too long lose their beginning.
-
-    Its `n_truncated` counts them for each task.
+    Raises UserError for a task that is unknown or cannot be loaded, and for a bad question file.
     """
-    from lm_eval.api.model import TemplateLM
-
-    class Adapter(TemplateLM):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.n_truncated: Counter[str] = Counter()
-            self.tasks: list[str] = []  # of the requests that are scored next
-
-        @property
-        def eot_token_id(self) -> int:
-            return tokenizer.end_of_text
-
-        def tok_encode(
-            self, string: str, add_special_tokens: bool | None = None, **_: Any
-        ) -> list[int]:
-            begin = [] if add_special_tokens is False else [tokenizer.end_of_text]
-            return [*begin, *tokenizer.encode(string)]
-
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
-            self.tasks = [request.task_name for request in requests]
-            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-
-        def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
-            longest = model.cfg.max_seq_len
-            asked = [_fitted(context, after, longest) for _, context, after in requests]
-            for task, (_, *whole), kept in zip(self.tasks, requests, asked, strict=True):
-                self.n_truncated[task] += sum(map(len, whole)) > sum(map(len, kept))
-            with progress("harness", len(asked)) as show:
-                scores = score(model, asked, show=show)
-            return [(one.log_likelihood, one.greedy) for one in scores]
-
-        def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> list[float]:
-            return _each(requests, partial(_whole, model, tokenizer))
-
-        def generate_until(self, requests: list[Any], **_: Any) -> list[str]:
-            found = _each(requests, partial(_continued, model, tokenizer))
-            for request, answer in zip(requests, found, strict=True):
-                self.n_truncated[request.task_name] += answer.cut
-            return [answer.text for answer in found]
-
-    return Adapter()
-
-
-def run_harness(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    tasks: Sequence[str],
-    *,
-    include: str | None = None,
-    limit: int | None = None,
-) -> dict[str, float]:
-    """Metrics of its tasks, by `task/metric`; `include` is a folder with tasks of one's own.
-
-    `task/n_truncated` counts texts that were longer than the context. Raises UserError for a task
-    that it does not know or cannot load.
-    """
+    if not cfg.tasks:
+        return dict
     try:
-        import lm_eval
         from lm_eval.tasks import TaskManager
     except ImportError:
-        raise UserError('harness: pip install "mla_lm[eval]"') from None
-    if include is not None and not Path(include).is_dir():
-        raise UserError(f"harness_include={include}: no such folder")
-    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # to fork beside torch's threads is no good
+        raise UserError('tasks: need lm-evaluation-harness: pip install "mla_lm[eval]"') from None
+    if cfg.tasks_include is not None and not Path(cfg.tasks_include).is_dir():
+        raise UserError(f"tasks_include={cfg.tasks_include}: no such folder")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     adapter = harness_model(model, tokenizer)
+    tasks: dict[str, Any] = {}  # for the harness: a task, or the name of one of its own
+    metrics: Metrics = {}
+    for task in cfg.tasks:
+        file = _question_file(task, cfg)
+        name = Path(task).name.removesuffix(".gz").removesuffix(".jsonl") if file else task
+        if name in tasks:
+            raise UserError(f"tasks={task}: another task is called {name}")
+        tasks[name] = task
+        if file:
+            questions = read_questions(Path(file.path), limit=cfg.limit)
+            tasks[name] = _question_task(name, questions, file.delimiter, adapter.n_tokens)
+            chances = [1 / q.n_choices if q.n_choices else 0.0 for q in questions]
+            metrics[f"task/{name}/chance"] = sum(chances) / len(chances)
+            metrics[f"task/{name}/sha256"] = digest(Path(file.path))
+    own = [task for task in tasks.values() if isinstance(task, str)]
     try:
-        found = lm_eval.simple_evaluate(
-            adapter,
-            tasks=list(tasks),
-            task_manager=TaskManager(include_path=include),
-            limit=limit,
-            bootstrap_iters=RESAMPLED,
-            verbosity="ERROR",
-        )
+        manager = TaskManager(include_path=cfg.tasks_include, include_defaults=bool(own))
+        loaded = manager.load(list(tasks.values()))
     except Exception as error:  # the harness, the hub and data sets each raise their own
-        raise UserError(f"harness={','.join(tasks)}: {one_line(error)}") from None
+        raise UserError(f"tasks={','.join(own)}: {one_line(error)}") from None
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(FEWSHOT_SEED)
+    return lambda: metrics | _score(adapter, loaded, limit=cfg.limit)
+
+
+def _question_file(task: str, cfg: EvalConfig) -> QuestionFile | None:
+    """The file that a name of `eval.yaml` or a path means; None for a task of the harness."""
+    if file := cfg.question_files.get(task):
+        return file.model_copy(update={"path": str(Path(cfg.tasks_dir, file.path).expanduser())})
+    if task.removesuffix(".gz").endswith(".jsonl"):
+        return QuestionFile(path=str(Path(task).expanduser()), delimiter=" ")
+    return None
+
+
+def _question_task(
+    name: str, questions: Sequence[Question], delimiter: str, n_tokens: Counter[str]
+) -> Any:
+    """An `lm_eval` task; `n_tokens` will hold the scored tokens of each task."""
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+
+    class QuestionTask(ConfigurableTask):  # type: ignore[misc]
+        def process_results(self, doc: dict[str, Any], results: Any) -> dict[str, Any]:
+            found: dict[str, Any] = super().process_results(doc, results)
+            by_paradigm = {f"acc/{doc['paradigm']}": found["acc"]} if doc.get("paradigm") else {}
+            return found | by_paradigm
+
+    def perplexity(likelihoods: Sequence[float]) -> float:
+        """Per token; the harness's own is per continuation."""
+        return math.exp(min(700.0, -sum(likelihoods) / n_tokens[name]))
+
+    shape = type(questions[0])
+    aggregation = {"perplexity": {"aggregation": perplexity}}
+    rows = Dataset.from_list([question.model_dump() for question in questions])
+    return QuestionTask(
+        config={
+            "task": name,
+            "custom_dataset": lambda: {"test": rows},
+            "test_split": "test",
+            "metric_list": [{"metric": m, **aggregation.get(m, {})} for m in shape.metrics],
+            "target_delimiter": delimiter,  # with choices; where there are none, the next line
+            "doc_to_target": lambda doc: delimiter + doc["continuation"],
+            **shape.task,
+        }
+    )
+
+
+def _score(adapter: Any, tasks: Any, *, limit: int | None) -> Metrics:
+    """`task/NAME/METRIC` of loaded tasks.
+
+    `n_truncated` counts the texts that are longer than the context and lose their beginning.
+    """
+    import lm_eval
+
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # the bootstrap must not fork beside threads
+    try:
+        with _without_collector():
+            found = lm_eval.evaluate(
+                adapter, tasks, limit=limit, bootstrap_iters=RESAMPLED, log_samples=False
+            )
+    except Exception as error:
+        raise UserError(f"tasks={','.join(tasks['tasks'])}: {one_line(error)}") from None
     assert found is not None
-    results = {
-        f"{task}/{_plain(name)}": value
-        for task, metrics in found["results"].items()
-        for name, value in metrics.items()
+    metrics = {
+        f"task/{task}/{_plain(name)}": value
+        for task, by_name in found["results"].items()
+        for name, value in by_name.items()
         if isinstance(value, float)
     }
-    return results | {f"{task}/n_truncated": n for task, n in adapter.n_truncated.items()}
+    for task, counts in found["n-samples"].items():
+        metrics[f"task/{task}/n_items"] = counts["effective"]
+        metrics[f"task/{task}/n_truncated"] = adapter.n_truncated[task]
+    return metrics
 
 
 def _plain(name: str) -> str:
@@ -131,44 +150,62 @@ def _plain(name: str) -> str:
     return metric.removesuffix("_stderr") + filtered + error
 
 
-def _each(requests: Sequence[Any], answer: Callable[..., Answer]) -> list[Answer]:
-    found = []
-    with progress("harness", len(requests)) as show:
-        for request in requests:
-            found.append(answer(*request.args))
-            show(1)
-    return found
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Scanning the many small objects of requests for cycles would cost a tenth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
-def _fitted(context: Sequence[int], after: Sequence[int], longest: int) -> Request:
-    kept = tuple(after[-longest:])
-    return Request(tuple(context[-(longest + 1 - len(kept)) :]), kept)
+def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
+    """An `lm_eval.api.model.LM`; `n_truncated` and `n_tokens` count by task."""
+    from lm_eval.api.model import LM
 
+    class Adapter(LM):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.n_truncated: Counter[str] = Counter()
+            self.n_tokens: Counter[str] = Counter()
 
-def _whole(model: Transformer, tokenizer: Tokenizer, text: str) -> float:
-    """Log-likelihood of a text of any length, in the windows of the harness's own models."""
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+        def loglikelihood(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
+            pairs = [request.args for request in requests]
+            encoded = encode(pairs, tokenizer, max_seq_len=model.cfg.max_seq_len)
+            for request, (ids, truncated) in zip(requests, encoded, strict=True):
+                self.n_truncated[request.task_name] += truncated
+                self.n_tokens[request.task_name] += len(ids.continuation)
+            scores = score(model, [ids for ids, _ in encoded], name="tasks")
+            return [(one.log_likelihood, one.greedy) for one in scores]
 
-    rolling = get_rolling_token_windows(
-        token_list=tokenizer.encode(text),
-        prefix_token=tokenizer.end_of_text,
-        max_seq_len=model.cfg.max_seq_len,
-        context_len=1,
-    )
-    asked = [Request(tuple(a), tuple(b)) for a, b in map(make_disjoint_window, rolling)]
-    return sum(one.log_likelihood for one in score(model, asked))
+        def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> list[float]:
+            longest = model.cfg.max_seq_len
+            texts = []
+            for request in requests:  # in the windows of the harness's own models
+                ids = np.array([tokenizer.end_of_text, *tokenizer.encode(*request.args)])
+                firsts = range(1, len(ids), longest)
+                texts.append([r for i in firsts for r in window(ids, i, longest, longest=longest)])
+            scores = iter(score(model, [part for text in texts for part in text], name="texts"))
+            return [sum(next(scores).log_likelihood for _ in text) for text in texts]
 
+        def generate_until(self, requests: list[Any], **_: Any) -> list[str]:
+            answers = []
+            for request in track(requests, "generating"):
+                answer, truncated = _continued(model, tokenizer, *request.args)
+                self.n_truncated[request.task_name] += truncated
+                answers.append(answer)
+            return answers
 
-class Continued(NamedTuple):
-    """The text behind a prompt, and whether the prompt was too long."""
-
-    text: str
-    cut: bool
+    return Adapter()
 
 
 def _continued(
     model: Transformer, tokenizer: Tokenizer, prompt: str, options: dict[str, Any]
-) -> Continued:
+) -> tuple[str, bool]:
+    """The text that follows a prompt, and whether the prompt was too long."""
     from lm_eval.models.utils import normalize_gen_kwargs
 
     options = normalize_gen_kwargs(options)
@@ -176,7 +213,7 @@ def _continued(
     n_new = min(options["max_gen_toks"], longest - 2)
     room = longest - n_new  # `end_of_text` is one of them
     ids = tokenizer.encode(prompt)
-    if cut := len(ids) >= room:
+    if truncated := len(ids) >= room:
         prompt = tokenizer.decode(ids[1 - room :]).lstrip("\ufffd")  # cut inside a character
     completion = Completion(
         model,
@@ -186,4 +223,4 @@ def _continued(
         sampling=Sampling(options["temperature"]),
         stops=tuple([until] if isinstance(until, str) else until),
     )
-    return Continued("".join(piece for _, piece in completion), cut)
+    return "".join(piece for _, piece in completion), truncated

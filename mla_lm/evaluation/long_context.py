@@ -1,40 +1,64 @@
 """How far back a model finds things: a pass key hidden in text, and the partners of tokens.
 
-Pass key (arXiv 2305.16300): a number is told at some depth of a text of some length and asked for
-at its end; ten numbers are compared by likelihood. Recall (multi-query associative recall, arXiv
-2312.04927): pairs of tokens, then the first of each in another order, with its partner to be said.
-A model of the synthetic corpus, which knows no text, is asked its own questions only.
+Pass key (arXiv 2305.16300): a text states a number at some depth and asks for it at the end; the
+likelihoods of ten numbers are compared. Recall (multi-query associative recall, arXiv 2312.04927):
+pairs of tokens, then the first token of each pair in another order, each to be followed by its
+partner. A model of the synthetic corpus knows no text and gets the recall of that corpus only.
 """
 
-import math
 import random
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mla_lm.config import ModelConfig, PlainRopeConfig, YarnConfig
+from mla_lm.config import EvalConfig, ModelConfig, PlainRopeConfig, YarnConfig
 from mla_lm.data.corpora.synthetic import FILLER, OPENING, TASKS
 from mla_lm.data.loader import Stream
 from mla_lm.data.tokenizer import Tokenizer
-from mla_lm.evaluation.scoring import Request, grouped, score
-from mla_lm.evaluation.tasks import share
+from mla_lm.errors import UserError
+from mla_lm.evaluation.scoring import Request, score, with_stderr
+from mla_lm.evaluation.subject import Subject
 from mla_lm.model import Transformer
 
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # share of the text that stands in front of the key
-PARTS = (8, 4, 2, 1)  # lengths: these parts of what the model reads
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # share of the text before the key
+PARTS = (8, 4, 2, 1)  # lengths: the maximum length divided by these
 N_KEYS = 10
-N_TEXTS = 20  # of each length and depth; of each length for recall
-TOLD = " The pass key is {key}. Remember it: {key} is the pass key."
+N_TEXTS = 20  # per length and depth; per length for recall
+STATED = " The pass key is {key}. Remember it: {key} is the pass key."
 ASKED = " What is the pass key? The pass key is"
 
-Show = Callable[[int], object]
+
+def long_context(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
+    """Pass key and recall by length; with YaRN also without it, as `without_yarn/...`."""
+    model, tokenizer, data = subject.model, subject.tokenizer, subject.data()
+    n_texts = min(cfg.limit or N_TEXTS, N_TEXTS)
+    synthetic = subject.run.data.kind == "synthetic"
+    trials = []
+    if not synthetic:
+        trials = passkey_trials(model.cfg, tokenizer, data.val, seed=cfg.seed, n_texts=n_texts)
+    plain = without_yarn(model)
+    models = {"": model} if plain is None else {"": model, "without_yarn/": plain}
+    metrics: dict[str, Any] = {}
+    for prefix, asked in models.items():
+        found = passkey(asked, trials, name=f"{prefix}passkey") if trials else {}
+        found |= recall(asked, tokenizer, synthetic=synthetic, seed=cfg.seed, n_texts=n_texts)
+        metrics |= {prefix + name: value for name, value in found.items()}
+    if not metrics:
+        raise UserError(f"parts=long_context: {model.cfg.max_seq_len} tokens hold no question")
+    if trials:
+        titles = ("",) if plain is None else ("YaRN", "without YaRN")
+        by_depth = [metrics[f"{prefix}passkey/by_depth"] for prefix in models]
+        picture = subject.folder / f"passkey-{model.cfg.max_seq_len}.png"
+        draw_passkeys(picture, dict(zip(titles, by_depth, strict=True)))
+        print(f"pass keys found by length and depth: {picture}")
+    return metrics | {"val/sha256": data.val_sha256}
 
 
 class Trial(NamedTuple):
-    """A question, its answers and the number of the right one."""
+    """A question: one request per answer, and the index of the right one."""
 
     length: int
     depth: float
@@ -43,14 +67,14 @@ class Trial(NamedTuple):
 
 
 def lengths(cfg: ModelConfig) -> list[int]:
-    """Tokens of the texts, up to all that the model reads."""
+    """Lengths of the texts in tokens, up to the model's maximum."""
     return sorted({max(1, cfg.max_seq_len // part) for part in PARTS})
 
 
 def passkey_trials(
     cfg: ModelConfig, tokenizer: Tokenizer, ids: Stream, *, seed: int, n_texts: int
 ) -> list[Trial]:
-    """`n_texts` for each depth of each length that holds a question, hidden in stretches of ids."""
+    """`n_texts` per depth and length, hidden in stretches of ids; leaves out too short lengths."""
     found = []
     for length in lengths(cfg):
         rng = random.Random(f"passkey {length} {seed}")
@@ -63,60 +87,48 @@ def passkey_trials(
 def _trial(
     length: int, depth: float, tokenizer: Tokenizer, ids: Stream, rng: random.Random
 ) -> Trial | None:
-    """None where the length has no room for some text around the question."""
+    """None where the length has no room for text around the question."""
     keys = rng.sample(range(10_000, 100_000), N_KEYS)
     gold = rng.randrange(N_KEYS)
-    told, asked = tokenizer.encode_batch([TOLD.format(key=keys[gold]), ASKED])
+    stated, asked = tokenizer.encode_batch([STATED.format(key=keys[gold]), ASKED])
     answers = tokenizer.encode_batch([f" {key}" for key in keys])
-    room = length - len(told) - len(asked) - max(map(len, answers))
+    room = length - len(stated) - len(asked) - max(map(len, answers))
     if room < len(DEPTHS):
         return None
-    text = _stretch(ids, rng.random(), room, without=tokenizer.end_of_text)
+    first = int(rng.random() * max(1, len(ids) - room))
+    part = ids[first : first + room]
+    text = np.resize(part[part != tokenizer.end_of_text], room).tolist()  # repeats a short one
     at = round(depth * room)
-    context = (tokenizer.end_of_text, *text[:at], *told, *text[at:], *asked)
+    context = (tokenizer.end_of_text, *text[:at], *stated, *text[at:], *asked)
     return Trial(length, depth, [Request(context, tuple(answer)) for answer in answers], gold)
 
 
-def _stretch(ids: Stream, place: float, length: int, *, without: int) -> list[int]:
-    """So many ids from somewhere in a stream; a stream that is too short is repeated."""
-    first = int(place * max(1, len(ids) - length))
-    part = ids[first : first + length]
-    kept: list[int] = np.resize(part[part != without], length).tolist()
-    return kept
+def passkey(model: Transformer, trials: list[Trial], *, name: str = "") -> dict[str, Any]:
+    """Accuracy: `passkey/LENGTH` (chance 0.1), `passkey/LENGTH/greedy` by greedy decoding.
 
-
-def passkey(model: Transformer, trials: list[Trial], *, show: Show) -> dict[str, Any]:
-    """Shares of right keys: `passkey/LENGTH` (chance 0.1) and `passkey/LENGTH/greedy`.
-
-    `passkey/by_depth` is for each length a list over `DEPTHS`.
+    `passkey/by_depth` has a list over `DEPTHS` for each length.
     """
-    asked = [request for trial in trials for request in trial.requests]
-    answers = grouped(score(model, asked, show=show), [len(t.requests) for t in trials])
-    right: dict[int, dict[float, list[bool]]] = {}
+    scores = iter(score(model, [one for trial in trials for one in trial.requests], name=name))
+    right: dict[int, list[bool]] = {}
     greedy: dict[int, list[bool]] = {}
-    for trial, scores in zip(trials, answers, strict=True):
-        likely = [one.log_likelihood for one in scores]
-        depths = right.setdefault(trial.length, {})
-        depths.setdefault(trial.depth, []).append(likely.index(max(likely)) == trial.gold)
-        greedy.setdefault(trial.length, []).append(scores[trial.gold].greedy)
+    for trial in trials:
+        found = list(islice(scores, len(trial.requests)))
+        likelihoods = [one.log_likelihood for one in found]
+        best = likelihoods.index(max(likelihoods))
+        right.setdefault(trial.length, []).append(best == trial.gold)
+        greedy.setdefault(trial.length, []).append(found[trial.gold].greedy)
     metrics: dict[str, Any] = {}
-    for length, depths in right.items():
-        metrics |= share(f"passkey/{length}", [one for found in depths.values() for one in found])
-        metrics[f"passkey/{length}/greedy"] = sum(greedy[length]) / len(greedy[length])
-    by_depth = {n: [sum(f) / len(f) for f in depths.values()] for n, depths in right.items()}
+    for length in right:
+        metrics |= with_stderr(f"passkey/{length}", right[length])
+        metrics[f"passkey/{length}/greedy"] = float(np.mean(greedy[length]))
+    by_depth = {n: np.reshape(r, (len(DEPTHS), -1)).mean(1).tolist() for n, r in right.items()}
     return metrics | {"passkey/by_depth": by_depth}
 
 
 def recall(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    *,
-    synthetic: bool,
-    seed: int,
-    n_texts: int,
-    show: Show,
+    model: Transformer, tokenizer: Tokenizer, *, synthetic: bool, seed: int, n_texts: int
 ) -> dict[str, float]:
-    """`recall/LENGTH`: share of partners that are the most likely token of all.
+    """`recall/LENGTH`: share of partners that are the most likely next token.
 
     The standard error is that of the mean over texts. Lengths that the vocabulary cannot fill are
     left out.
@@ -127,19 +139,14 @@ def recall(
         rng = random.Random(f"recall {length} {seed}")
         texts = [list(text_of(tokenizer, rng, length)) for _ in range(n_texts)]
         if all(texts):
-            scores = score(model, [request for asked in texts for request in asked])
-            of_texts = grouped(scores, list(map(len, texts)))
-            shares = [sum(one.greedy for one in found) / len(found) for found in of_texts]
-            metrics[f"recall/{length}"] = statistics.mean(shares)
-            if n_texts > 1:
-                error = statistics.stdev(shares) / math.sqrt(n_texts)
-                metrics[f"recall/{length}_stderr"] = error
-        show(1)
+            scores = iter(score(model, [request for text in texts for request in text]))
+            found = [[one.greedy for one in islice(scores, len(text))] for text in texts]
+            metrics |= with_stderr(f"recall/{length}", [sum(f) / len(f) for f in found])
     return metrics
 
 
 def _pairs_of_tokens(tokenizer: Tokenizer, rng: random.Random, length: int) -> Iterator[Request]:
-    """Each token stands in one pair only."""
+    """Requests of one text; each token is in one pair only."""
     tokens = np.flatnonzero(tokenizer.byte_lengths).tolist()
     n_pairs = (length - 1) // 4
     if 2 * n_pairs > len(tokens):
@@ -154,7 +161,7 @@ def _pairs_of_tokens(tokenizer: Tokenizer, rng: random.Random, length: int) -> I
 
 
 def _synthetic_text(tokenizer: Tokenizer, rng: random.Random, length: int) -> Iterator[Request]:
-    """Each key is asked for once: later its answer would stand close by."""
+    """Requests of one text; only the first query of a key, later ones would have it close by."""
     text = TASKS["recall"](rng, length - 1).rjust(length - 1, FILLER)
     ids = [tokenizer.end_of_text, *tokenizer.encode(text)]
     (opening,) = tokenizer.encode(OPENING)
@@ -166,7 +173,7 @@ def _synthetic_text(tokenizer: Tokenizer, rng: random.Random, length: int) -> It
 
 
 def without_yarn(model: Transformer) -> Transformer | None:
-    """The same weights with positions as they are; None where YaRN changes nothing."""
+    """The same weights with plain RoPE; None where YaRN changes nothing."""
     cfg = model.cfg
     if not isinstance(cfg.rope, YarnConfig) or cfg.rope.factor == 1:
         return None
@@ -177,7 +184,7 @@ def without_yarn(model: Transformer) -> Transformer | None:
 
 
 def draw_passkeys(path: Path, found: dict[str, dict[int, list[float]]]) -> None:
-    """A panel for each way of positions: depth down, length across."""
+    """One panel per title: depth down, length across."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.5 + 2.6 * len(found), 3), layout="constrained")

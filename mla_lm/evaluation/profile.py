@@ -1,4 +1,4 @@
-"""What a model costs here: bytes of cache a token, speed of reading and of writing."""
+"""Part `profile`: KV cache bytes per token, speed of prefill and decoding."""
 
 import statistics
 import time
@@ -8,15 +8,15 @@ import torch
 from mla_lm.model import Transformer
 
 BATCHES = (1, 8)
-NEW = 16  # tokens that are written
+NEW = 16  # tokens to decode
 ROUNDS = 3
 
 
 @torch.no_grad()
 def profile(model: Transformer) -> dict[str, float]:
-    """Tokens a second, medians, by context and batch; `cache/bytes_per_token` is measured.
+    """`prefill/CONTEXT/BATCH` and `decode/CONTEXT/BATCH`, median tokens per second.
 
-    `prefill/CONTEXT/BATCH` reads a prompt into a cache, `decode/CONTEXT/BATCH` writes behind it.
+    `cache/bytes_per_token` is measured, not computed.
     """
     longest = model.cfg.max_seq_len
     contexts = sorted({max(1, longest // 4), max(1, longest // 2), max(1, longest - NEW)})
@@ -24,18 +24,18 @@ def profile(model: Transformer) -> dict[str, float]:
     metrics = {"cache/bytes_per_token": model.new_cache(1, longest).n_bytes / longest}
     for context in contexts:
         for batch in BATCHES:
-            reading, writing = zip(
+            prefill, decode = zip(
                 *(_seconds(model, context, batch, n_new) for _ in range(ROUNDS)), strict=True
             )
             at = f"{context}/{batch}"
-            metrics[f"prefill/{at}"] = batch * context / statistics.median(reading)
+            metrics[f"prefill/{at}"] = batch * context / statistics.median(prefill)
             if n_new:
-                metrics[f"decode/{at}"] = batch * n_new / statistics.median(writing)
+                metrics[f"decode/{at}"] = batch * n_new / statistics.median(decode)
     return metrics
 
 
 def _seconds(model: Transformer, context: int, batch: int, n_new: int) -> tuple[float, float]:
-    """For the prompt, and for `n_new` tokens behind it."""
+    """Of prefill, and of decoding `n_new` tokens."""
     device = model.embed.weight.device
     tokens = torch.randint(model.cfg.vocab_size, (batch, context), device=device)
     cache = model.new_cache(batch, context + n_new)

@@ -1,22 +1,16 @@
-"""A bar that shows how far an evaluation is."""
+"""A progress bar on a terminal."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterable
+from typing import TypeVar
 
+from rich import progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
 
 
-@contextmanager
-def progress(name: str, total: int) -> Iterator[partial[None]]:
-    """The bar with the time left, advanced by calling; it goes when all is done.
-
-    Nothing where the output is no terminal.
-    """
-    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def track(items: Iterable[T], name: str, *, total: int | None = None) -> Iterable[T]:
+    """The items, with a bar that goes when all are done; none without a name or a terminal."""
     console = Console()
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        yield partial(bar.advance, bar.add_task("", total=total))
+    hidden = not (name and console.is_terminal)
+    return progress.track(items, name, total=total, console=console, transient=True, disable=hidden)

@@ -1,4 +1,4 @@
-"""`metrics.json`: what was measured of a checkpoint, and under which conditions; loggers."""
+"""`metrics.json`: metrics of a checkpoint and their conditions; the same to loggers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,17 +9,14 @@ from mla_lm.config import EvalConfig
 from mla_lm.config.compose import instantiate, load_config
 from mla_lm.errors import UserError, one_line
 from mla_lm.evaluation.subject import Subject
-from mla_lm.files import replacing
+from mla_lm.files import read_object, replacing
 from mla_lm.machine import hardware
 
 
 def write_results(
-    subject: Subject, cfg: EvalConfig, metrics: Mapping[str, Any], *, data_words: Sequence[str]
+    subject: Subject, cfg: EvalConfig, metrics: Mapping[str, Any], *, data_overrides: Sequence[str]
 ) -> Path:
-    """The file, with `metrics` in it; other results of the same conditions stay.
-
-    `data_words` named another text than the run's own.
-    """
+    """The file with `metrics` in it; it keeps other results of the same conditions and texts."""
     target = subject.folder / f"metrics{cfg.suffix}.json"
     conditions = {
         "ckpt": subject.path.name,
@@ -29,33 +26,28 @@ def write_results(
         "limit": cfg.limit,
         "seed": cfg.seed,
         "seq_len": cfg.context or subject.run.data.seq_len,
-        "data": list(data_words),
+        "data": list(data_overrides),
         "environment": hardware(subject.precision).environment,
     }
-    before = _read(target)
+    try:
+        before = read_object(target)
+    except UserError:
+        before = {}
     texts = {name: value for name, value in metrics.items() if name.endswith("/sha256")}
     other_conditions = any(before.get(key) != value for key, value in conditions.items())
     if other_conditions or any(before.get(name, value) != value for name, value in texts.items()):
         before = {}
-    content = {**before, **conditions, **metrics}
     with replacing(target) as temporary:
+        content = {**before, **conditions, **metrics}
         temporary.write_text(json.dumps(content, indent=2) + "\n")
     return target
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def make_loggers(subject: Subject, words: Sequence[str]) -> list[Any]:
-    """Those that overrides of the `logger` group name, for the run that is evaluated."""
-    if not words:
+def make_loggers(subject: Subject, overrides: Sequence[str]) -> list[Any]:
+    """The loggers that overrides of the `logger` group name, in the run that is evaluated."""
+    if not overrides:
         return []
-    cfg = load_config(words, run_dir=str(subject.folder), run_id=subject.run.run_id)
+    cfg = load_config(overrides, run_dir=str(subject.folder), run_id=subject.run.run_id)
     return instantiate("logger", cfg.logger)
 
 
@@ -64,8 +56,7 @@ def log_results(
 ) -> None:
     """Log the numbers under the names of `metrics`, at the step of the checkpoint.
 
-    In front of them stand `conditions` other than those of training. Raises UserError for a logger
-    that fails.
+    `conditions` other than those of training stand before them. UserError for a logger that fails.
     """
     prefix = " ".join(conditions) + "/" if conditions else ""
     numbers = {prefix + name: v for name, v in metrics.items() if isinstance(v, int | float)}

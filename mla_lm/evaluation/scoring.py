@@ -1,17 +1,16 @@
-"""Log-likelihoods of continuations, in batches of like length; what texts share is read once.
+"""Log-likelihoods of continuations; a common beginning of texts is computed once.
 
-Texts that begin alike (the choices of a question, a sentence and its minimal pair) become a tree in
-one row, whose tokens see their own ancestors only. The tokens are those of lm-evaluation-harness:
-context and continuation are encoded as one text, and what the context alone does not give belongs
-to the continuation; before each text stands `end_of_text`.
+Texts that begin alike (the choices of a question, a minimal pair) become a tree in one row, whose
+tokens attend to their ancestors only; rows of like length are a batch. The tokens are those of
+lm-evaluation-harness: context and continuation are encoded as one text after `end_of_text`, and
+the tokens beyond those of the context alone are the continuation.
 
-B rows, T tokens of a row, V vocabulary, N tokens that are scored.
+B rows, T tokens of a row, V vocabulary, N scored tokens.
 """
 
-import gc
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import statistics
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,18 +18,18 @@ from torch import Tensor
 
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.evaluation.items import Pair
+from mla_lm.evaluation.progress import track
 from mla_lm.model import Transformer
 
-BATCH = 2**13  # tokens, padding included
-PAIRS = 2**24  # of tokens that may see each other
-LOGITS = 2**21  # numbers that are made at once: they stay in the cache of a CPU
+BATCH = 2**13  # tokens per batch, padding included
+PAIRS = 2**24  # elements of a batch's attention mask
+LOGITS = 2**21  # logits computed at once: they fit the cache of a CPU
 ROW = 64  # tokens of a tree, unless its texts are longer
-SAVES = 6  # a text joins a tree where one in so many of its tokens is there already
+SAVES = 6  # a text joins a tree that already holds at least 1/SAVES of its tokens
 
 
 class Request(NamedTuple):
-    """Ids: the context, from `end_of_text` on, and what is to be scored behind it."""
+    """Ids: the context, from `end_of_text` on, and the continuation to score."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
@@ -40,84 +39,65 @@ class Score(NamedTuple):
     """Of one continuation."""
 
     log_likelihood: float  # nats, summed over tokens
-    n_tokens: int
     greedy: bool  # every token is the most likely one
 
 
-class Encoded(NamedTuple):
-    """Requests that fit the model, and how many had to be cut on the left."""
-
-    requests: list[Request]
-    n_truncated: int
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """Leave cycles alone: what many small tuples would make the collector look at costs a tenth."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@without_collector()
-def encode(pairs: Sequence[Pair], tokenizer: Tokenizer, *, max_seq_len: int) -> Encoded:
-    """Pairs to ids; a context that is too long loses its beginning."""
-    moved = [_spaces_moved(pair) for pair in pairs]
-    contexts = tokenizer.encode_batch([pair.context for pair in moved])
-    wholes = tokenizer.encode_batch([pair.context + pair.continuation for pair in moved])
-    requests, n_truncated = [], 0
+def encode(
+    pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, *, max_seq_len: int
+) -> list[tuple[Request, bool]]:
+    """Ids of (context, continuation), and whether they were too long: then the beginning goes."""
+    moved = [_spaces_moved(*pair) for pair in pairs]
+    contexts = tokenizer.encode_batch([context for context, _ in moved])
+    wholes = tokenizer.encode_batch([context + continuation for context, continuation in moved])
+    found = []
     for context, whole in zip(contexts, wholes, strict=True):
         kept = min(len(context), len(whole) - 1)  # one token at least is the continuation's
         before = (tokenizer.end_of_text, *(context if kept == len(context) else whole[:kept]))
         after = tuple(whole[kept:])[-max_seq_len:]
         room = max_seq_len + 1 - len(after)
-        cut = len(before) > room or len(after) < len(whole) - kept
-        n_truncated += cut
-        requests.append(Request(before[-room:], after))
-    return Encoded(requests, n_truncated)
+        truncated = len(before) > room or len(after) < len(whole) - kept
+        found.append((Request(before[-room:], after), truncated))
+    return found
 
 
-def _spaces_moved(pair: Pair) -> Pair:
+def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:
     """Spaces at the end of a context belong to the token that follows."""
-    context = pair.context.rstrip()
-    return Pair(context, pair.context[len(context) :] + pair.continuation)
+    stripped = context.rstrip()
+    return stripped, context[len(stripped) :] + continuation
 
 
 @torch.no_grad()
-@without_collector()
-def score(
-    model: Transformer,
-    requests: Sequence[Request],
-    *,
-    show: Callable[[int], object] = lambda n_requests: None,
-) -> list[Score]:
-    """Scores in the order of `requests`; `show` is told how many are done.
+def score(model: Transformer, requests: Sequence[Request], *, name: str = "") -> list[Score]:
+    """Scores in the order of `requests`; `name` is that of a progress bar.
 
-    In float32 they do not depend on the batches; in bfloat16 they do by a rounding, as everywhere.
-    Raises ValueError for a continuation without tokens, UserError for a model that gives no number.
+    In float32 they do not depend on the batches, in bfloat16 by a rounding. Raises ValueError for a
+    continuation without tokens, UserError for likelihoods that are not finite.
     """
     if not all(request.continuation for request in requests):
         raise ValueError("a continuation has no tokens")
-    found = [Score(0.0, 0, True)] * len(requests)
-    for batch in _batches(plant(requests)):
+    found = [Score(0.0, True)] * len(requests)
+    for batch in track(list(_batches(plant(requests))), name):
         members = [i for tree in batch for i in tree.requests]
         scores = _score_trees(model, batch, [requests[i] for i in members])
         if not all(math.isfinite(one.log_likelihood) for one in scores):
             raise UserError("the model gives likelihoods that are not finite")
         for i, one in zip(members, scores, strict=True):
             found[i] = one
-        show(len(members))
+    return found
+
+
+def with_stderr(name: str, values: Sequence[float]) -> dict[str, float]:
+    """The mean as `name`; where there are several values, its standard error as `name_stderr`."""
+    found = {name: statistics.fmean(values)}
+    if len(values) > 1:
+        found[f"{name}_stderr"] = statistics.stdev(values) / math.sqrt(len(values))
     return found
 
 
 class Tree:
-    """Texts with a common beginning in one row: a token is one node, however many texts share it.
+    """Texts with a common beginning in one row, one node per distinct prefix.
 
-    Nodes stand in depth-first order, so those that follow from node i are i .. ends[i] - 1.
+    Nodes are in depth-first order: the subtree of node i is i .. ends[i] - 1.
     """
 
     def __init__(self) -> None:
@@ -149,13 +129,14 @@ class Tree:
 
 
 def plant(requests: Sequence[Request]) -> list[Tree]:
-    """All requests in as few trees as pays: a text joins the one before if that saves enough."""
+    """Trees of all requests: a text joins the tree before it if they share enough tokens."""
     texts = [[*request.context, *request.continuation[:-1]] for request in requests]
     trees: list[Tree] = []
-    before: Sequence[int] = ()
+    before: list[int] = []
     for i in sorted(range(len(texts)), key=texts.__getitem__):
         text = texts[i]
-        n_shared = _n_shared(before, text)
+        differs = (k for k, (a, b) in enumerate(zip(before, text, strict=False)) if a != b)
+        n_shared = next(differs, min(len(before), len(text)))
         joins = trees and n_shared * SAVES >= len(text)
         if not joins or len(trees[-1]) + len(text) - n_shared > max(ROW, 2 * len(text)):
             trees.append(Tree())
@@ -167,17 +148,8 @@ def plant(requests: Sequence[Request]) -> list[Tree]:
     return trees
 
 
-def _n_shared(one: Sequence[int], other: Sequence[int]) -> int:
-    n = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        n += 1
-    return n
-
-
 def _batches(trees: list[Tree]) -> Iterator[list[Tree]]:
-    """Trees of like size together, largest first, within `BATCH` tokens and `PAIRS` of them."""
+    """Trees of like size, largest first, within `BATCH` tokens and `PAIRS` mask elements."""
     batch: list[Tree] = []
     for tree in sorted(trees, key=len, reverse=True):
         if batch and len(batch[0]) * (len(batch) + 1) > min(BATCH, PAIRS // len(batch[0])):
@@ -189,7 +161,7 @@ def _batches(trees: list[Tree]) -> Iterator[list[Tree]]:
 
 
 def _score_trees(model: Transformer, trees: list[Tree], requests: Sequence[Request]) -> list[Score]:
-    """One pass over rows that are trees; `requests` are theirs, in order."""
+    """One forward pass over trees as rows; `requests` are theirs, in order."""
     width = len(trees[0])
     device = model.embed.weight.device
 
@@ -221,15 +193,15 @@ def _score_trees(model: Transformer, trees: list[Tree], requests: Sequence[Reque
     zeros = torch.zeros(len(counts), dtype=torch.float64)
     sums = zeros.index_add(0, row_of, likely.double().cpu()).tolist()
     missed = zeros.index_add(0, row_of, (~best).double().cpu()).tolist()
-    return [Score(s, n, m == 0) for s, n, m in zip(sums, counts, missed, strict=True)]
+    return [Score(s, m == 0) for s, m in zip(sums, missed, strict=True)]
 
 
 def _at_targets(
     model: Transformer, hidden: Tensor, nodes: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """hidden (M, dim), nodes and targets (N,): log-likelihoods, and which are the best: (N,).
+    """hidden (M, dim), nodes and targets (N,): log-likelihoods, and which are the argmax: (N,).
 
-    A node that predicts for several texts is put through the head once.
+    A node that predicts for several texts passes the head once.
     """
     unique, place = nodes.unique(return_inverse=True)
     likely = torch.empty(len(nodes), device=hidden.device)
@@ -245,10 +217,3 @@ def _at_targets(
         tied = logits[at[highest_ones]].argmax(-1) == target[highest_ones]  # the first of equals
         best[here[highest_ones]] = tied
     return likely, best
-
-
-def grouped(scores: Iterable[Score], sizes: Sequence[int]) -> Iterator[list[Score]]:
-    """The scores of each item, in a row."""
-    left = iter(scores)
-    for size in sizes:
-        yield [next(left) for _ in range(size)]

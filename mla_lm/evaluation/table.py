@@ -1,4 +1,4 @@
-"""Metrics for the console."""
+"""The tables on the console."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +10,7 @@ LOAD, ERROR = "moe/load", "_stderr"
 
 
 def metrics_table(metrics: Mapping[str, Any], layers: Sequence[str]) -> None:
-    """Print the numbers by name, and the load of experts relative to the mean of their layer.
-
-    A standard error stands beside the number it belongs to.
-    """
+    """Print numbers with their standard errors, and expert loads relative to the layer's mean."""
     console = Console()
     table = Table("metric", "value")
     for name, value in metrics.items():

@@ -1,4 +1,4 @@
-"""What kind of token an id is in its text: keyword, name, number, ... in code; words in prose.
+"""Kinds of tokens: keyword, name, number, ... in code; words, numbers, ... in prose.
 
 Which experts take which kinds shows what they specialise in.
 """
@@ -24,9 +24,9 @@ NO_TEXT = -1  # end of text and other ids without bytes
 def token_kinds(
     ids: Sequence[int] | NDArray[np.int64], tokenizer: Tokenizer, *, code: bool
 ) -> NDArray[np.int64]:
-    """The index in `CODE` (Python) or `PROSE` of each id, by its first character that is no space.
+    """The index in `CODE` (Python) or `PROSE` of each id, by its first character but spaces.
 
-    The text is read document by document, so that what begins a window is not misread.
+    Each document is lexed by itself.
     """
     ids = np.asarray(ids, dtype=np.int64)
     kinds = np.full(len(ids), NO_TEXT, dtype=np.int64)
@@ -63,7 +63,7 @@ def _words(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _lexed(text: str) -> Iterator[tuple[str, str]]:
-    """Python source in parts, each with its kind."""
+    """Parts of Python source and their kinds."""
     from pygments.lexers.python import PythonLexer
     from pygments.token import Comment, Keyword, Name, Number, String, Whitespace
 

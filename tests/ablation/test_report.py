@@ -5,17 +5,20 @@ import csv
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
 
-from mla_lm.ablation.report import About, write_report
+from mla_lm.ablation.report import write_report
 from mla_lm.ablation.runs import Runs
+from mla_lm.ablation.study import Study
 from mla_lm.commands import ablate
 from tests.ablation.folders import GQA, read, row, usual, write_run
 
-ABOUT = About("python -m mla_lm ablate x", "mla", "a question?")
+COMMAND = "python -m mla_lm ablate x"
+STUDY = Study.model_construct(question="a question?", arms={}, reference="mla")
 FILES = ("results.csv", "costs.csv", "report.md", "report.html")
 SPEEDS = {"decode/32/1": 90.0, "decode/64/1": 80.0, "decode/64/8": 700.0, "prefill/64/1": 4e3}
 TITLES = {
@@ -45,8 +48,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return read(*folders_of_two_arms(tmp_path_factory.mktemp("runs")))
 
 
-def written(out: Path, runs: Runs, about: About = ABOUT) -> dict[str, str]:
-    write_report(out, runs, about)
+def written(out: Path, runs: Runs, study: Study = STUDY, **more: Any) -> dict[str, str]:
+    write_report(out, runs, study, command=COMMAND, **more)
     return {name: (out / name).read_text(encoding="utf-8") for name in FILES}
 
 
@@ -86,8 +89,8 @@ def test_equal_runs_make_equal_bytes_and_results_do_not_know_the_clock(tmp_path:
 def test_the_report_says_what_was_found_and_what_failed(
     tmp_path: Path, runs: Runs, name: str
 ) -> None:
-    about = ABOUT._replace(match="kv_bytes", failed=("mha-s1 (exit status 1)",), jobs=2)
-    text = written(tmp_path, runs, about)[name]
+    study = STUDY.model_copy(update={"match": "kv_bytes"})
+    text = written(tmp_path, runs, study, failed=["mha-s1 (exit status 1)"], jobs=2)[name]
     for part in (
         "a question?",
         "gqa is worse than mla: val/bpb 1.1150 against 1.0150, difference +0.1000",
@@ -97,7 +100,7 @@ def test_the_report_says_what_was_found_and_what_failed(
         "measured with 2 cells at a time",
         "mha-s1 (exit status 1)",
         "model.attention.kind",
-        about.command,
+        COMMAND,
     ):
         assert part in text
 

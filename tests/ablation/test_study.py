@@ -38,7 +38,6 @@ def test_cells_are_arms_with_a_seed_and_a_folder_seed_by_seed(tmp_path: Path) ->
     planned = plan(study)
     found = cells(study, planned, {})
     assert [c.name for c in found] == [f"{a}-s{s}" for s in (1, 2) for a in planned.configs]
-    assert [c.name for c in found if c.profiled] == [f"{a}-s1" for a in planned.configs]
     folder, arm = tmp_path / "it's", planned.configs["mha"]
     cfg = found[5].config(arm, folder)
     assert (cfg.seed, cfg.resume, cfg.run_dir) == (2, "auto", str(folder))

@@ -7,7 +7,7 @@ import pytest
 
 from mla_lm.bench import decode, quality, train
 from mla_lm.bench.report import Row, interleaved, ratio, row
-from mla_lm.bench.worker import Worker
+from mla_lm.bench.worker import in_processes
 from mla_lm.commands import bench
 from mla_lm.errors import UserError
 
@@ -63,7 +63,7 @@ class Counter:
         return self.n
 
 
-def test_a_worker_is_a_process_of_its_own() -> None:
-    with Worker(Counter) as one, Worker(Counter) as other:
-        assert [one(), one(), other(), one()] == [1, 2, 1, 3]
-        assert one.peak() > 40 * 2**20
+def test_every_side_has_a_process_of_its_own() -> None:
+    found, peaks = in_processes({"one": Counter, "other": Counter}, rounds=2, warm_up=1)
+    assert found == {"one": [2, 3], "other": [2, 3]}
+    assert all(50 <= peak < 200 for peak in peaks.values())

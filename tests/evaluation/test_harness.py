@@ -1,19 +1,19 @@
-"""lm-evaluation-harness scores a model as we do, by our adapter and from the exported folder."""
+"""Tasks of lm-evaluation-harness score a model as its own `hf` model scores the exported folder."""
 
 import json
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
 import pytest
 
 from mla_lm.commands import export
 from mla_lm.errors import UserError
-from mla_lm.evaluation.harness import _plain, run_harness
-from mla_lm.evaluation.items import read_items
-from mla_lm.evaluation.tasks import evaluate_task
+from mla_lm.evaluation.harness import _plain
 from mla_lm.model import Transformer
-from tests.interop.random_runs import byte_tokenizer, checkpoint_of, random_config, trained
+from tests.evaluation.conftest import scored
+from tests.interop.random_runs import checkpoint_of, random_config, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
 
@@ -43,7 +43,7 @@ doc_to_target: " {{{{continuation}}}}"
 metric_list: [{{metric: perplexity}}, {{metric: acc}}]
 """
 )
-BLIMP = (
+PAIRS = (
     HEAD
     + """
 task: {name}
@@ -76,7 +76,7 @@ generation_kwargs: {{until: [x], max_gen_toks: 5, do_sample: false}}
 metric_list: [{{metric: exact_match}}]
 """
 )
-TASKS = {"choice": CHOICE, "last": LAST, "blimp": BLIMP}
+TASKS = {"choice": CHOICE, "last": LAST, "pairs": PAIRS}
 OTHERS = {"whole": WHOLE, "until": UNTIL}  # longer than the context, and to be continued
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "near", "old", "trees", "while", "rain", "fell")
 
@@ -97,11 +97,21 @@ def items(name: str, i: int) -> dict[str, Any]:
     return {"sentence_good": sentence(i, 5), "sentence_bad": sentence(i + 1, 5), "paradigm": "p"}
 
 
+@pytest.fixture(autouse=True)
+def _own_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index of all tasks of the harness takes 7 seconds."""
+    manager = lm_eval.tasks.TaskManager
+    monkeypatch.setattr(
+        "lm_eval.tasks.TaskManager",
+        lambda include_path, **_: manager(include_path=include_path, include_defaults=False),
+    )
+
+
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
     for name, task in TASKS.items():
-        path = folder / f"{name}.jsonl"
+        path = folder / f"own_{name}.jsonl"
         path.write_text("".join(json.dumps(items(name, i)) + "\n" for i in range(24)))
         (folder / f"{name}.yaml").write_text(task.format(path=path, name=name))
     path = folder / "texts.jsonl"
@@ -116,41 +126,28 @@ def model() -> Transformer:
     return trained(random_config(3))
 
 
-def test_both_scorers_agree(model: Transformer, bundles: Path) -> None:
-    found = run_harness(model, byte_tokenizer(), list(TASKS), include=str(bundles))
-    ours = {
-        name: evaluate_task(
-            model, byte_tokenizer(), read_items(bundles / f"{name}.jsonl"), delimiter=" "
-        )
-        for name in TASKS
-    }
-    assert found["choice/acc"] == ours["choice"]["accuracy"]
-    assert found["choice/acc_norm"] == ours["choice"]["accuracy_norm"]
-    assert found["blimp/acc"] == ours["blimp"]["accuracy"] == ours["blimp"]["accuracy/p"]
-    assert found["last/acc"] == ours["last"]["accuracy"]
-    assert found["choice/acc_stderr"] == pytest.approx(ours["choice"]["accuracy_stderr"])
-    assert found["choice/n_truncated"] == ours["choice"]["n_truncated"] == 0
-    assert ours["choice"]["chance"] == pytest.approx(1 / 3)
+def test_files_are_scored_as_tasks(model: Transformer, tasks: Path) -> None:
+    found = scored(model, *TASKS, tasks_include=str(tasks))
+    ours = scored(model, *(tasks / f"own_{name}.jsonl" for name in TASKS))
+    for name in ("choice/acc", "choice/acc_norm", "choice/acc_stderr", "pairs/acc", "last/acc"):
+        assert found[name] == ours[f"own_{name}"]
     n_tokens = sum(len(sentence(i + 3, 1)) + 1 for i in range(24)) / 24
-    theirs = math.log(found["last/perplexity"])  # of whole answers
-    assert theirs == pytest.approx(n_tokens * math.log(ours["last"]["perplexity"]), abs=1e-4)
+    of_answers = ours["own_last/perplexity"] ** n_tokens  # the harness's is not per token
+    assert found["last/perplexity"] == pytest.approx(of_answers, rel=1e-4)
 
 
 def test_the_exported_folder_gives_the_same(
-    model: Transformer, bundles: Path, tmp_path: Path
+    model: Transformer, tasks: Path, tmp_path: Path
 ) -> None:
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
     path = checkpoint_of(random_config(3), model, tmp_path)
     export.run([f"ckpt={path}", f"out={tmp_path / 'out'}"])
 
-    def theirs(tasks: list[str], more: str = "") -> dict[str, Any]:
+    def theirs(names: list[str], more: str = "") -> dict[str, Any]:
         found = lm_eval.simple_evaluate(
             "hf",
             model_args=f"pretrained={tmp_path / 'out'},dtype=float32{more}",
-            tasks=tasks,
-            task_manager=TaskManager(include_path=str(bundles)),
+            tasks=names,
+            task_manager=lm_eval.tasks.TaskManager(include_path=str(tasks)),
             device="cpu",
             batch_size=4,
             bootstrap_iters=0,
@@ -159,7 +156,7 @@ def test_the_exported_folder_gives_the_same(
         return results
 
     wanted = theirs([*TASKS, "until"]) | theirs(["whole"], ",add_bos_token=False")
-    ours = run_harness(model, byte_tokenizer(), [*TASKS, *OTHERS], include=str(bundles))
+    ours = scored(model, *TASKS, *OTHERS, tasks_include=str(tasks))
     for task in (*TASKS, *OTHERS):
         for name, value in wanted[task].items():
             if isinstance(value, float):
@@ -167,27 +164,20 @@ def test_the_exported_folder_gives_the_same(
                 assert ours[key] == pytest.approx(value, rel=1e-4)
 
 
-def test_a_prompt_that_is_too_long_is_cut_between_characters(
-    model: Transformer, tmp_path: Path
-) -> None:
-    path = tmp_path / "texts.jsonl"
-    path.write_text(json.dumps({"text": "🙂" * 60}) + "\n")
-    (tmp_path / "until.yaml").write_text(UNTIL.format(path=path))
-    assert run_harness(model, byte_tokenizer(), ["until"], include=str(tmp_path)) == {
-        "until/exact_match": 0.0,
-        "until/n_truncated": 1,
-    }
-
-
-def test_texts_that_are_too_long_are_counted_by_task(model: Transformer, tmp_path: Path) -> None:
-    for name, n_long in (("some", 3), ("none", 0)):
+def test_what_is_too_long_is_cut_and_counted_by_task(model: Transformer, tmp_path: Path) -> None:
+    """A prompt to continue is cut between characters."""
+    texts = {"some": [40, 40, 40, 5], "none": [5]}
+    for name, words in texts.items():
+        lines = [{"context": sentence(i, n), "continuation": "end"} for i, n in enumerate(words)]
         path = tmp_path / f"{name}.jsonl"
-        texts = [sentence(i, 40 if i < n_long else 5) for i in range(5)]
-        lines = [{"context": text, "continuation": "end"} for text in texts]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         (tmp_path / f"{name}.yaml").write_text(LAST.format(path=path, name=name))
-    found = run_harness(model, byte_tokenizer(), ["some", "none"], include=str(tmp_path))
-    assert (found["some/n_truncated"], found["none/n_truncated"]) == (3, 0)
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "🙂" * 60}) + "\n")
+    (tmp_path / "until.yaml").write_text(UNTIL.format(path=tmp_path / "texts.jsonl"))
+    found = scored(model, "some", "none", "until", tasks_include=str(tmp_path))
+    counts = {name: found[f"{name}/n_truncated"] for name in ("some", "none", "until")}
+    assert counts == {"some": 3, "none": 0, "until": 1}
+    assert found["until/exact_match"] == 0.0
 
 
 def test_errors_and_filters_have_names() -> None:
@@ -195,13 +185,30 @@ def test_errors_and_filters_have_names() -> None:
     assert list(map(_plain, names)) == ["acc", "acc_stderr", "match,strict", "match,strict_stderr"]
 
 
-@pytest.mark.parametrize("task", ["no_such_task", "lambada_openai"])
-def test_a_task_that_cannot_be_had_is_one_line(
-    task: str, model: Transformer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("names", [["no_such_task"], ["sciq"], ["lambda", "own.jsonl"]])
+def test_tasks_that_cannot_be_had_are_one_line(
+    names: list[str], model: Transformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if names == ["sciq"]:
+        monkeypatch.undo()  # `_own_tasks_only`
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read long ago
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    Path("own.jsonl").write_text(json.dumps(items("choice", 0)) + "\n")
     with pytest.raises(UserError) as caught:
-        run_harness(model, byte_tokenizer(), [task])
-    assert str(caught.value).startswith(f"harness={task}: ")
+        scored(model, *names)
+    assert str(caught.value).startswith(f"tasks={names[0]}: ")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_two_tasks_of_one_name_are_refused(model: Transformer, tasks: Path) -> None:
+    with pytest.raises(UserError, match="another task is called own_last"):
+        scored(model, tasks / "own_last.jsonl", "own_last")
+
+
+def test_without_the_harness_one_line_says_how_to_install_it(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(UserError, match=r'pip install "mla_lm\[eval\]"'):
+        scored(model, "blimp")

@@ -1,18 +1,173 @@
-"""Drafts are counted where their target counts."""
+"""Metrics of a text: summed by hand, whatever the rows, the batches and their order."""
 
+import math
+from collections.abc import Callable
+from functools import cache
+from itertools import product
+
+import numpy as np
+import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
+from mla_lm import Transformer
+from mla_lm.data import Annotator, EvalLoader
 from mla_lm.data.batch import IGNORED, Batch
-from mla_lm.objective.metrics import kept_drafts
+from mla_lm.evaluation.language_model import _load_by_kind, evaluate
+from mla_lm.model import ModelOutput, Routing
+from mla_lm.objective.metrics import exact_matches, kept_drafts, loss_sums
+from tests.conftest import ATTENTION, random_tokens, randomized, tiny_config
+from tests.evaluation.conftest import LENGTH, N_DOCUMENTS, documents
+from tests.generation.conftest import random_model
+from tests.interop.random_runs import byte_tokenizer
+
+TOKENIZER = byte_tokenizer()
+BYTE_LENGTHS = torch.from_numpy(TOKENIZER.byte_lengths)
+
+
+@cache
+def annotator(*, masked: bool) -> Annotator:
+    return Annotator(tiny_config(f"data.mask_documents={masked}").data, TOKENIZER)
+
+
+def model_and_batches(*overrides: str) -> tuple[Transformer, list[Tensor], Tensor]:
+    cfg = tiny_config(*overrides).model
+    model = randomized(Transformer(cfg)).eval()
+    batches = [random_tokens(cfg, 3, 17), random_tokens(cfg, 1, 9)]
+    return model, batches, torch.arange(cfg.vocab_size) % 5
+
+
+def drafts_shifted_by(
+    extra: int, forward: Callable[..., ModelOutput]
+) -> Callable[..., ModelOutput]:
+    """MTP states of every depth k that are the main model's own, k + extra positions later."""
+
+    def shifted(tokens: Tensor, documents: Tensor | None) -> ModelOutput:
+        out = forward(tokens, documents=documents)
+        depths = range(1, len(out.mtp) + 1)
+        mtp = tuple(out.hidden.roll(-extra, dims=1)[:, depth:] for depth in depths)
+        return out._replace(mtp=mtp)
+
+    return shifted
+
+
+@pytest.mark.parametrize(("extra", "accepted"), [(0, True), (1, False), (-1, False)])
+def test_acceptance_is_one_exactly_for_drafts_of_the_right_token(
+    extra: int, accepted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batches, byte_lengths = model_and_batches("model.mtp_depth=2")
+    monkeypatch.setattr(model, "forward", drafts_shifted_by(extra, model.forward))
+    metrics = evaluate(model, batches, byte_lengths, annotator(masked=False)).metrics
+    for depth in (1, 2):
+        assert (metrics[f"mtp/acceptance_{depth}"] == 1.0) == accepted
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_acceptance_by_hand(masked: bool) -> None:
+    """Masked: drafts count inside a document only."""
+    model, batches, byte_lengths = model_and_batches("model.mtp_depth=2")
+    annotate = annotator(masked=masked)
+    for tokens in batches:
+        tokens[:, 4::5] = TOKENIZER.end_of_text
+    metrics = evaluate(model, batches, byte_lengths, annotate).metrics
+    agreed, drafted = [0, 0], [0, 0]
+    for tokens in batches:
+        batch = annotate(tokens)
+        out = model(batch.inputs, documents=batch.input_documents)
+        for depth in (1, 2):
+            drafts = model.lm_head(out.mtp[depth - 1]).argmax(dim=-1)
+            for row, i in product(range(len(tokens)), range(drafts.shape[1])):
+                at = batch.documents
+                if at is None or at[row, i] == at[row, i + depth + 1]:
+                    agreed[depth - 1] += int(drafts[row, i] == out.logits[row, i + depth].argmax())
+                    drafted[depth - 1] += 1
+    for depth in (1, 2):
+        expected = agreed[depth - 1] / drafted[depth - 1]
+        assert metrics[f"mtp/acceptance_{depth}"] == pytest.approx(expected)
 
 
 def test_drafts_count_inside_documents_and_for_graded_tokens() -> None:
     tokens = torch.arange(8)[None]  # the targets of depth 1 are 2 to 7
-    documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]])  # leaves out 3 and 4
-    labels = tokens.where(tokens != 6, IGNORED)
-    batch = Batch(tokens, labels, documents, None)
+    ids = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]])  # leaves out 3 and 4
+    batch = Batch(tokens, tokens.where(tokens != 6, IGNORED), ids, None)
     greedy = tokens[:, 1:]  # for tokens 1 to 7
     drafts = greedy[:, 1:].clone()
     assert kept_drafts(drafts, greedy, batch, depth=1).tolist() == [3, 3]
     drafts[0, -1] = 0
     assert kept_drafts(drafts, greedy, batch, depth=1).tolist() == [2, 3]
+
+
+def test_uniform_model_scores_the_logarithm_of_the_vocabulary() -> None:
+    model, batches, byte_lengths = model_and_batches("model/ffn=dense", "model.mtp_depth=0")
+    torch.nn.init.zeros_(model.lm_head.weight)
+    found = evaluate(model, batches, byte_lengths, annotator(masked=False))
+    targets = torch.cat([batch[:, 1:].flatten() for batch in batches])
+    vocab_size = model.cfg.vocab_size
+    bits = math.log2(vocab_size) * targets.numel() / int(byte_lengths[targets].sum())
+    expected = {"val/loss": math.log(vocab_size), "val/perplexity": vocab_size, "val/bpb": bits}
+    assert found.metrics == pytest.approx(expected, rel=1e-5)
+    assert found.load is None
+
+
+def test_evaluation_leaves_the_model_alone() -> None:
+    model, batches, byte_lengths = model_and_batches()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evaluate(model, batches, byte_lengths, annotator(masked=False))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_exact_match_by_hand() -> None:
+    """Answers of two and one tokens in the first row, of one at each end of the second."""
+    i = IGNORED
+    labels = torch.tensor([[i, 3, 4, i, 2], [1, i, i, i, 5]])
+    guesses = torch.tensor([[9, 3, 4, 9, 2], [1, 9, 9, 9, 6]])
+    for wrong in ([], [(0, 1)], [(0, 1), (0, 2)], [(0, 4)], [(1, 0), (0, 4)]):
+        guessed = guesses.clone()
+        for row, column in wrong:
+            guessed[row, column] = 7
+        answers = {(0, 1) if at == (0, 2) else at for at in wrong}
+        right, n_answers = exact_matches(F.one_hot(guessed, 11).float(), labels)
+        assert (int(right), int(n_answers)) == (3 - len(answers), 4)
+
+
+def test_ignored_labels_do_not_count() -> None:
+    logits, labels = torch.randn(2, 5, 11), torch.randint(11, (2, 5))
+    labels[0, :3] = labels[1, 4] = IGNORED
+    nats, tokens, n_bytes, *_ = loss_sums(logits, labels, torch.arange(11)).tolist()
+    kept = labels != IGNORED
+    expected = F.cross_entropy(logits[kept], labels[kept], reduction="sum")
+    assert nats == pytest.approx(float(expected), rel=1e-6)
+    assert (tokens, n_bytes) == (6, int(labels[kept].sum()))
+
+
+def test_load_by_kind_by_hand() -> None:
+    experts = torch.tensor([[[0, 1], [1, 2], [0, 2]]])
+    routing = (Routing(torch.rand(1, 3, 3), experts), Routing(torch.rand(1, 2, 3), experts[:, :2]))
+    load = _load_by_kind(routing, torch.tensor([[1, -1, 1]]), 2)
+    assert load.tolist() == [[[0, 0, 0]] * 2, [[2, 1, 1], [1, 1, 0]]]
+
+
+def bits_per_byte(attention: tuple[str, ...], *, seq_len: int, batch_size: int, seed: int) -> float:
+    batches = list(EvalLoader(documents(), seq_len=seq_len, batch_size=batch_size))
+    np.random.default_rng(seed).shuffle(batches)  # type: ignore[arg-type]
+    found = evaluate(random_model(*attention), batches, BYTE_LENGTHS, annotator(masked=True))
+    return found.metrics["val/bpb"]
+
+
+@given(
+    attention=st.sampled_from(list(ATTENTION.values())),
+    seq_len=st.sampled_from([LENGTH, 2 * LENGTH, 4 * LENGTH]),
+    batch_size=st.integers(1, N_DOCUMENTS + 2),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=40)
+def test_neither_rows_nor_batches_nor_their_order_matter(
+    attention: tuple[str, ...], seq_len: int, batch_size: int, seed: int
+) -> None:
+    one = bits_per_byte(attention, seq_len=LENGTH, batch_size=1, seed=0)
+    other = bits_per_byte(attention, seq_len=seq_len, batch_size=batch_size, seed=seed)
+    assert other == pytest.approx(one, rel=2e-6)

@@ -5,11 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mla_lm.data.batch import IGNORED, Annotator
 from mla_lm.evaluation.language_model import evaluate
-from mla_lm.evaluation.positions import by_position, position_sums, sliding_loss, windows
+from mla_lm.evaluation.positions import by_position, position_sums, sliding_loss, window
 from tests.conftest import tiny_config
+from tests.evaluation.conftest import N_DOCUMENTS, documents
 from tests.generation.conftest import random_model
 from tests.interop.random_runs import byte_tokenizer
 
@@ -55,7 +58,7 @@ def test_a_sliding_context_by_hand(stride: int) -> None:
 def test_every_token_comes_once_with_all_the_context_that_fits() -> None:
     ids = np.arange(50)
     for stride in (1, 4, 7):
-        found = list(windows(ids, longest=10, stride=stride))
+        found = [r for i in range(1, 50, stride) for r in window(ids, i, stride, longest=10)]
         assert [i for request in found for i in request.continuation] == list(range(1, 50))
         for request in found:
             text = [*request.context, *request.continuation]
@@ -85,3 +88,16 @@ def test_rows_that_are_shorter_add_to_the_first_positions(order: tuple[int, int]
     byte_lengths = torch.from_numpy(tokenizer.byte_lengths)
     found = evaluate(model, [batches[i] for i in order], byte_lengths, annotate)
     assert found.positions[:, 1].tolist() == [4.0] * 4 + [3.0] * 5
+
+
+@given(order=st.permutations(range(N_DOCUMENTS)), stride=st.integers(1, 24))
+@settings(max_examples=20)
+def test_a_sliding_context_does_not_see_the_order_of_documents(
+    order: list[int], stride: int
+) -> None:
+    model, tokenizer = random_model(), byte_tokenizer()
+    one, other = (
+        sliding_loss(model, ids, tokenizer, stride=s, separator=tokenizer.end_of_text)
+        for ids, s in ((documents(), 1), (documents(order), stride))
+    )
+    assert other["sliding/bpb"] == pytest.approx(one["sliding/bpb"], rel=2e-6)

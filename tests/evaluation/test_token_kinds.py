@@ -1,11 +1,15 @@
-"""Kinds of tokens: read as code or prose, whatever the tokens are cut like."""
+"""Kinds of tokens, read as code or prose however they are cut, and maps of expert load."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mla_lm.data import Tokenizer
+from mla_lm.evaluation.expert_maps import draw_by_kind, draw_over_training, relative
 from mla_lm.evaluation.token_kinds import CODE, NO_TEXT, PROSE, token_kinds
 
 END = "<|endoftext|>"
@@ -79,3 +83,14 @@ def test_any_ids_have_kinds(code: bool, ids: list[int]) -> None:
         assert (kind == NO_TEXT) == (i >= BPE.vocab_size or not BPE.token_bytes[i])
         assert kind < len(CODE if code else PROSE)
     assert kinds.dtype == np.int64
+
+
+def test_maps_are_drawn_without_a_display(tmp_path: Path) -> None:
+    loads = torch.randint(9, (5, 2, 4))
+    loads[0] = 0  # a kind that does not occur
+    draw_over_training(tmp_path / "training.png", [2, 4, 6, 8, 10], loads, ["layer_1", "mtp_1"])
+    draw_by_kind(tmp_path / "kinds.png", loads, list("abcde"), ["layer_1", "mtp_1"])
+    for name in ("training.png", "kinds.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    shares = relative(torch.tensor([[[2, 6]], [[5, 5]], [[0, 0]]]))
+    assert shares.tolist() == [[[0.5, 1.5]], [[1, 1]], [[0, 0]]]

@@ -21,6 +21,8 @@ def test_synthetic_answers_are_graded_in_training_and_evaluation(tmp_path: Path)
     words = ["data=synthetic", "data.task=copying", "data.n_documents=300"]
     train_here(*corpus_free(tmp_path), *words, f"run_dir={tmp_path / 'run'}")
     evaluate_here(f"ckpt={tmp_path / 'run'}")
+    model, _, tokenizer = load_checkpoint(tmp_path / "run")
+    assert (model.cfg.vocab_size, tokenizer.vocab_size) == (320, 257)  # bytes
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     last = [row for row in logged(tmp_path / "run") if "val/bpb" in row][-1]
     assert 0 <= metrics["val/exact_match"] <= 1
@@ -40,14 +42,6 @@ def test_masked_documents_train_and_evaluate_alike(trained: Run, tmp_path: Path)
     assert metrics["mtp/acceptance_1"] == pytest.approx(float(last["mtp/acceptance"]))
     first, first_plain = (float(r[0]["train/ce"]) for r in (rows, plain))
     assert first != first_plain
-
-
-def test_bytes_need_no_training_and_a_small_vocabulary(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "text")
-    words = ["data=text", f"data.path={tmp_path / 'text'}", "data/tokenizer=bytes"]
-    train_here(*corpus_free(tmp_path), *words, f"run_dir={tmp_path / 'run'}")
-    model, _, tokenizer = load_checkpoint(tmp_path / "run")
-    assert (model.cfg.vocab_size, tokenizer.vocab_size) == (320, 257)
 
 
 def test_an_existing_tokenizer_is_used_and_kept(tmp_path: Path) -> None:

@@ -1,34 +1,35 @@
-"""Metrics of a checkpoint: independent of batching, equal to what training logged."""
+"""`eval.py`: equal to what training logged; other texts, folders, loggers, parts and questions."""
 
 import json
 import math
-from collections.abc import Callable
-from functools import cache
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from mla_lm.config.words import DATA, LOGGER
-from torch import Tensor
 
-from mla_lm import Transformer, load_checkpoint
+from mla_lm import load_checkpoint
 from mla_lm.checkpoint import file as checkpoint_file
-from mla_lm.config import EvalConfig, RunConfig
-from mla_lm.config import compose as cli
-from mla_lm.data import Annotator, EvalLoader, Tokenizer, prepare
-from mla_lm.data.batch import IGNORED
+from mla_lm.checkpoint.record import RECORD
+from mla_lm.commands import export
+from mla_lm.config import EvalConfig
+from mla_lm.config.compose import compose, validate
+from mla_lm.data import Annotator, EvalLoader, prepare
 from mla_lm.data.corpora import open_corpus
 from mla_lm.data.split import hash_position
-from mla_lm.errors import UserError
 from mla_lm.evaluation import evaluate
-from mla_lm.model import ModelOutput
-from mla_lm.objective.metrics import exact_matches, loss_sums
-from tests.conftest import random_tokens, randomized, tiny_config
 from tests.processes import run
-from tests.runs.conftest import STEPS, Run, checkpoint, content, copied, logged
+from tests.runs.conftest import (
+    STEPS,
+    Run,
+    checkpoint,
+    content,
+    copied,
+    logged,
+    refusal,
+    write_corpus,
+)
+from tests.runs.wandb_file import wandb_rows
 
 NAMES = {
     "val/loss",
@@ -50,18 +51,26 @@ def evaluated(trained: Run) -> tuple[dict[str, Any], str]:
     return json.loads((trained.folder / "metrics.json").read_text()), result.stdout
 
 
-def counting(cfg: RunConfig, tokenizer: Tokenizer) -> tuple[Tensor, Annotator]:
-    """What `evaluate` needs besides model and batches."""
-    return torch.from_numpy(tokenizer.byte_lengths), Annotator(cfg.data, tokenizer)
-
-
 def evaluate_here(*overrides: str) -> None:
     """`python eval.py OVERRIDES` without the process."""
     import eval as application
 
-    words = ["precision=32-true", *overrides]
-    own = [word for word in words if not word.startswith((*DATA, *LOGGER))]
-    application.evaluate(cli.validate(EvalConfig, cli.compose("eval", own)), words)
+    given = ["precision=32-true", *overrides]
+    own = [o for o in given if not o.startswith((*application.DATA, *application.LOGGER))]
+    application.evaluate(validate(EvalConfig, compose("eval", own)), given)
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return found
+
+
+@pytest.fixture
+def own(trained: Run, tmp_path: Path) -> Path:
+    """A copy of the run without results."""
+    folder = copied(trained.folder, tmp_path / "own")
+    (folder / "metrics.json").unlink(missing_ok=True)
+    return folder
 
 
 def test_metrics_are_written_and_shown(evaluated: tuple[dict[str, Any], str]) -> None:
@@ -91,17 +100,6 @@ def test_evaluation_equals_what_training_logged(
         assert evaluated[0][name] == pytest.approx(float(last[name]), rel=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_batch_size_does_not_change_the_metrics(
-    evaluated: tuple[dict[str, Any], str], trained: Run, batch_size: int
-) -> None:
-    model, cfg, tokenizer = load_checkpoint(trained.folder)
-    batches = EvalLoader(prepare(cfg.data).val, seq_len=32, batch_size=batch_size)
-    metrics = evaluate(model, batches, *counting(cfg, tokenizer)).metrics
-    for name in ("val/loss", "val/bpb"):
-        assert metrics[name] == pytest.approx(evaluated[0][name], rel=1e-6)
-
-
 def test_a_longer_context_has_metrics_of_its_own(
     evaluated: tuple[dict[str, Any], str], trained: Run
 ) -> None:
@@ -113,17 +111,14 @@ def test_a_longer_context_has_metrics_of_its_own(
     assert json.loads((trained.folder / "metrics.json").read_text()) == evaluated[0]
 
 
-def test_limit_takes_that_many_batches(
-    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = copied(trained.folder, tmp_path / "run")
-    model, cfg, tokenizer = load_checkpoint(folder)
+def test_limit_takes_that_many_batches(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, cfg, tokenizer = load_checkpoint(own)
     batches = list(EvalLoader(prepare(cfg.data).val, seq_len=32, batch_size=2))
-    evaluate_here(f"ckpt={folder}", "limit=1", "batch_size=2")
+    evaluate_here(f"ckpt={own}", "limit=1", "batch_size=2")
     assert f"1 of {len(batches)} batches" in capsys.readouterr().out
-    first = evaluate(model, batches[:1], *counting(cfg, tokenizer)).metrics
-    written = json.loads((folder / "metrics.json").read_text())
-    assert written["val/bpb"] == pytest.approx(first["val/bpb"], rel=1e-5)
+    byte_lengths = torch.from_numpy(tokenizer.byte_lengths)
+    first = evaluate(model, batches[:1], byte_lengths, Annotator(cfg.data, tokenizer)).metrics
+    assert metrics_of(own)["val/bpb"] == pytest.approx(first["val/bpb"], rel=1e-5)
 
 
 @pytest.mark.parametrize("held_out", [False, True], ids=["training text", "held-out text"])
@@ -142,137 +137,158 @@ def test_changed_corpus_is_refused(trained: Run, tmp_path: Path, held_out: bool)
     changed = moved / "text" / name
     changed.write_text(changed.read_text() + "def changed(): pass\n" * 9)
     (moved / "run" / "metrics.json").unlink()
-    with pytest.raises(UserError, match="corpus") as caught:
-        evaluate_here(f"ckpt={path}")
-    assert len(str(caught.value).splitlines()) == 1
+    assert "corpus" in refusal(lambda: evaluate_here(f"ckpt={path}"))
     assert not (moved / "run" / "metrics.json").exists()
 
 
-@cache
-def plain() -> Annotator:
-    """Every token counts, documents are not masked."""
-    tokenizer = Tokenizer.train((), vocab_size=257, end_of_text="<|endoftext|>")
-    return Annotator(tiny_config().data, tokenizer)
-
-
-def model_and_batches(*overrides: str) -> tuple[Transformer, list[Tensor], Tensor]:
-    cfg = tiny_config(*overrides).model
-    model = randomized(Transformer(cfg)).eval()
-    batches = [random_tokens(cfg, 3, 17), random_tokens(cfg, 1, 9)]
-    return model, batches, torch.arange(cfg.vocab_size) % 5
-
-
-def drafts_shifted_by(
-    extra: int, forward: Callable[..., ModelOutput]
-) -> Callable[..., ModelOutput]:
-    """MTP states of every depth k that are the main model's own, k + extra positions later."""
-
-    def shifted(tokens: Tensor, documents: Tensor | None) -> ModelOutput:
-        out = forward(tokens, documents=documents)
-        depths = range(1, len(out.mtp) + 1)
-        mtp = tuple(out.hidden.roll(-extra, dims=1)[:, depth:] for depth in depths)
-        return out._replace(mtp=mtp)
-
-    return shifted
-
-
-@pytest.mark.parametrize(("extra", "accepted"), [(0, True), (1, False), (-1, False)])
-def test_acceptance_is_one_exactly_for_drafts_of_the_right_token(
-    extra: int, accepted: bool, monkeypatch: pytest.MonkeyPatch
+def test_question_files_are_scored_and_kept_beside_other_results(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, batches, byte_lengths = model_and_batches("model.mtp_depth=2")
-    monkeypatch.setattr(model, "forward", drafts_shifted_by(extra, model.forward))
-    metrics = evaluate(model, batches, byte_lengths, plain()).metrics
-    for depth in (1, 2):
-        assert (metrics[f"mtp/acceptance_{depth}"] == 1.0) == accepted
+    choices = ["\n    return x", "@@@@@ @@@ @@"]
+    lines = [{"query": f"def f{i}(x):", "choices": choices, "gold": 0} for i in range(8)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = [f"ckpt={own}", f"tasks_dir={tmp_path}", "question_files.arc_easy.path=mine.jsonl"]
+    evaluate_here(f"ckpt={own}")
+    loss = metrics_of(own)["val/loss"]
+    evaluate_here(*words, "parts=[]", f"tasks=[arc_easy,{tmp_path / 'mine.jsonl'}]")
+    metrics = metrics_of(own)
+    assert metrics["val/loss"] == loss
+    assert "task/arc_easy/acc" in capsys.readouterr().out
+    for name in ("arc_easy", "mine"):
+        assert metrics[f"task/{name}/acc"] == 1.0
+        assert (metrics[f"task/{name}/chance"], metrics[f"task/{name}/n_items"]) == (0.5, 8)
+    evaluate_here(*words, "parts=[]", "tasks=[arc_easy]", "limit=3")  # other conditions
+    assert metrics_of(own)["task/arc_easy/n_items"] == 3
+    assert "val/loss" not in metrics_of(own)
 
 
-def test_acceptance_by_hand() -> None:
-    model, batches, byte_lengths = model_and_batches("model.mtp_depth=2")
-    agreed, drafted = [0, 0], [0, 0]
-    for batch in batches:
-        out = model(batch[:, :-1])
-        for row in range(batch.shape[0]):
-            for depth in (1, 2):
-                for i in range(batch.shape[1] - 1 - depth):
-                    draft = model.lm_head(out.mtp[depth - 1][row, i]).argmax()
-                    choice = out.logits[row, i + depth].argmax()
-                    agreed[depth - 1] += int(draft == choice)
-                    drafted[depth - 1] += 1
-    metrics = evaluate(model, batches, byte_lengths, plain()).metrics
-    for depth in (1, 2):
-        expected = agreed[depth - 1] / drafted[depth - 1]
-        assert metrics[f"mtp/acceptance_{depth}"] == pytest.approx(expected)
+def test_another_text_has_its_own_loss(own: Path, tmp_path: Path) -> None:
+    evaluate_here(f"ckpt={own}")
+    before = metrics_of(own)
+    other = write_corpus(tmp_path / "other", n_documents=4)
+    for path in other.iterdir():
+        path.write_text(path.read_text().replace("return", "yield"))
+    evaluate_here(f"ckpt={own}", "data=text", f"data.path={other}")
+    after = metrics_of(own)
+    assert after["val/loss"] != before["val/loss"]
+    assert after["data"] == ["data=text", f"data.path={other}"]
+    assert after["sha256"] == before["sha256"] != ""
+    export.run([f"ckpt={own}", f"out={tmp_path / 'out'}"])
+    assert "Not evaluated." in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_uniform_model_scores_the_logarithm_of_the_vocabulary() -> None:
-    model, batches, byte_lengths = model_and_batches()
-    torch.nn.init.zeros_(model.lm_head.weight)
-    metrics = evaluate(model, batches, byte_lengths, plain()).metrics
-    targets = torch.cat([batch[:, 1:].flatten() for batch in batches])
-    vocab_size = model.cfg.vocab_size
-    bits = math.log2(vocab_size) * targets.numel() / int(byte_lengths[targets].sum())
-    assert metrics["val/loss"] == pytest.approx(math.log(vocab_size), rel=1e-6)
-    assert metrics["val/perplexity"] == pytest.approx(vocab_size, rel=1e-5)
-    assert metrics["val/bpb"] == pytest.approx(bits, rel=1e-6)
+def test_another_text_leaves_nothing_of_the_old_one(own: Path, tmp_path: Path) -> None:
+    """Its separate validation file, for example."""
+    path = max((own / "checkpoints").iterdir())
+    stored = checkpoint_file.read(path)
+    stored[RECORD]["config"]["data"]["val_path"] = str(tmp_path / "old")
+    checkpoint_file.write(path, stored)
+    other = write_corpus(tmp_path / "other", n_documents=6)
+    evaluate_here(f"ckpt={own}", "data=text", f"data.path={other}")
+    assert metrics_of(own)["val/loss"] > 0
 
 
-def test_evaluation_leaves_the_model_alone() -> None:
-    model, batches, byte_lengths = model_and_batches()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    evaluate(model, batches, byte_lengths, plain())
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
+def test_all_parts_at_once(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate_here(f"ckpt={own}", "parts=[lm,speculation,code,profile]", "stride=8")
+    metrics, shown = metrics_of(own), capsys.readouterr().out
+    for name in ("sliding/loss", "mtp/tokens_per_forward", "code/parsed", "cache/bytes_per_token"):
+        assert name in shown
+        assert metrics[name] >= 0
+    assert 0 < abs(metrics["sliding/loss"] - metrics["val/loss"]) < 0.1
+    ranges = metrics["val/loss_by_position"]
+    assert [part[:2] for part in ranges] == [[1, 1], [2, 2], [3, 4], [5, 8], [9, 16], [17, 32]]
+    assert (own / "loss_by_position.png").stat().st_size > 1000
+    assert metrics["seed"] == 1
 
 
-def test_dense_model_without_mtp_has_only_its_own_metrics() -> None:
-    model, batches, byte_lengths = model_and_batches("model/ffn=dense", "model.mtp_depth=0")
-    metrics, load, *_ = evaluate(model, batches, byte_lengths, plain())
-    assert set(metrics) == {"val/loss", "val/perplexity", "val/bpb"}
-    assert load is None
+def test_keys_are_sought_with_and_without_yarn(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate_here(f"ckpt={own}", "parts=[long_context]", "context=512", "limit=1")
+    metrics = json.loads((own / "metrics-context-512.json").read_text())
+    shown = capsys.readouterr().out
+    for prefix in ("", "without_yarn/"):
+        for name in ("passkey/512", "recall/512", "passkey/128/greedy"):
+            assert 0 <= metrics[prefix + name] <= 1
+            assert f"│ {prefix}{name} " in shown
+        assert {len(shares) for shares in metrics[f"{prefix}passkey/by_depth"].values()} == {5}
+    assert (own / "passkey-512.png").stat().st_size > 1000
+    assert len(metrics["val/sha256"]) == 64
 
 
-def test_exact_match_by_hand() -> None:
-    """Answers of two and one tokens in the first row, of one at each end of the second."""
-    i = IGNORED
-    labels = torch.tensor([[i, 3, 4, i, 2], [1, i, i, i, 5]])
-    guesses = torch.tensor([[9, 3, 4, 9, 2], [1, 9, 9, 9, 6]])
-    for wrong in ([], [(0, 1)], [(0, 1), (0, 2)], [(0, 4)], [(1, 0), (0, 4)]):
-        guessed = guesses.clone()
-        for row, column in wrong:
-            guessed[row, column] = 7
-        answers = {(0, 1) if at == (0, 2) else at for at in wrong}
-        right, n_answers = exact_matches(F.one_hot(guessed, 11).float(), labels)
-        assert (int(right), int(n_answers)) == (3 - len(answers), 4)
+def test_loggers_are_told_the_same_names(own: Path) -> None:
+    evaluate_here(f"ckpt={own}", "logger=csv", "limit=1")
+    (row,) = logged(own, version=1)
+    assert {name.split("/")[0] for name in row} == {"step", "limit=1"}
+    evaluate_here(f"ckpt={own}", "logger=csv")
+    metrics = metrics_of(own)
+    (row,) = logged(own, version=2)
+    assert int(row.pop("step")) == metrics["step"] == STEPS
+    numbers = {name: v for name, v in metrics.items() if "/" in name and isinstance(v, int | float)}
+    assert {name: float(value) for name, value in row.items()} == pytest.approx(numbers)
 
 
-def test_ignored_labels_do_not_count() -> None:
-    logits, labels = torch.randn(2, 5, 11), torch.randint(11, (2, 5))
-    labels[0, :3] = labels[1, 4] = IGNORED
-    nats, tokens, n_bytes, *_ = loss_sums(logits, labels, torch.arange(11)).tolist()
-    kept = labels != IGNORED
-    expected = F.cross_entropy(logits[kept], labels[kept], reduction="sum")
-    assert nats == pytest.approx(float(expected), rel=1e-6)
-    assert (tokens, n_bytes) == (6, int(labels[kept].sum()))
+def test_a_logger_that_fails_leaves_the_results(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no network\nat all")
+
+    monkeypatch.setattr("lightning.pytorch.loggers.CSVLogger.log_metrics", fail)
+    said = refusal(lambda: evaluate_here(f"ckpt={own}", "logger=csv"))
+    assert said.startswith("logger: CSVLogger: ")
+    assert metrics_of(own)["val/loss"] > 0
 
 
-def test_acceptance_counts_drafts_inside_a_document_only() -> None:
-    model, batches, byte_lengths = model_and_batches("model.mtp_depth=2")
-    cfg = tiny_config("data.mask_documents=true").data
-    annotate = Annotator(cfg, Tokenizer.train((), vocab_size=257, end_of_text="<|endoftext|>"))
-    for batch in batches:
-        batch[:, 4::5] = annotate.end_of_text
-    masked = evaluate(model, batches, byte_lengths, annotate).metrics
-    agreed, drafted = [0, 0], [0, 0]
-    for tokens in batches:
-        batch = annotate(tokens)
-        out = model(batch.inputs, documents=batch.input_documents)
-        assert batch.documents is not None
-        for depth in (1, 2):
-            drafts = model.lm_head(out.mtp[depth - 1]).argmax(dim=-1)
-            for row, i in product(range(len(tokens)), range(drafts.shape[1])):
-                if batch.documents[row, i] == batch.documents[row, i + depth + 1]:
-                    agreed[depth - 1] += int(drafts[row, i] == out.logits[row, i + depth].argmax())
-                    drafted[depth - 1] += 1
-    for depth in (1, 2):
-        assert masked[f"mtp/acceptance_{depth}"] == agreed[depth - 1] / drafted[depth - 1]
+def test_the_digest_is_of_the_whole_folder(own: Path, tmp_path: Path) -> None:
+    export.run([f"ckpt={own}", f"out={tmp_path / 'theirs'}"])
+    words = (f"ckpt={tmp_path / 'theirs'}", "parts=[profile]")
+    evaluate_here(*words)
+    before = metrics_of(tmp_path / "theirs")["sha256"]
+    config = tmp_path / "theirs" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    evaluate_here(*words)
+    assert metrics_of(tmp_path / "theirs")["sha256"] != before
+
+
+def test_the_numbers_go_to_the_run_that_training_logged(own: Path) -> None:
+    pytest.importorskip("wandb")
+    words = (f"ckpt={own}", "logger=wandb", "precision=32-true")
+    result = run("eval.py", *words, cwd=own, WANDB_MODE="offline", WANDB_SILENT="true")
+    assert result.returncode == 0, result.stderr
+    run_id = json.loads((own / "config.json").read_text())["run_id"]
+    (file,) = own.rglob("run-*.wandb")
+    assert file.name == f"run-{run_id}.wandb"
+    (row,) = wandb_rows(file)
+    metrics = metrics_of(own)
+    assert row["trainer/global_step"] == STEPS
+    for name in ("val/loss", "val/bpb", "moe/max_violation"):
+        assert row[name] == pytest.approx(metrics[name])
+
+
+def test_an_exported_folder_is_scored_as_the_run(trained: Run, own: Path, tmp_path: Path) -> None:
+    export.run([f"ckpt={own}", f"out={tmp_path / 'theirs'}"])
+    words = [w for w in trained.overrides if w.startswith("data") and "tokenizer" not in w]
+    result = run("eval.py", "ckpt=theirs", *words, "precision=32-true", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    evaluate_here(f"ckpt={own}")
+    found, wanted = metrics_of(tmp_path / "theirs"), metrics_of(own)
+    for key in ("val/loss", "val/bpb", "mtp/acceptance_1", "moe/max_violation"):
+        assert found[key] == pytest.approx(wanted[key], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tasks=[none.jsonl]"], "none.jsonl: cannot be read"),
+        (["tasks=[blimp]"], "data/eval/blimp.jsonl.gz: cannot be read"),
+        (["parts=[]"], "nothing to do: name parts or tasks"),
+        (["tasks=[x]", "tasks_include=none"], "tasks_include=none: no such folder"),
+        (["parts=[lm,speed]"], "parts"),
+        (["parts=[profile]", "stride=8"], "belongs to part lm"),
+        (["parts=[long_context]", "context=2"], "parts=long_context: 2 tokens hold no question"),
+        (["data/tokenizer=bytes"], "data/tokenizer=bytes: the tokenizer is that of ckpt="),
+        (["data=stdlib", "data.pth=x"], "data.pth: unknown key"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(words: list[str], said: str, own: Path) -> None:
+    assert said in refusal(lambda: evaluate_here(f"ckpt={own}", *words))
+    assert not (own / "metrics.json").exists()

@@ -48,7 +48,7 @@ def test_yarn_stretches_the_positions_and_keeps_the_weights(trained: Run, extend
 
 def test_an_extended_run_is_scored_on_another_text_after_a_resume(extended: Path) -> None:
     cfg = validate(EvalConfig, compose("eval", [f"ckpt={extended}"]))
-    subject = load_subject(cfg, data_words=["data=stdlib"])
+    subject = load_subject(cfg, data_overrides=["data=stdlib"])
     assert subject.run.data.kind == "stdlib"
     assert subject.model.cfg.max_seq_len == 80
 

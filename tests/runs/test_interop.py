@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+import eval as application
 from mla_lm import load_checkpoint
 from mla_lm.checkpoint.record import newest
 from mla_lm.commands import export
+from mla_lm.config import EvalConfig
+from mla_lm.config.compose import compose, validate
 from tests.processes import run
 from tests.reliability.runs import differences
 from tests.runs.conftest import Run, checkpoint, content, logged, refusal, train_here
-from tests.runs.test_eval import evaluate_here
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,8 @@ def imported(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:
-    evaluate_here(f"ckpt={folder}")
+    overrides = [f"ckpt={folder}", "precision=32-true"]
+    application.evaluate(validate(EvalConfig, compose("eval", overrides)), overrides)
     metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
     return {key: value for key, value in metrics.items() if key not in ("ckpt", "step", "sha256")}
 
@@ -58,7 +61,7 @@ def test_training_begins_with_its_weights(
 ) -> None:
     words = begun(trained, imported, tmp_path / "run", "optim.lr=1e-9", "trainer.max_steps=1")
     train_here(*words, "optim.weight_decay=0.0")
-    assert f"begins with the weights of {newest(imported)}" in capsys.readouterr().out
+    assert f"starts with the weights of {newest(imported)}" in capsys.readouterr().out
     before, cfg, tokenizer = load_checkpoint(imported)
     after, found, same = load_checkpoint(tmp_path / "run")
     assert (found.model, same.json) == (cfg.model, tokenizer.json)

@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -96,29 +95,6 @@ def test_run_continues_behind_the_end_of_an_epoch(trained: Run, interrupted: Pat
     shutil.copy(checkpoint(trained.folder, 10), checkpoint(interrupted, 10))
     train_here(f"resume={checkpoint(interrupted, 10)}")
     assert end_differences(interrupted, trained) == []
-
-
-def test_random_state_is_restored_before_the_first_batch() -> None:
-    import random
-
-    import numpy as np
-    import torch
-
-    from mla_lm.training.exact_resume import ExactResume
-
-    def draw() -> tuple[float, float, float]:
-        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
-
-    stored = ExactResume().state_dict()
-    expected = draw()
-    assert draw() != expected
-    resumed = ExactResume()
-    resumed.load_state_dict(stored)
-    rank_0 = SimpleNamespace(global_rank=0)
-    resumed.on_train_batch_start(rank_0)  # type: ignore[arg-type]
-    assert draw() == expected
-    resumed.on_train_batch_start(rank_0)  # type: ignore[arg-type]
-    assert draw() != expected
 
 
 def test_auto_needs_a_run_folder(trained: Run) -> None:
