@@ -20,7 +20,6 @@ from mla_lm.training import alarms, plots
 from mla_lm.training.module import LanguageModel
 
 Change = Callable[[], None]
-plots.draw = alarms.draw_over_training = lambda *_: None  # most of the time of a tiny run
 
 
 def train(words: Sequence[str], log: str, changes: Sequence[Change] = ()) -> None:
@@ -30,6 +29,7 @@ def train(words: Sequence[str], log: str, changes: Sequence[Change] = ()) -> Non
     os.dup2(descriptor, 2)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    plots.draw = alarms.draw_over_training = lambda *_: None  # most of the time of a tiny run
     for change in changes:
         change()
     sys.argv = ["train.py", *words]
