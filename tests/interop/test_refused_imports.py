@@ -150,6 +150,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
         "lm_head.weight is no copy of model.embed_tokens.weight",
     ),
     "groups that do not divide": (lambda f: edit_config(f, n_group=3), "model.ffn.n_groups"),
+    "gates of V2": (
+        lambda f: edit_config(f, model_type="deepseek_v2", architectures=["DeepseekV2ForCausalLM"]),
+        "config.json: model_type=deepseek_v2: its gates are",
+    ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer=FILE"),
     "bad tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json: "),
     "no separator": (lambda f: separator_is(f, {}), "end_of_text=TOKEN"),
