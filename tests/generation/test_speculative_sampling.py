@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mla_lm.generation import Decoder, Sampling, sampling
@@ -151,16 +150,6 @@ def test_verification_is_acceptance_by_the_models_distributions(how: Sampling, k
         assert mine.dtype == torch.int64
         assert torch.equal(mine, reference)
     assert set(got[0].tolist()) == set(range(k + 1))
-
-
-def test_greedy_drafts_are_accepted_up_to_the_first_that_differs() -> None:
-    best = torch.tensor([[1, 2, 3], [1, 0, 3], [0, 2, 3], [0, 0, 3]])
-    ids = torch.tensor([[1, 2]] * 4)
-    n_accepted, following = accept(
-        F.one_hot(best, V).float(), F.one_hot(ids, V).float(), ids, generator(0)
-    )
-    assert n_accepted.tolist() == [2, 1, 0, 0]
-    assert following.tolist() == [3, 0, 0, 0]
 
 
 def test_where_rounding_leaves_no_residual_the_target_is_drawn_from() -> None:
