@@ -65,14 +65,10 @@ def summarize(sums: Tensor, *, graded: bool) -> dict[str, float]:
     `val/exact_match`, the share of right answers, only where answers are graded.
     """
     total = Sums(*sums.tolist())
-    metrics = {
-        "val/loss": total.nats / total.tokens,
-        "val/perplexity": math.exp(min(total.nats / total.tokens, 700.0)),
-        "val/bpb": total.nats / math.log(2) / total.bytes,
-    }
-    if graded:
-        metrics["val/exact_match"] = total.right / total.answers
-    return metrics
+    loss = total.nats / total.tokens
+    bpb = total.nats / math.log(2) / total.bytes
+    metrics = {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0)), "val/bpb": bpb}
+    return metrics | ({"val/exact_match": total.right / total.answers} if graded else {})
 
 
 def kept_drafts(drafts: Tensor, greedy: Tensor, batch: Batch, *, depth: int) -> Tensor:

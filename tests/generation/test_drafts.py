@@ -120,7 +120,7 @@ def check_acceptance(steps: list[Step], counts: Counts, n_drafts: int) -> None:
         for depth in range(n_accepted):
             accepted[depth] += 1
     n_tokens = sum(len(step.emitted) for step in steps)
-    assert counts == (len(steps), n_tokens, (len(steps),) * n_drafts, tuple(accepted))
+    assert counts == Counts([len(steps)] * n_drafts, accepted, len(steps), n_tokens)
     assert counts.tokens_per_step == n_tokens / len(steps)
     assert counts.acceptance == [n / len(steps) for n in accepted]
 
