@@ -70,7 +70,6 @@ class Decoder:
         seed: int = 0,
         first: Tensor | None = None,
     ) -> None:
-        sampling.check()
         _check(model.cfg, prompts, max_new_tokens=max_new_tokens, n_drafts=n_drafts)
         self.model, self.sampling, self.stop, self.n_drafts = model, sampling, stop, n_drafts
         self.first = first
@@ -193,7 +192,7 @@ def generate(
 
     Temperature 0 is greedy. A row ends with the id `stop`, which also pads it. The MTP modules
     draft `n_drafts` tokens per step, which changes the speed and not the distribution.
-    Raises UserError, a ValueError, as `Decoder` does.
+    Raises UserError, a ValueError, as `Decoder` does, and ValueError as `Sampling` does.
     """
     rows = tokens.tolist()
     decoder = Decoder(

@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from mla_lm.interop import config_dict, to_hugging_face
+from mla_lm.interop import to_hugging_face
 from mla_lm.model import Transformer
 from tests.conftest import random_tokens
 from tests.interop.folders import build, load, theirs_class, write
@@ -66,13 +66,3 @@ def swap_halves(state: dict[str, Tensor]) -> None:
 def test_a_wrong_layout_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AssertionError, match="not close"):
         check_mtp(build(depth=1), tmp_path, monkeypatch, swap_halves)
-
-
-def test_an_input_before_the_norm_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(depth=1)
-    check_mtp(model, tmp_path, monkeypatch)
-    monkeypatch.setattr("tests.interop.folders.config_dict", lambda cfg: config)
-    config = config_dict(model.cfg)
-    model.cfg = model.cfg.model_copy(update={"mtp_input": "pre_norm"})
-    with pytest.raises(AssertionError, match="not close"):
-        check_mtp(model, tmp_path, monkeypatch)
