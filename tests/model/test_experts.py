@@ -11,9 +11,8 @@ from tests.model.test_moe import moe_config
 DIM, INTER_DIM = 24, 16  # what `grouped_mm` takes
 
 
-def build(way: str, n_experts: int = 6, top_k: int = 3) -> Experts:
-    update = {"execution": way, "moe_inter_dim": INTER_DIM}
-    layer = Experts(DIM, moe_config(n_experts, top_k).model_copy(update=update))
+def build(way: str) -> Experts:
+    layer = Experts(DIM, moe_config(6, 3, execution=way, moe_inter_dim=INTER_DIM))
     for p in layer.parameters():
         torch.nn.init.normal_(p, std=0.3)
     return layer

@@ -1,6 +1,7 @@
 """The gate against a numpy reference; what a bias, autocast and forced balance do to it."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,66 +14,47 @@ from torch import Tensor
 from mla_lm.config import MoEConfig
 from mla_lm.model.moe import MoE, Router
 from mla_lm.objective.balance import expert_load
+from tests.conftest import tiny_config
 
-DIM, INTER_DIM, BATCH, LENGTH = 11, 7, 2, 5
+DIM, BATCH, LENGTH = 11, 2, 5
 
 
-def moe_config(
-    n_experts: int,
-    top_k: int,
-    *,
-    groups: int = 1,
-    topk: int = 1,
-    scale: float = 1.0,
-    norm: bool = True,
-) -> MoEConfig:
-    return MoEConfig(
-        kind="moe",
-        moe_inter_dim=INTER_DIM,
-        n_routed_experts=n_experts,
-        n_shared_experts=2,
-        n_activated_experts=top_k,
-        n_groups=groups,
-        topk_groups=topk,
-        route_scale=scale,
-        norm_topk=norm,
-        execution="auto",
-        force_balance=False,
-    )
+def moe_config(n_experts: int = 5, top_k: int = 2, **changes: Any) -> MoEConfig:
+    sizes = {"n_routed_experts": n_experts, "n_activated_experts": top_k, "moe_inter_dim": 7}
+    return tiny_config().model.ffn.model_copy(update=sizes | changes)
 
 
 class Case(NamedTuple):
     moe: MoEConfig
     biases: list[float]
-    seed: int
+    seed: int = 0
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     groups, per_group = draw(st.integers(1, 4)), draw(st.integers(2, 4))
-    topk = draw(st.integers(1, groups))
-    top_k = draw(st.integers(1, min(5, topk * per_group)))
+    topk_groups = draw(st.integers(1, groups))
     n_experts = groups * per_group
     moe = moe_config(
         n_experts,
-        top_k,
-        groups=groups,
-        topk=topk,
-        scale=draw(st.sampled_from([1.0, 2.5])),
-        norm=draw(st.booleans()),
+        draw(st.integers(1, min(5, topk_groups * per_group))),
+        n_groups=groups,
+        topk_groups=topk_groups,
+        route_scale=draw(st.sampled_from([1.0, 2.5])),
+        norm_topk=draw(st.booleans()),
     )
     bias = st.floats(-10, 10, width=32)
     biases = draw(st.lists(bias, min_size=n_experts, max_size=n_experts))
     return Case(moe, biases, draw(st.integers(0, 2**32)))
 
 
-def build(case: Case) -> tuple[MoE, Tensor]:
-    """A layer with the case's biases, and an input (BATCH, LENGTH, DIM)."""
-    torch.manual_seed(case.seed)
-    layer = MoE(DIM, case.moe)
+def build(moe: MoEConfig, biases: Sequence[float] = (0.0,), seed: int = 0) -> tuple[MoE, Tensor]:
+    """A layer with biases, and an input (BATCH, LENGTH, DIM)."""
+    torch.manual_seed(seed)
+    layer = MoE(DIM, moe)
     for p in layer.parameters():
         torch.nn.init.normal_(p, std=0.5)
-    layer.router.e_score_correction_bias.copy_(torch.tensor(case.biases))
+    layer.router.e_score_correction_bias.copy_(torch.tensor(biases))
     return layer, torch.randn(BATCH, LENGTH, DIM)
 
 
@@ -91,7 +73,7 @@ def numpy_of(tensor: Tensor) -> np.ndarray:
 
 
 def check_against_numpy(case: Case) -> None:
-    layer, x = build(case)
+    layer, x = build(*case)
     routing, weights = layer.router(x)
     scores = 1 / (1 + np.exp(-numpy_of(x) @ numpy_of(layer.router.weight).T))
     np.testing.assert_allclose(numpy_of(routing.scores), scores, atol=1e-6)
@@ -114,7 +96,7 @@ def test_routing_equals_the_numpy_reference(case: Case) -> None:
 
 
 def test_the_output_is_the_weighted_experts_and_the_shared_ones() -> None:
-    layer, x = build(Case(moe_config(5, 2, scale=2.5), [0.0] * 5, seed=0))
+    layer, x = build(moe_config(route_scale=2.5))
     y, routing = layer(x)
     _, weights = layer.router(x)
     flat = (t.flatten(0, 1) for t in (x, routing.experts, weights))
@@ -123,7 +105,7 @@ def test_the_output_is_the_weighted_experts_and_the_shared_ones() -> None:
 
 
 def test_the_reference_finds_groups_excluded_with_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case(moe_config(8, 3, groups=4, topk=2), [-5.0] * 8, seed=0)
+    case = Case(moe_config(8, 3, n_groups=4, topk_groups=2), [-5.0] * 8)
     check_against_numpy(case)
     honest = Router.keep_best_groups
     monkeypatch.setattr(
@@ -134,7 +116,7 @@ def test_the_reference_finds_groups_excluded_with_zero(monkeypatch: pytest.Monke
 
 
 def test_a_bias_moves_selection_and_gets_no_gradient() -> None:
-    layer, x = build(Case(moe_config(5, 2), [0.0] * 5, seed=0))
+    layer, x = build(moe_config())
     bias = layer.router.e_score_correction_bias
     bias[3] = 10.0
     y, routing = layer(x)
@@ -148,7 +130,7 @@ def test_a_bias_moves_selection_and_gets_no_gradient() -> None:
 
 
 def test_scores_are_float32_under_autocast() -> None:
-    layer, x = build(Case(moe_config(5, 2), [0.0] * 5, seed=0))
+    layer, x = build(moe_config())
     expected, _ = layer.router(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer.shared_experts(x).dtype == torch.bfloat16
@@ -160,7 +142,7 @@ def test_scores_are_float32_under_autocast() -> None:
 
 
 def test_equal_scores_still_give_distinct_experts() -> None:
-    layer, x = build(Case(moe_config(8, 4, groups=2), [0.0] * 8, seed=0))
+    layer, x = build(moe_config(8, 4, n_groups=2))
     torch.nn.init.zeros_(layer.router.weight)
     routing, weights = layer.router(x)
     assert all(len(set(experts)) == 4 for experts in routing.experts.flatten(0, 1).tolist())
@@ -171,7 +153,7 @@ def test_equal_scores_still_give_distinct_experts() -> None:
 def test_loads_count_the_tokens_of_each_expert_that_are_no_padding(
     case: Case, counted: list[bool]
 ) -> None:
-    layer, x = build(case)
+    layer, x = build(*case)
     _, routing = layer(x)
     mask = torch.tensor(counted).view(BATCH, LENGTH)
     chosen = F.one_hot(routing.experts, case.moe.n_routed_experts).sum(2)  # (B, T, E)
@@ -180,8 +162,7 @@ def test_loads_count_the_tokens_of_each_expert_that_are_no_padding(
 
 
 def test_forced_balance_is_round_robin() -> None:
-    moe = moe_config(5, 2).model_copy(update={"force_balance": True})
-    layer, x = build(Case(moe, [9.0, 0.0, 0.0, 0.0, 0.0], seed=0))
+    layer, x = build(moe_config(force_balance=True), [9.0, 0.0, 0.0, 0.0, 0.0])
     y, routing = layer(x)
     assert expert_load([routing]).sum((0, 1)).tolist() == [BATCH * LENGTH * 2 // 5] * 5
     assert all(len(set(experts)) == 2 for experts in routing.experts.flatten(0, 1).tolist())
