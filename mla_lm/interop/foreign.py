@@ -12,11 +12,7 @@ from typing import Any, NoReturn
 from mla_lm.errors import UserError
 from mla_lm.interop.hf_config import EXPERTS, GATE, LATENT, SIZES, YARN
 
-ONLY: dict[str, list[Any]] = {
-    "hidden_act": ["silu"],
-    "attention_bias": [False, None],
-    "rope_interleave": [True],
-}
+ONLY = {"hidden_act": "silu", "attention_bias": False, "rope_interleave": True}
 WITHOUT_EFFECT = {  # on what the model computes, or read below
     *("architectures", "model_type", "transformers_version", "torch_dtype", "dtype"),
     *("_name_or_path", "use_cache", "initializer_range", "attention_dropout", "pretraining_tp"),
@@ -28,8 +24,8 @@ WITHOUT_EFFECT = {  # on what the model computes, or read below
 }
 CLASSES = {"deepseek_v3": "DeepseekV3ForCausalLM", "deepseek_v2": "DeepseekV2ForCausalLM"}
 YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 0.0, "mscale_all_dim": 0.0}
-ROPE = ("rope_type", "type", "rope_theta")
-ROPE_OF_YARN = (*ROPE, *YARN.values(), "mscale", "mscale_all_dim", "attention_factor")
+MSCALES = {"mscale": "mscale", "mscale_all_dim": "mscale_all_dim"}
+ROPE = {"rope_type", "type", "rope_theta", "attention_factor", *YARN.values(), *MSCALES}
 ROPE_ONLY = {"partial_rotary_factor": 1, "truncate": True}
 
 
@@ -73,7 +69,7 @@ def _refuse_unknown(config: Mapping[str, Any]) -> None:
     if config.get("architectures", [CLASSES[kind]]) != [CLASSES[kind]]:
         _refuse("architectures", config["architectures"], f"must be {CLASSES[kind]} for {kind}")
     for key, only in ONLY.items():
-        if config.get(key, only[0]) not in only:
+        if config.get(key) not in (only, None):
             _refuse(key, config[key])
     heads = config.get("num_attention_heads")
     if (kv_heads := config.get("num_key_value_heads") or heads) != heads:
@@ -115,14 +111,13 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind not in ("default", "yarn"):
         _refuse("rope_parameters.rope_type", kind, "must be default or yarn")
-    known = ROPE_OF_YARN if kind == "yarn" else ROPE
     for key, value in given.items():
-        if value is not None and key not in known and value != ROPE_ONLY.get(key):
+        if value is not None and key not in ROPE and value != ROPE_ONLY.get(key):
             _refuse(f"rope_parameters.{key}", value)
     theta = _number({**config, **given}, "rope_theta")
     if kind == "default":
         return {"kind": "plain", "theta": theta}
-    yarn = _numbers(given, {**YARN, "mscale": "mscale", "mscale_all_dim": "mscale_all_dim"})
+    yarn = _numbers(given, YARN | MSCALES)
     amplitude = _number(given, "attention_factor", 0)
     mscale = _mscale(amplitude, yarn["factor"], yarn["mscale"], yarn["mscale_all_dim"])
     return {"kind": "yarn", "theta": theta, **yarn, "mscale": mscale}
