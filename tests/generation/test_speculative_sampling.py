@@ -5,7 +5,7 @@ honest decoder stays above 1e-3 (the seeds are fixed), the faults planted below 
 or emit what cannot come.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -43,17 +43,11 @@ def exact(model: Transformer, prompt: list[int], how: Sampling) -> Tensor:
     return shares.view([V] * N_NEW)
 
 
-def check_follows_model(
-    model: Transformer,
-    how: Sampling,
-    n_drafts: int,
-    change: Callable[[Decoder], None] = lambda decoder: None,
-) -> Decoder:
+def check_follows_model(model: Transformer, how: Sampling, n_drafts: int) -> Decoder:
     """Every window of the new tokens: the first is the prompt's and a step's, the last of steps."""
     decoder = Decoder(
         model, PROMPTS * ROWS, max_new_tokens=28, sampling=how, n_drafts=n_drafts, seed=1
     )
-    change(decoder)
     texts: list[list[int]] = [[] for _ in decoder.rows]
     for new in decoder:
         for row, ids in new.items():
@@ -82,52 +76,44 @@ def test_new_tokens_follow_the_model(n_drafts: int, how: Sampling, attention: st
     assert all(0.1 < share < 0.95 for share in decoder.counts.acceptance)  # else nothing is tested
 
 
-Accept = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+Tensors = tuple[Tensor, Tensor]
+Source = torch.Generator
+honest = Drafter.propose
 
 
-def always(p: Tensor, q: Tensor, ids: Tensor, source: torch.Generator) -> tuple[Tensor, Tensor]:
+def always(p: Tensor, q: Tensor, ids: Tensor, source: Source) -> Tensors:
     return torch.full((len(ids),), ids.shape[1]), draw(p[:, -1], source)
 
 
-def replaced_from_target(
-    p: Tensor, q: Tensor, ids: Tensor, source: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def replaced_from_target(p: Tensor, q: Tensor, ids: Tensor, source: Source) -> Tensors:
     n_accepted, _ = accept(p, q, ids, source)
     return n_accepted, draw(p[torch.arange(len(ids)), n_accepted], source)
 
 
-def mixed_rows(p: Tensor, q: Tensor, ids: Tensor, source: torch.Generator) -> tuple[Tensor, Tensor]:
+def mixed_rows(p: Tensor, q: Tensor, ids: Tensor, source: Source) -> Tensors:
     """As a wrong `reorder` would."""
     n_accepted, following = accept(p, q, ids, source)
     return n_accepted, following.roll(1)
 
 
-@pytest.mark.parametrize("wrong", [always, replaced_from_target, mixed_rows])
-def test_wrong_acceptance_is_found(monkeypatch: pytest.MonkeyPatch, wrong: Accept) -> None:
-    monkeypatch.setattr(sampling, "accept", wrong)
-    with pytest.raises(AssertionError):
-        check_follows_model(model_of(), HOW, 2)
+def hotter(self: Drafter, *rest: Any) -> Tensor:
+    """Other distributions than the drafts were drawn from."""
+    return honest(self, *rest).sqrt()
 
 
-def test_a_cache_that_is_not_cut_is_found() -> None:
-    def keep_all(decoder: Decoder) -> None:
-        decoder.cache.truncate = lambda lengths: None  # type: ignore[method-assign]
-
-    with pytest.raises(AssertionError):
-        check_follows_model(model_of(), HOW, 2, change=keep_all)
-
-
-def test_distributions_other_than_those_drawn_from_are_found(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("owner", "name", "wrong"),
+    [
+        (sampling, "accept", always),
+        (sampling, "accept", replaced_from_target),
+        (sampling, "accept", mixed_rows),
+        (Drafter, "propose", hotter),
+    ],
+)
+def test_wrong_acceptance_is_found(
+    monkeypatch: pytest.MonkeyPatch, owner: object, name: str, wrong: Callable[..., Any]
 ) -> None:
-    honest = Drafter.propose
-
-    def hotter(
-        self: Drafter, tokens: Tensor, lengths: Sequence[int], how: Sampling, source: Any
-    ) -> Tensor:
-        return honest(self, tokens, lengths, how, source).sqrt()
-
-    monkeypatch.setattr(Drafter, "propose", hotter)
+    monkeypatch.setattr(owner, name, wrong)
     with pytest.raises(AssertionError):
         check_follows_model(model_of(), HOW, 2)
 
