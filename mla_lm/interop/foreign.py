@@ -69,7 +69,7 @@ def _refuse_unknown(config: Mapping[str, Any]) -> None:
     if config.get("architectures", [CLASSES[kind]]) != [CLASSES[kind]]:
         _refuse("architectures", config["architectures"], f"must be {CLASSES[kind]} for {kind}")
     for key, only in ONLY.items():
-        if config.get(key) not in (only, None):
+        if (config.get(key, only) or False) != only:
             _refuse(key, config[key])
     heads = config.get("num_attention_heads")
     if (kv_heads := config.get("num_key_value_heads") or heads) != heads:
