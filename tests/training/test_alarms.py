@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mla_lm.errors import UserError
-from mla_lm.training.alarms import COLUMNS, ExpertLoad, LossSpikes
+from mla_lm.training.callbacks import LossSpikes
 from mla_lm.training.module import LanguageModel
+from mla_lm.training.plots import COLUMNS, ExpertLoad
 from tests.runs.conftest import checkpoint, content, short_run, train_here, write_corpus
 from tests.training.small import RECORD, TOKENIZER, Case, fit, micro_batches, trainer
 
@@ -98,8 +99,7 @@ def test_columns_add_up_to_the_whole_load_however_long_the_run() -> None:
     callback, total = ExpertLoad(patience=9), 3 * COLUMNS - 7
     watch(callback, [load()] * total, total=total)
     assert len(callback.steps) <= COLUMNS
-    left = 0 if callback.sum is None else callback.sum
-    assert torch.equal(sum(callback.loads) + left, total * load())
+    assert torch.equal(sum(callback.loads) + callback.sum, total * load())
 
 
 def test_a_run_draws_its_load_and_stores_it(tmp_path: Path) -> None:
