@@ -44,13 +44,10 @@ def test_highest_step_is_newest_whatever_its_digits(trained: Run, tmp_path: Path
     assert newest(tmp_path) == locate(str(tmp_path)) == folder / "step-1000000.ckpt"
 
 
-def test_name_and_folder_must_agree_with_what_is_inside(trained: Run, tmp_path: Path) -> None:
-    good = checkpoint(trained.folder, STEPS)
-    renamed = Path(shutil.copy(good, tmp_path / "step-000010.ckpt"))
-    assert "holds step 12, not 10" in refusal(lambda: read(renamed))
-    mine = locate(str(shutil.copy(good, tmp_path / "mine.ckpt")))
-    for damaged in ('{"run_id"', "[]", ""):  # costs no run
-        (tmp_path / "config.json").write_text(damaged)
-        assert read(mine)[1]["global_step"] == STEPS
-    (tmp_path / "config.json").write_text('{"run_id": "another"}')
-    assert "the run here is another" in refusal(lambda: read(mine))
+@pytest.mark.parametrize("damaged", ['{"run_id"', "[]", ""])
+def test_a_damaged_config_file_does_not_cost_the_run(
+    trained: Run, tmp_path: Path, damaged: str
+) -> None:
+    path = shutil.copy(checkpoint(trained.folder, STEPS), tmp_path / "mine.ckpt")
+    (tmp_path / "config.json").write_text(damaged)
+    assert read(locate(str(path)))[1]["global_step"] == STEPS
