@@ -19,7 +19,7 @@ from mla_lm.bench.peer import EXPERTS
 from mla_lm.bench.report import Row, Task, ratio, row
 from mla_lm.bench.worker import in_processes
 from mla_lm.config.compose import load_config
-from mla_lm.cost import count_parameters, train_flops_per_token
+from mla_lm.cost import train_flops_per_token
 from mla_lm.machine import Resolved, product_ceiling
 
 ROUNDS = 5
@@ -74,9 +74,8 @@ def between(one: str, other: str) -> Iterator[Row]:
     sides = {name: (*MODEL, *name.split()) for name in (one, other)}
     builds = {name: partial(steps.our_step, own, "bf16-mixed") for name, own in sides.items()}
     found, memory = in_processes(builds, rounds=ROUNDS)
-    for name, overrides in sides.items():
-        active = count_parameters(load_config(overrides).model).active / 1e6
-        yield speed(f"{name}, {active:.3g}M active", found[name], memory[name])
+    for name in sides:
+        yield speed(name, found[name], memory[name])
     yield ratio(f"{one} / {other}", found[other], found[one])
 
 

@@ -1,11 +1,12 @@
 """`python -m mla_lm bench [suite=NAME] [out=FILE.json] ...`: measure this machine against peers.
 
 Each suite checks that both sides give equal results, measures them in interleaved rounds of one
-run, and prints medians with their spread: train (a training step on the CPU), decode (with a KV
-cache; drafts of `ckpt=`), quality (bits per byte in equal time), gpu (a training step on a GPU), or
-all that this machine and command have what it takes for.
+run, and prints medians with their spread. train: a training step on the CPU; decode: decoding with
+a KV cache, and drafts of `ckpt=`; quality: bits per byte after equal time; gpu: a training step on
+a GPU; all: those for which the machine and the command have what they need.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -41,8 +42,6 @@ def run(arguments: Sequence[str]) -> None:
     options = parse_options(Options, arguments)
     if options.out:
         Path(options.out).touch()  # fails now rather than after the measurement
-
-    import json
 
     from mla_lm.bench.report import show
     from mla_lm.machine import keep_freed_memory

@@ -65,8 +65,8 @@ def _hydra_jobs(name: str, arguments: list[str]) -> list[list[str]]:
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign] # it would print how all flags are used
-    if unknown := parser.parse_known_args(arguments)[1]:
-        raise UserError(explain.unknown_flag(unknown[0], parser._option_string_actions))
+    for flag in parser.parse_known_args(arguments)[1]:
+        raise UserError(f"{explain.shown(flag)}: unknown flag; a key is written KEY=VALUE")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and ending with status 1
     try:
         with explained(), TemporaryDirectory() as folder:

@@ -102,13 +102,6 @@ def unknown_key(key: str, values: Mapping[str, Any], *, also: Iterable[str] = ()
     return f"{shown(key)}: unknown key; the nearest known one is {nearest(key, known)}"
 
 
-def unknown_flag(flag: str, known: Iterable[str]) -> str:
-    """`flag` is none of Hydra's; mostly it was meant as a key."""
-    if "=" in flag:
-        return f"{shown(flag)}: unknown flag; a key is written {shown(flag.lstrip('-'))}"
-    return f"{shown(flag)}: unknown flag; the nearest known one is {nearest(flag, known)}"
-
-
 def nearest(word: str, known: Iterable[str]) -> str:
     """The most similar of `known`; one with the same last part before all others."""
 

@@ -137,7 +137,7 @@ REFUSED = {
     "train model.sizes.head_dims=4": ("Could not override 'model.sizes.head_dims'",),
     # flags
     "train --bogus": ("--bogus: unknown flag",),
-    "train --seed=3": ("--seed=3: unknown flag; a key is written seed=3",),
+    "train --seed=3": ("--seed=3: unknown flag; a key is written KEY=VALUE",),
     "train --cfg nothing": ("argument --cfg", "'job'"),
     # files
     "train resume=auto": ("resume=auto: needs run_dir=DIR",),
@@ -156,7 +156,7 @@ REFUSED = {
     "eval ckpt=x limit=0": ("limit=0: must be greater than 0",),
     "eval ckpt=x parts=[lmm]": ("parts.0=lmm: must be", "'lm'"),
     "eval ckpt=x stride=5 parts=[code]": ("stride=5", "lm"),
-    "eval --ckpt=x": ("--ckpt=x: unknown flag; a key is written ckpt=x",),
+    "eval --ckpt=x": ("--ckpt=x: unknown flag",),
     "trian": ("trian: unknown verb", "generate"),
     "generate prompt=x": ("ckpt: must be given",),
     "generate ckpt=x prompt": ("'prompt': an option is written KEY=VALUE",),

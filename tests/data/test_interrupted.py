@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -272,7 +273,7 @@ def test_a_cache_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        said = one_line(lambda place=place: prepare(updated(cfg, cache_dir=place)))
+        said = one_line(partial(prepare, updated(cfg, cache_dir=place)))
         assert said.startswith(f"{tmp_path / 'file'}")
 
     def refuse(path: Any, *arguments: Any) -> None:

@@ -1,6 +1,7 @@
 """Every token predicted exactly once, in an order that a stored position can continue."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -166,8 +167,7 @@ def test_a_stream_shorter_than_one_step_is_refused() -> None:
     assert said.endswith("need 41 tokens, the training split has 40")
     assert "6 sequences" in one_line(lambda: loader(n_tokens=51, batch_size=2, accumulate=3))
     for n_tokens in (0, 1):
-        held_out = stream(n_tokens)
-        said = one_line(lambda held_out=held_out: EvalLoader(held_out, seq_len=10, batch_size=4))
+        said = one_line(partial(EvalLoader, stream(n_tokens), seq_len=10, batch_size=4))
         assert said.startswith(f"the validation split has {n_tokens} token(s)")
 
 

@@ -41,6 +41,7 @@ def test_masked_documents_train_and_evaluate_alike(trained: Run, tmp_path: Path)
     assert metrics["val/bpb"] == pytest.approx(float(last["val/bpb"]), rel=1e-5)
     assert metrics["mtp/acceptance_1"] == pytest.approx(float(last["mtp/acceptance"]))
     masked, unmasked = ([row["train/ce"] for row in r if "train/ce" in row] for r in (rows, plain))
+    assert len(masked) == len(unmasked)
     assert masked != unmasked
 
 
