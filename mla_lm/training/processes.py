@@ -140,12 +140,11 @@ def _join(cfg: TrainerConfig) -> None:
             backend, timeout=timeout, store=store, rank=number, world_size=size
         )
     except (RuntimeError, ValueError) as error:  # ValueError: a variable is missing
-        address = [
-            f"{n}={os.environ[n]}" for n in ("MASTER_ADDR", "MASTER_PORT") if n in os.environ
-        ]
+        address = " ".join(f"{n}={os.environ.get(n)}" for n in ("MASTER_ADDR", "MASTER_PORT"))
         reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0])[:160]  # without its C++ file
-        where = " ".join([*address, f"rank {rank()}"])
-        raise UserError(f"{where} cannot join ({reason}); start processes by torchrun") from None
+        raise UserError(
+            f"{address} rank {rank()} cannot join ({reason}); start processes by torchrun"
+        ) from None
 
 
 def broadcast_from_rank0(action: Callable[[], T]) -> T:
