@@ -40,7 +40,10 @@ def read_folder(
     """
     config = read_object(src / "config.json")
     shards = Shards(src)
-    model = model_section(config, shards.file_of)
+    try:
+        model = model_section(config, shards.file_of)
+    except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:  # made by hand
+        raise UserError(f"{src / 'config.json'}: cannot be read ({one_line(error)})") from None
     separator = end_of_text or _separator(src)
     path = tokenizer or src / "tokenizer.json"
     try:
