@@ -4,25 +4,23 @@ The same runs make the same bytes. `results.csv` holds nothing that a clock has 
 study that was killed and resumed ends with the same file as one that was not.
 """
 
-import importlib.util
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 from urllib.parse import quote
+
+import jinja2
+import pandas as pd
+from matplotlib.ticker import EngFormatter
+from pandas import DataFrame, Series
 
 from mla_lm.ablation.budget import Axes
 from mla_lm.ablation.figures import draw
-from mla_lm.ablation.runs import SPEEDS, Runs
-from mla_lm.ablation.statistics import Comparison, best_rates, chosen, compare
+from mla_lm.ablation.runs import SPEEDS, Runs, graded_by
+from mla_lm.ablation.statistics import NO_INTERVAL, Comparison, best_rates, chosen, compare
 from mla_lm.ablation.study import Study
-from mla_lm.ablation.tables import tables
-from mla_lm.errors import UserError
 from mla_lm.files import replacing
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 RUN = ["run", "arm", "seed", "lr"]
 RESULTS = [*RUN, "finished", "steps", "tokens", "val/loss", "val/bpb", "val/exact_match"]
@@ -34,11 +32,12 @@ NOTE = (
 )
 
 
-def require_extra() -> None:
-    """UserError without the packages of the extra `report`."""
-    for name in ("jinja2", "pandas", "scipy", "seaborn"):
-        if importlib.util.find_spec(name) is None:
-            raise UserError('ablate: pip install "mla_lm[report]"')
+class Table(NamedTuple):
+    """Rows of text."""
+
+    title: str
+    note: str
+    rows: DataFrame
 
 
 def write_report(
@@ -52,15 +51,13 @@ def write_report(
     best = best.sort_values("arm", key=lambda arm: arm != study.reference, kind="stable")
     compared = compare(best, reference=study.reference, confidence=study.confidence)
     folders = runs.table.set_index("run").folder
+    cautions = [*outcome(best, compared, study), *what_is_left_out(runs, jobs)]
     content = {
         "title": out.resolve().name,
         "question": study.question,
         "command": command,
         "failed": failed,
-        "outcome": [
-            *outcome(best, compared, study),
-            *(("", caution) for caution in cautions(runs, jobs)),
-        ],
+        "outcome": [(one.verdict, one.sentence) for one in compared] + [("", c) for c in cautions],
         "figures": draw(best, runs.curves, compared, study.reference),
         "tables": [table for table in tables(runs, best, compared) if len(table.rows)],
         "environments": [text for text in runs.table.environment.unique() if text],
@@ -68,11 +65,15 @@ def write_report(
     }
     speeds = [name for name in runs.table if name.startswith(SPEEDS)]
     finished = runs.table.status.eq("finished").map({True: "yes", False: "no"})
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    escape = jinja2.select_autoescape(["html.j2"])
+    options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    templates = jinja2.Environment(loader=loader, autoescape=escape, **options)
     files = {
         "results.csv": _csv(runs.table.assign(finished=finished)[RESULTS]),
         "costs.csv": _csv(runs.table[[*COSTS, *speeds]]),
-        "report.md": _rendered("report.md.j2", content),
-        "report.html": _rendered("report.html.j2", content),
+        "report.md": templates.get_template("report.md.j2").render(content),
+        "report.html": templates.get_template("report.html.j2").render(content),
     }
     for name, text in files.items():
         with replacing(out / name) as path:
@@ -80,19 +81,9 @@ def write_report(
     print(f"report {out / 'report.html'}")
 
 
-def _csv(table: "DataFrame") -> str:
+def _csv(table: DataFrame) -> str:
     named = table.rename(columns=lambda name: name.replace("val/", "val_"))
     return str(named.convert_dtypes().to_csv(index=False, float_format="%.8g", lineterminator="\n"))
-
-
-def _rendered(name: str, content: dict[str, Any]) -> str:
-    import jinja2
-
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    escape = jinja2.select_autoescape(["html.j2"])
-    environment = jinja2.Environment(loader=loader, autoescape=escape, lstrip_blocks=True)
-    environment.trim_blocks = environment.keep_trailing_newline = True
-    return str(environment.get_template(name).render(content))
 
 
 def _link(folder: Path, out: Path) -> str:
@@ -101,21 +92,18 @@ def _link(folder: Path, out: Path) -> str:
     return quote(path.replace(os.sep, "/")) + "/"
 
 
-def outcome(
-    best: "DataFrame", compared: Sequence[Comparison], study: Study
-) -> Iterator[tuple[str, str]]:
-    """Verdicts and sentences: one per comparison, then what must be known to read them."""
-    yield from ((one.verdict, one.sentence) for one in compared)
+def outcome(best: DataFrame, compared: Sequence[Comparison], study: Study) -> Iterator[str]:
+    """What must be known to read the verdicts."""
     if study.reference not in {*best.arm}:
-        yield "", f"The reference {study.reference} has no finished run: nothing is compared."
-    if any(not math.isnan(one.low) for one in compared):
-        yield "", NOTE
+        yield f"The reference {study.reference} has no finished run: nothing is compared."
+    if any(one.verdict != NO_INTERVAL for one in compared):
+        yield NOTE
     if study.match != "none" and len(best):
         apart = best[study.match].max() / best[study.match].min() - 1
-        yield "", f"Matched on {study.match}: highest and lowest {100 * apart:.1f} % apart."
+        yield f"Matched on {study.match}: highest and lowest {100 * apart:.1f} % apart."
 
 
-def cautions(runs: Runs, jobs: int) -> Iterator[str]:
+def what_is_left_out(runs: Runs, jobs: int) -> Iterator[str]:
     """What the numbers leave out."""
     rates = best_rates(runs.table)
     for arm, mine in runs.table.groupby("arm"):
@@ -131,3 +119,68 @@ def cautions(runs: Runs, jobs: int) -> Iterator[str]:
         yield "The first seed has chosen the learning rates and is compared too, which flatters."
     if jobs > 1:
         yield f"Times and memory were measured with {jobs} cells at a time."
+
+
+def tables(runs: Runs, best: DataFrame, compared: Sequence[Comparison]) -> Iterator[Table]:
+    """All of a report; `best` as `statistics.chosen` gives it."""
+    note = "Mean and standard deviation over the finished seeds at each arm's best learning rate."
+    yield Table("Arms", note, _arms(best, compared))
+    note = "Every key that is not the same in all arms, solved widths among them."
+    yield Table("What differs", note, _differing(runs.settings, best))
+    yield Table("Runs", "Each links to its folder.", _runs(runs.table))
+
+
+def _arms(best: DataFrame, compared: Sequence[Comparison]) -> DataFrame:
+    found = {(one.arm, one.metric): one for one in compared}
+    rows = []
+    for arm, mine in best.groupby("arm", sort=False):
+        row = {"arm": arm, "seeds": " ".join(map(str, mine.seed))}
+        for metric in graded_by(best):
+            one = found.get((arm, metric))
+            row[metric] = _spread(mine[metric])
+            row[f"{metric}: difference"] = one.shown if one else "reference"
+            row[f"{metric}: verdict"] = one.verdict if one else ""
+        row |= {"val/loss": _spread(mine["val/loss"])}
+        row |= {axis: quantity(mine[axis].iloc[0]) for axis in Axes._fields}
+        row["ms per step"] = number(1000 * mine.step_seconds.median(), 1)
+        row["peak MiB"] = number(mine.peak_memory.median() / 2**20, 0)
+        rows.append(row)
+    return DataFrame(rows)
+
+
+def _differing(settings: DataFrame, best: DataFrame) -> DataFrame:
+    arms = best.drop_duplicates("arm")
+    found = settings.loc[arms.run].set_axis(arms.arm)
+    return found.loc[:, found.nunique() > 1].T.rename_axis("key").reset_index()
+
+
+def _runs(table: DataFrame) -> DataFrame:
+    return DataFrame(
+        {
+            "run": table.run,
+            "arm": table.arm,
+            "seed": table.seed.astype(str),
+            "lr": table.lr.map("{:g}".format),
+            "status": table.status,
+            "tokens": table.tokens.map(quantity),
+            **{metric: table[metric].map(number) for metric in [*graded_by(table), "val/loss"]},
+            "tokens/s": [number(value, 0) for value in table.tokens_per_second],
+            "minutes": [number(value / 60, 1) for value in table.training_seconds],
+            "peak MiB": [number(value / 2**20, 0) for value in table.peak_memory],
+        }
+    )
+
+
+def number(value: float, digits: int = 4) -> str:
+    """With thousands separated; a dash for NaN."""
+    return "-" if pd.isna(value) else f"{value:,.{digits}f}"
+
+
+def quantity(value: float) -> str:
+    """A count with a suffix: 3.90M."""
+    return str(EngFormatter(places=2 if value >= 1e4 else 0, sep="")(value))
+
+
+def _spread(values: Series) -> str:
+    spread = "" if values.count() < 2 else f" ± {values.std():.4f}"
+    return number(values.mean()) + spread
