@@ -16,8 +16,6 @@ from mla_lm.ablation.statistics import NO_INTERVAL, Comparison
 
 VERDICTS = {"better": "C0", "worse": "C3", "not distinguishable": "C7"}
 CONTEXTS = (4096, 32768, 131072)  # tokens
-CACHE = "MiB of KV cache per sequence"
-LOGARITHMIC = {"xscale": "log", "yscale": "log"}
 BINS = 40  # of the steps, for what is logged often
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
@@ -73,15 +71,14 @@ def _losses(curves: DataFrame) -> Drawn:
     long = curves.rename(columns=labels).melt(["arm", "val/loss"], ["tokens", *labels.values()])
     grid = _lines(long.dropna(), "value", "val/loss", col="variable")
     for label, axes in grid.axes_dict.items():
-        axes.set(title="", xlabel=label, ylabel="val/loss, nats per token", xlim=(0, None))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set(xlabel=label, ylabel="val/loss, nats per token")
     caption = "Mean over seeds; the band is one standard deviation. Seconds leave validation out."
     return _drawn("Validation loss against what was spent", caption, grid)
 
 
 def _quality(best: DataFrame) -> Drawn:
     grid = _lines(best, "kv_bytes", "val/bpb", err_style="bars", markersize=8)
-    grid.set(xlabel="bytes of KV cache per token, bfloat16", xlim=(0, None))
+    grid.set_xlabels("bytes of KV cache per token, bfloat16")
     caption = "Lower and further left is better. Bars are one standard deviation over seeds."
     return _drawn("Quality against KV cache", caption, grid)
 
@@ -93,13 +90,12 @@ def _context(best: DataFrame) -> Drawn:
         context=speeds.context.astype(int), variable="decoded tokens/s, batch " + speeds.batch
     )
     caches = best[["arm", "kv_bytes"]].merge(DataFrame({"context": CONTEXTS}), how="cross")
-    caches["variable"] = CACHE
+    caches["variable"] = "MiB of KV cache per sequence"
     caches["value"] = caches.kv_bytes * caches.context / 2**20
     grid = _lines(pd.concat([caches, speeds]), "context", "value", col="variable")
     for label, axes in grid.axes_dict.items():
-        axes.set(title="", xlabel="tokens of context", ylabel=label)
-        axes.set(**LOGARITHMIC if label == CACHE else {"ylim": (0, None)})
-    caption = "KV cache in bfloat16, both axes logarithmic. Speeds are the mean over seeds."
+        axes.set(xlabel="tokens of context", ylabel=label, ylim=(0, None))
+    caption = "KV cache in bfloat16. Speeds are the mean over seeds."
     return _drawn("KV cache and decoding speed against context", caption, grid)
 
 
@@ -109,7 +105,7 @@ def _balance(curves: DataFrame) -> Drawn:
     binned = logged.assign(step=(logged.step - 1) // width * width + width / 2)
     means = binned.groupby(["arm", "run", "step"], sort=False, as_index=False)
     grid = _lines(means["moe/max_violation"].mean(), "step", "moe/max_violation", markers=False)
-    grid.set(xlim=(0, None), ylim=(0, None))
+    grid.set(ylim=(0, None))
     caption = (
         "The busiest expert's load over the mean of its layer, less 1: 0 is balance. Mean over "
         "layers, seeds and neighbouring steps; the band is one standard deviation between seeds."
@@ -122,10 +118,14 @@ def _lines(data: DataFrame, x: str, y: str, **options: Any) -> seaborn.FacetGrid
     look = {"hue": "arm", "style": "arm", "palette": "colorblind", "markers": True, "dashes": False}
     facets = {"sharex": False, "sharey": False}
     own = {"kind": "line", "errorbar": "sd", "height": 3.4, "facet_kws": facets}
-    return seaborn.relplot(data, x=x, y=y, **(own | look | options))
+    grid = seaborn.relplot(data, x=x, y=y, **(own | look | options)).set(title="", xlim=(0, None))
+    for axes in grid.axes.flat:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    return grid
 
 
 def _drawn(title: str, caption: str, grid: seaborn.FacetGrid) -> Drawn:
+    grid.tight_layout()
     written = io.BytesIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # differ between machines
     grid.savefig(written, format="svg", metadata=metadata)
