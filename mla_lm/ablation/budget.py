@@ -72,14 +72,14 @@ def solve(
     reason = f"the closest is {keys[0]}={nearest} with {excess(nearest):+.2%}"
     if excess(1) == excess(2):
         reason = f"{keys[0]} does not change it"
-    refusals = []
+    refusal = None
     for width in sorted(matching, key=lambda width: (-(width & -width), abs(excess(width)))):
         solved = dict.fromkeys(keys, width)
         try:
             return with_values(arm, solved), solved
         except UserError as error:
-            refusals.append(str(error))
-    raise UserError(f"match={match}: the reference has {target:,}; {[*refusals, reason][0]}")
+            refusal = refusal or error
+    raise UserError(f"match={match}: the reference has {target:,}; {refusal or reason}")
 
 
 def _keys(arm: RunConfig, free: str) -> list[str]:

@@ -3,7 +3,7 @@
 import io
 from base64 import b64encode
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -17,6 +17,7 @@ from mla_lm.ablation.statistics import NO_INTERVAL, Comparison
 VERDICTS = {"better": "C0", "worse": "C3", "not distinguishable": "C7"}
 CONTEXTS = (4096, 32768, 131072)  # tokens
 BINS = 40  # of the steps, for what is logged often
+Drawn = tuple[str, str, str]  # title, caption, the source of an image in a page
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -26,14 +27,6 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "report",
     "text.parse_math": False,  # arms are named by users
 }
-
-
-class Drawn(NamedTuple):
-    """A figure as the source of an image in a page, and what it shows."""
-
-    title: str
-    caption: str
-    uri: str
 
 
 def draw(
@@ -130,6 +123,5 @@ def _drawn(title: str, caption: str, grid: seaborn.FacetGrid) -> Drawn:
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # differ between machines
     grid.savefig(written, format="svg", metadata=metadata)
     pyplot.close(grid.figure)
-    return Drawn(
-        title, caption, f"data:image/svg+xml;base64,{b64encode(written.getvalue()).decode()}"
-    )
+    encoded = b64encode(written.getvalue()).decode()
+    return title, caption, f"data:image/svg+xml;base64,{encoded}"

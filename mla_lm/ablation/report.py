@@ -7,7 +7,6 @@ study that was killed and resumed ends with the same file as one that was not.
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote
 
 import jinja2
@@ -30,14 +29,8 @@ NOTE = (
     "Each interval stands for one comparison: among many arms some will differ by chance. It "
     "speaks of seeds only, not of other data, sizes or budgets."
 )
-
-
-class Table(NamedTuple):
-    """Rows of text."""
-
-    title: str
-    note: str
-    rows: DataFrame
+OF_ARMS = "Mean and standard deviation over the finished seeds at each arm's best learning rate."
+OF_KEYS = "Every key that is not the same in all arms, solved widths among them."
 
 
 def write_report(
@@ -51,15 +44,21 @@ def write_report(
     best = best.sort_values("arm", key=lambda arm: arm != study.reference, kind="stable")
     compared = compare(best, reference=study.reference, confidence=study.confidence)
     folders = runs.table.set_index("run").folder
-    cautions = [*outcome(best, compared, study), *what_is_left_out(runs, jobs)]
     content = {
         "title": out.resolve().name,
         "question": study.question,
         "command": command,
-        "failed": failed,
-        "outcome": [(one.verdict, one.sentence) for one in compared] + [("", c) for c in cautions],
+        "outcome": [
+            *((one.verdict, one.sentence) for one in compared),
+            *(("", caution) for caution in cautions(runs, best, compared, study, jobs)),
+            *(("worse", f"Failed: {reason}") for reason in failed),
+        ],
         "figures": draw(best, runs.curves, compared, study.reference),
-        "tables": [table for table in tables(runs, best, compared) if len(table.rows)],
+        "tables": [
+            ("Arms", OF_ARMS, _arms(best, compared)),
+            ("What differs", OF_KEYS, _differing(runs.settings, best)),
+            ("Runs", "Each links to its folder.", _runs(runs.table)),
+        ],
         "environments": [text for text in runs.table.environment.unique() if text],
         "links": {run: _link(folder, out) for run, folder in folders.items()},
     }
@@ -92,8 +91,10 @@ def _link(folder: Path, out: Path) -> str:
     return quote(path.replace(os.sep, "/")) + "/"
 
 
-def outcome(best: DataFrame, compared: Sequence[Comparison], study: Study) -> Iterator[str]:
-    """What must be known to read the verdicts."""
+def cautions(
+    runs: Runs, best: DataFrame, compared: Sequence[Comparison], study: Study, jobs: int
+) -> Iterator[str]:
+    """What must be known to read the verdicts, and what the numbers leave out."""
     if study.reference not in {*best.arm}:
         yield f"The reference {study.reference} has no finished run: nothing is compared."
     if any(one.verdict != NO_INTERVAL for one in compared):
@@ -101,10 +102,6 @@ def outcome(best: DataFrame, compared: Sequence[Comparison], study: Study) -> It
     if study.match != "none" and len(best):
         apart = best[study.match].max() / best[study.match].min() - 1
         yield f"Matched on {study.match}: highest and lowest {100 * apart:.1f} % apart."
-
-
-def what_is_left_out(runs: Runs, jobs: int) -> Iterator[str]:
-    """What the numbers leave out."""
     rates = best_rates(runs.table)
     for arm, mine in runs.table.groupby("arm"):
         lost = mine[mine.status != "finished"]
@@ -119,15 +116,6 @@ def what_is_left_out(runs: Runs, jobs: int) -> Iterator[str]:
         yield "The first seed has chosen the learning rates and is compared too, which flatters."
     if jobs > 1:
         yield f"Times and memory were measured with {jobs} cells at a time."
-
-
-def tables(runs: Runs, best: DataFrame, compared: Sequence[Comparison]) -> Iterator[Table]:
-    """All of a report; `best` as `statistics.chosen` gives it."""
-    note = "Mean and standard deviation over the finished seeds at each arm's best learning rate."
-    yield Table("Arms", note, _arms(best, compared))
-    note = "Every key that is not the same in all arms, solved widths among them."
-    yield Table("What differs", note, _differing(runs.settings, best))
-    yield Table("Runs", "Each links to its folder.", _runs(runs.table))
 
 
 def _arms(best: DataFrame, compared: Sequence[Comparison]) -> DataFrame:

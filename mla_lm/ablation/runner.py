@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mla_lm.ablation.cell import CONFIG, COST, write_config
+from mla_lm.ablation.cell import COST, write_config
 from mla_lm.ablation.report import write_report
-from mla_lm.ablation.runs import Runs, read_runs, runs_below
+from mla_lm.ablation.runs import Runs, read_if_there, read_runs, runs_below
 from mla_lm.ablation.statistics import best_rates
 from mla_lm.ablation.study import Cell, Plan, Study, cells, sweep_cells
 from mla_lm.checkpoint.record import CONFIG_FILE
@@ -27,8 +27,7 @@ from mla_lm.files import claimed, read_object, replacing
 CELLS, LOGS = "cells", "logs"
 STUDY = "study.json"
 MAY_CHANGE = ("question", "seeds", "confidence")  # of a study that has begun
-OWN_OF_CELLS = {"run_dir", "run_id"}
-MAY_HOLD_SECRETS = {"logger", "callbacks"}
+NOT_KEPT = {"run_dir", "run_id", "logger", "callbacks"}  # of cells; may hold secrets
 POLL = 0.1  # seconds between looks at the processes
 
 
@@ -45,8 +44,8 @@ def conduct(planned: Plan, out: Path, *, jobs: int, command: str) -> None:
             prepare(data)
         sweep = sweep_cells(study)
         failed = run_cells(planned, sweep, out, jobs=jobs)
-        swept = _begun(out, study) if sweep else None
-        rest = cells(planned, best_rates(swept.table) if swept else {})
+        swept = _begun(out, study)
+        rest = cells(study, best_rates(swept.table) if swept else {})
         failed += run_cells(planned, rest, out, jobs=jobs)
         if runs := _begun(out, study):
             write_report(out, runs, study, command=command, failed=failed, jobs=jobs)
@@ -64,13 +63,11 @@ def report_folder(out: Path, *, command: str) -> None:
     """
     if not out.is_dir():
         raise UserError(f"report={out}: no such folder")
-    runs = None
     if (out / STUDY).exists():
         kept = read_object(out / STUDY)
         study, command = validate(Study, kept["study"]), kept["command"]
         runs = _begun(out, study)
-    elif found := runs_below(out.resolve()):
-        runs = read_runs(found)
+    elif runs := read_runs(found := runs_below(out.resolve())):
         reference = runs.table.set_index("run").arm[next(iter(found))]
         study = Study.model_construct(question="", arms={}, reference=reference)
     if not runs:
@@ -83,10 +80,8 @@ def _keep(planned: Plan, out: Path, command: str) -> None:
     path = out / STUDY
     study = planned.study.model_dump(mode="json")
     study["base"] = public_overrides(planned.study.base)
-    configs = {
-        arm: cfg.model_dump(mode="json", exclude=OWN_OF_CELLS | MAY_HOLD_SECRETS)
-        for arm, cfg in planned.configs.items()
-    }
+    arms = planned.configs.items()
+    configs = {arm: cfg.model_dump(mode="json", exclude=NOT_KEPT) for arm, cfg in arms}
     if path.exists():
         begun = read_object(path)
         for kept, now in ((begun["study"], study), (begun["configurations"], configs)):
@@ -102,12 +97,12 @@ def _keep(planned: Plan, out: Path, command: str) -> None:
 
 def _begun(out: Path, study: Study) -> Runs | None:
     """The cells of a study that have begun; None without any."""
-    folders = {path.parent.name: path.parent for path in (out / CELLS).glob(f"*/{CONFIG_FILE}")}
+    folders = runs_below(out / CELLS)
     arms = {
         name: max((arm for arm in study.arms if name.startswith(f"{arm}-")), key=len)
         for name in folders
     }
-    return read_runs(folders, arms) if folders else None
+    return read_runs(folders, arms)
 
 
 def run_cells(planned: Plan, cells: Sequence[Cell], out: Path, *, jobs: int) -> list[str]:
@@ -121,17 +116,15 @@ def run_cells(planned: Plan, cells: Sequence[Cell], out: Path, *, jobs: int) -> 
             print(f"{cell.name}: skipped, finished before")
         else:
             waiting.append(cell)
-    running: dict[Path, subprocess.Popen[bytes]] = {}
+    running: dict[Cell, subprocess.Popen[bytes]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
-                log = out / LOGS / f"{cell.name}.log"
-                print(f"{cell.name}: running, see {log}", flush=True)
-                running[log] = _started(planned, cell, out / CELLS / cell.name, log, jobs)
+                running[cell] = _started(planned, cell, out, jobs)
             time.sleep(POLL)
-            for log in [log for log, process in running.items() if process.poll() is not None]:
-                failed += _ended(running.pop(log), log)
+            for cell in [cell for cell, process in running.items() if process.poll() is not None]:
+                failed += _ended(running.pop(cell), out / LOGS / f"{cell.name}.log")
     finally:
         for process in running.values():
             process.terminate()
@@ -140,14 +133,12 @@ def run_cells(planned: Plan, cells: Sequence[Cell], out: Path, *, jobs: int) -> 
     return failed
 
 
-def _started(
-    planned: Plan, cell: Cell, folder: Path, log: Path, jobs: int
-) -> "subprocess.Popen[bytes]":
-    begun = read_object(folder / CONFIG) if (folder / CONFIG).exists() else {}
-    write_config(folder, planned.cell_config(cell, folder, begun.get("run_id")))
-    environment = dict(os.environ)
-    if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+def _started(planned: Plan, cell: Cell, out: Path, jobs: int) -> "subprocess.Popen[bytes]":
+    folder, log = out / CELLS / cell.name, out / LOGS / f"{cell.name}.log"
+    run_id = read_if_there(folder / CONFIG_FILE).get("run_id")
+    write_config(folder, planned.cell_config(cell, folder, run_id))
+    print(f"{cell.name}: running, see {log}", flush=True)
+    share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
     log.parent.mkdir(exist_ok=True)
     with log.open("a") as output:
         return subprocess.Popen(
@@ -155,7 +146,7 @@ def _started(
             stdin=subprocess.PIPE,  # its end tells the cell that the runner is gone
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**share, **os.environ},
             start_new_session=True,  # Ctrl-C is for the runner, which lets the cells save
         )
 

@@ -46,12 +46,14 @@ class Runs(NamedTuple):
     settings: DataFrame
 
 
-def read_runs(folders: Mapping[str, Path], arms: Mapping[str, str] | None = None) -> Runs:
-    """The runs in folders by name, sorted by arm, learning rate and seed; `arms` by run.
+def read_runs(folders: Mapping[str, Path], arms: Mapping[str, str] | None = None) -> Runs | None:
+    """The runs in folders by name, sorted by arm, learning rate and seed; None without any.
 
-    Without `arms`, an arm is named by the keys in which configurations differ. Raises UserError
-    for a damaged run.
+    `arms` by run; without them an arm is named by the keys in which configurations differ. Raises
+    UserError for a damaged run.
     """
+    if not folders:
+        return None
     configs = {name: _config(folders[name]) for name in sorted(folders)}
     settings = DataFrame.from_dict({n: _settings(c) for n, c in configs.items()}, "index")
     settings = settings.fillna("")
@@ -67,7 +69,9 @@ def read_runs(folders: Mapping[str, Path], arms: Mapping[str, str] | None = None
 
 def runs_below(folder: Path) -> dict[str, Path]:
     """Every run in a folder by its path there."""
-    found = sorted(path.parent for path in folder.rglob(CONFIG_FILE) if "run_id" in _json(path))
+    found = sorted(
+        path.parent for path in folder.rglob(CONFIG_FILE) if "run_id" in read_if_there(path)
+    )
     return {path.relative_to(folder).as_posix().lstrip(".") or path.name: path for path in found}
 
 
@@ -112,8 +116,8 @@ def _row(cfg: RunConfig, curve: DataFrame, folder: Path) -> dict[str, Any]:
     ended = spent["step"] == cfg.trainer.max_steps
     final = {name: spent[name] if ended else math.nan for name in LOGGED[:-1]}
     status = "finished" if math.isfinite(final["val/loss"]) else "diverged"
-    measured = _json(folder / "metrics.json") | _json(folder / COST)
-    environment = _json(folder / "run.json").get("environment", {})
+    measured = read_if_there(folder / "metrics.json") | read_if_there(folder / COST)
+    environment = read_if_there(folder / "run.json").get("environment", {})
     speed = curve[SPEED].median()
     return {
         "seed": cfg.seed,
@@ -168,5 +172,6 @@ def _logged(folder: Path) -> dict[int, dict[str, float]]:
     return found
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_if_there(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one without the file."""
     return read_object(path) if path.exists() else {}

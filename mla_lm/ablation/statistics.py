@@ -7,7 +7,7 @@ per run (`runs.Runs.table`); anything else that is computed from seeds belongs h
 
 import math
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pandas import DataFrame
 from scipy import stats
@@ -72,29 +72,21 @@ def compare(
 
 def _comparison(metric: str, pairs: DataFrame, confidence: float | None) -> Comparison:
     arm, reference = pairs
-    mean, other = map(float, pairs.mean())
-    difference = mean - other
-    low, high = _interval(pairs[arm], pairs[reference], confidence)
+    mean, other = pairs.mean()
+    difference, low, high = mean - other, math.nan, math.nan
     shown, about = f"{difference:+.4f}", f"{len(pairs)} paired seed{'s' * (len(pairs) != 1)}"
-    if math.isnan(low):
-        verdict = NO_INTERVAL
-    else:
+    verdict = NO_INTERVAL
+    if confidence is not None and len(pairs) > 1:
+        with warnings.catch_warnings(action="ignore"):  # of differences that are all equal
+            test = stats.ttest_rel(pairs[arm], pairs[reference])
+            low, high = test.confidence_interval(confidence)
         lower_is_better = METRICS[metric] == "lower"
         verdict = "better" if (high < 0) == lower_is_better else "worse"
         verdict = "not distinguishable" if low <= 0 <= high else verdict
         shown += f" [{low:+.4f}, {high:+.4f}]"
-        about += f"; {100 * (confidence or 0):g} % CI"
+        about += f"; {100 * confidence:g} % CI"
     sentence = (
         f"{arm} {PHRASES[verdict]} {reference}: {metric} {mean:.4f} against {other:.4f}, "
         f"difference {shown} ({about})."
     )
     return Comparison(metric, arm, difference, low, high, verdict, shown, sentence)
-
-
-def _interval(ours: Any, theirs: Any, confidence: float | None) -> tuple[float, float]:
-    """Student's, of the mean paired difference; NaN where not asked for, or for a single pair."""
-    if confidence is None or len(ours) < 2:
-        return math.nan, math.nan
-    with warnings.catch_warnings(action="ignore"):  # of differences that are all equal
-        found = stats.ttest_rel(ours, theirs).confidence_interval(confidence)
-    return float(found.low), float(found.high)

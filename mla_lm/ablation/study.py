@@ -82,6 +82,20 @@ def load_study(name: str, changes: Mapping[str, Any], overrides: Sequence[str]) 
     return study.model_copy(update={"base": (*study.base, *overrides)})
 
 
+class Cell(NamedTuple):
+    """One run of an arm; at the learning rate of the arm where `lr` is None."""
+
+    arm: str
+    seed: int
+    lr: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        rate = "" if self.lr is None else f"-lr{self.lr:g}"
+        return f"{self.arm}{rate}-s{self.seed}"
+
+
 class Plan(NamedTuple):
     """What each arm is once it meets the budget, and the keys that were set for that."""
 
@@ -89,10 +103,11 @@ class Plan(NamedTuple):
     configs: dict[str, RunConfig]
     solved: dict[str, dict[str, int]]
 
-    def cell_config(self, cell: "Cell", folder: Path, run_id: str | None) -> RunConfig:
+    def cell_config(self, cell: Cell, folder: Path, run_id: str | None) -> RunConfig:
         """The configuration of a cell in its folder, where it resumes by itself."""
         cfg = _compose(self.study, cell.arm, run_dir=str(folder), run_id=run_id)
-        own = {"seed": cell.seed, "resume": "auto", "optim.lr": cell.lr}
+        lr = cell.lr or cfg.optim.lr
+        own = {"seed": cell.seed, "resume": "auto", "optim.lr": lr}
         return with_values(cfg, {**self.solved[cell.arm], **own})
 
 
@@ -114,8 +129,8 @@ def plan(study: Study) -> Plan:
 
 def _compose(study: Study, arm: str, **own: str | None) -> RunConfig:
     overrides = [*study.base, *study.arms[arm].overrides]
-    for override in overrides:
-        if (key := key_of(override)) in OWN:
+    for key in map(key_of, overrides):
+        if key in OWN:
             raise UserError(f"{key}: the study gives each cell its own; leave it out")
     return load_config(overrides, **own)
 
@@ -129,33 +144,14 @@ def _require_comparable(cfg: RunConfig) -> None:
         raise UserError("logger: a study reads the files of logger=csv")
 
 
-class Cell(NamedTuple):
-    """One run of an arm."""
-
-    name: str
-    arm: str
-    seed: int
-    lr: float
-
-
 def sweep_cells(study: Study) -> list[Cell]:
     """The first seed of every arm at every learning rate of the grid."""
-    seed = study.seeds[0]
-    return [_swept(arm, seed, lr) for lr in study.lr_grid for arm in study.arms]
+    return [Cell(arm, study.seeds[0], lr) for lr in study.lr_grid for arm in study.arms]
 
 
-def cells(planned: Plan, best: Mapping[str, float]) -> list[Cell]:
+def cells(study: Study, best: Mapping[str, float]) -> list[Cell]:
     """Every seed of every arm, seed by seed; of a swept study those left, at the `best` rates."""
-    study = planned.study
-    if study.lr_grid:
-        arms = [arm for arm in study.arms if arm in best]
-        return [_swept(arm, seed, best[arm]) for seed in study.seeds[1:] for arm in arms]
-    return [
-        Cell(f"{arm}-s{seed}", arm, seed, cfg.optim.lr)
-        for seed in study.seeds
-        for arm, cfg in planned.configs.items()
-    ]
-
-
-def _swept(arm: str, seed: int, lr: float) -> Cell:
-    return Cell(f"{arm}-lr{lr:g}-s{seed}", arm, seed, lr)
+    if not study.lr_grid:
+        return [Cell(arm, seed) for seed in study.seeds for arm in study.arms]
+    arms = [arm for arm in study.arms if arm in best]
+    return [Cell(arm, seed, best[arm]) for seed in study.seeds[1:] for arm in arms]

@@ -34,14 +34,14 @@ def test_every_study_meets_its_budget(name: str) -> None:
 
 
 def test_cells_are_arms_with_a_seed_and_a_folder_seed_by_seed(tmp_path: Path) -> None:
-    study = small()
-    planned = plan(study)
-    found = cells(study, planned, {})
+    planned = plan(small())
+    found = cells(planned.study, {})
     assert [c.name for c in found] == [f"{a}-s{s}" for s in (1, 2) for a in planned.configs]
     folder, arm = tmp_path / "it's", planned.configs["mha"]
-    cfg = found[5].config(arm, folder)
-    assert (cfg.seed, cfg.resume, cfg.run_dir) == (2, "auto", str(folder))
+    cfg = planned.cell_config(found[5], folder, "mine")
+    assert (cfg.seed, cfg.resume, cfg.run_dir, cfg.run_id) == (2, "auto", str(folder), "mine")
     assert cfg.logger["csv"]["save_dir"] == str(folder)
+    assert cfg.callbacks["samples"] is None
     assert cfg.model == arm.model
     assert cfg.model.mtp_depth == 0
     write_config(folder, cfg)
@@ -50,13 +50,12 @@ def test_cells_are_arms_with_a_seed_and_a_folder_seed_by_seed(tmp_path: Path) ->
 
 
 def test_a_sweep_takes_the_first_seed_and_the_best_rate_the_others(tmp_path: Path) -> None:
-    study = small(lr_grid=(0.001, 0.01), arms={"mla": [], "gqa": ["model/attention=gqa"]})
-    planned = plan(study)
+    planned = plan(small(lr_grid="0.001,0.01", arms={"mla": [], "gqa": ["model/attention=gqa"]}))
     expected = ["mla-lr0.001-s1", "gqa-lr0.001-s1", "mla-lr0.01-s1", "gqa-lr0.01-s1"]
-    assert [cell.name for cell in sweep_cells(study)] == expected
-    (cell,) = cells(study, planned, {"mla": 0.01})
+    assert [cell.name for cell in sweep_cells(planned.study)] == expected
+    (cell,) = cells(planned.study, {"mla": 0.01})
     assert cell.name == "mla-lr0.01-s2"
-    assert cell.config(planned.configs["mla"], tmp_path).optim.lr == 0.01
+    assert planned.cell_config(cell, tmp_path, None).optim.lr == 0.01
 
 
 def test_rates_of_a_file_may_be_written_as_yaml_does(tmp_path: Path) -> None:
@@ -90,7 +89,7 @@ def test_the_worked_example_of_the_page_is_a_study(tmp_path: Path) -> None:
         ("report=. model=nano", r"takes no other options and no overrides"),
         ("ablation=smoke lr_grid=2e-3,0.002", r"lr_grid=.*must be different"),
         ("ablation=smoke trainer.max_steps=50", r"arm mla: .*val_every_n_steps=20: must div"),
-        ("ablation=smoke logger=wandb", r"arm mla: logger=.*reads the files of logger=csv"),
+        ("ablation=smoke logger=wandb", r"arm mla: logger: a study reads the files of logger=csv"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -114,9 +113,9 @@ ARMS = "{question: q, arms: {a: []}, reference: a"
         ("{question: q, arms: {a/b: []}, reference: a/b}", "arms"),
         ("{question: q, arms: {}, reference: a}", "arms"),
         (f"{ARMS}, axis: x}}", "axis: unknown key"),
-        (f"{ARMS}, base: [seed=3]}}", "must leave run_dir"),
+        (f"{ARMS}, base: [seed=3]}}", "seed: the study gives each cell its own"),
         (f"{ARMS}, base: model=nano}}", "base=model=nano"),
-        ("{question: q, arms: {a: [run_dir=x]}, reference: a}", "must leave run_dir"),
+        ("{question: q, arms: {a: [run_dir=x]}, reference: a}", "run_dir: the study gives each"),
         ("{question: q, arms: {a: [model=tinny]}, reference: a}", "model=tinny"),
         (
             "{question: q, arms: {a: [model/attention=gqa, model.attention.n_kv_heads=3]}, "
