@@ -95,13 +95,12 @@ def _context(best: DataFrame) -> Drawn:
 def _balance(curves: DataFrame) -> Drawn:
     logged = curves.dropna(subset="moe/max_violation")
     width = -(-logged.step.max() // BINS)
-    binned = logged.assign(step=(logged.step - 1) // width * width + width / 2)
-    means = binned.groupby(["arm", "run", "step"], sort=False, as_index=False)
-    grid = _lines(means["moe/max_violation"].mean(), "step", "moe/max_violation", markers=False)
+    binned = logged.assign(step=logged.step // width * width)
+    grid = _lines(binned, "step", "moe/max_violation", markers=False)
     grid.set(ylim=(0, None))
     caption = (
         "The busiest expert's load over the mean of its layer, less 1: 0 is balance. Mean over "
-        "layers, seeds and neighbouring steps; the band is one standard deviation between seeds."
+        "layers, seeds and neighbouring steps; the band is one standard deviation."
     )
     return _drawn("Expert load balance over training", caption, grid)
 

@@ -43,7 +43,7 @@ def write_report(
     best = chosen(runs.table)
     best = best.sort_values("arm", key=lambda arm: arm != study.reference, kind="stable")
     compared = compare(best, reference=study.reference, confidence=study.confidence)
-    folders = runs.table.set_index("run").folder
+    links = [quote(os.path.relpath(folder, out.resolve())) + "/" for folder in runs.table.folder]
     content = {
         "title": out.resolve().name,
         "question": study.question,
@@ -60,7 +60,7 @@ def write_report(
             ("Runs", "Each links to its folder.", _runs(runs.table)),
         ],
         "environments": [text for text in runs.table.environment.unique() if text],
-        "links": {run: _link(folder, out) for run, folder in folders.items()},
+        "links": dict(zip(runs.table.run, links, strict=True)),
     }
     speeds = [name for name in runs.table if name.startswith(SPEEDS)]
     finished = runs.table.status.eq("finished").map({True: "yes", False: "no"})
@@ -83,12 +83,6 @@ def write_report(
 def _csv(table: DataFrame) -> str:
     named = table.rename(columns=lambda name: name.replace("val/", "val_"))
     return str(named.convert_dtypes().to_csv(index=False, float_format="%.8g", lineterminator="\n"))
-
-
-def _link(folder: Path, out: Path) -> str:
-    """A folder as a page in `out` names it."""
-    path = os.path.relpath(folder.resolve(), out.resolve())
-    return quote(path.replace(os.sep, "/")) + "/"
 
 
 def cautions(

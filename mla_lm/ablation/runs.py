@@ -133,7 +133,7 @@ def _row(cfg: RunConfig, curve: DataFrame, folder: Path) -> dict[str, Any]:
         "training_seconds": spent["seconds"],
         "peak_memory": measured.get("peak_memory", math.nan),
         **{key: value for key, value in measured.items() if key.startswith(SPEEDS)},
-        "folder": folder,
+        "folder": folder.resolve(),
         "environment": ", ".join(f"{key} {value}" for key, value in environment.items()),
     }
 

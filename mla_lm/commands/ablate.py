@@ -80,18 +80,10 @@ def _runner() -> ModuleType:
 
 def _show(planned: "Plan") -> None:
     """Print what the budget made of each arm, on every axis."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
     from mla_lm.ablation.budget import Axes, axes
 
-    table = Table(title=planned.study.question, box=SIMPLE, pad_edge=False)
-    table.add_column("arm", overflow="fold")
-    for axis in Axes._fields:
-        table.add_column(axis, justify="right")
-    table.add_column("solved", overflow="fold")
+    print(planned.study.question)
+    print(f"{'arm':20}", *(f"{axis:>14}" for axis in Axes._fields), " solved")
     for arm, cfg in planned.configs.items():
         solved = [f"{k.rpartition('.')[2]}={width}" for k, width in planned.solved[arm].items()]
-        table.add_row(arm, *(f"{value:,}" for value in axes(cfg)), " ".join(solved))
-    Console(markup=False).print(table)
+        print(f"{arm:20}", *(f"{value:>14,}" for value in axes(cfg)), "", *solved)
