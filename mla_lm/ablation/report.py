@@ -66,8 +66,8 @@ def write_report(
     finished = runs.table.status.eq("finished").map({True: "yes", False: "no"})
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     escape = jinja2.select_autoescape(["html.j2"])
-    options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    templates = jinja2.Environment(loader=loader, autoescape=escape, **options)
+    templates = jinja2.Environment(loader=loader, autoescape=escape, lstrip_blocks=True)
+    templates.trim_blocks = templates.keep_trailing_newline = True
     files = {
         "results.csv": _csv(runs.table.assign(finished=finished)[RESULTS]),
         "costs.csv": _csv(runs.table[[*COSTS, *speeds]]),

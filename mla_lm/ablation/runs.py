@@ -20,8 +20,9 @@ from mla_lm.ablation.budget import axes
 from mla_lm.ablation.cell import COST
 from mla_lm.checkpoint.record import CONFIG_FILE
 from mla_lm.config import RunConfig
+from mla_lm.config.compose import validate
 from mla_lm.config.section import leaves
-from mla_lm.errors import UserError, one_line
+from mla_lm.errors import UserError
 from mla_lm.files import read_object
 
 FREE = (  # keys that runs of one arm may differ in
@@ -55,8 +56,8 @@ def read_runs(folders: Mapping[str, Path], arms: Mapping[str, str] | None = None
     if not folders:
         return None
     configs = {name: _config(folders[name]) for name in sorted(folders)}
-    settings = DataFrame.from_dict({n: _settings(c) for n, c in configs.items()}, "index")
-    settings = settings.fillna("")
+    texts = {name: _settings(cfg) for name, cfg in configs.items()}
+    settings = DataFrame.from_dict(texts, "index").fillna("")
     arms = arms or arm_names(settings)
     curves = {name: _curve(cfg, folders[name]) for name, cfg in configs.items()}
     rows = [
@@ -99,13 +100,11 @@ def _settings(cfg: RunConfig) -> dict[str, str]:
 
 
 def _config(folder: Path) -> RunConfig:
-    path = folder / CONFIG_FILE
-    stored = read_object(path)
+    stored = read_object(folder / CONFIG_FILE)
     try:
-        return RunConfig.model_validate(stored)
-    except ValueError as error:
-        reason = one_line(error)
-        raise UserError(f"{path}: does not fit this version of mla_lm ({reason})") from None
+        return validate(RunConfig, stored)
+    except UserError as error:
+        raise UserError(f"{folder}: does not fit this version of mla_lm ({error})") from None
 
 
 def _row(cfg: RunConfig, curve: DataFrame, folder: Path) -> dict[str, Any]:
@@ -146,13 +145,13 @@ def _curve(cfg: RunConfig, folder: Path) -> DataFrame:
     logged = _logged(folder)
     curve = DataFrame.from_dict(logged, orient="index", dtype=float).sort_index()
     curve = curve.reindex(columns=dict.fromkeys([*LOGGED, SPEED, *curve.columns]))
-    curve.insert(0, "step", curve.index.to_numpy(dtype=int))
-    curve.insert(1, "tokens", curve.step * _tokens_per_step(cfg))
-    curve.insert(2, "flops", curve.tokens * axes(cfg).train_flops)
+    curve["step"] = curve.index.astype(int)
+    curve["tokens"] = curve.step * _tokens_per_step(cfg)
+    curve["flops"] = curve.tokens * axes(cfg).train_flops
     speed = curve[SPEED].bfill().ffill()  # a speed is that of the steps before it
-    curve.insert(3, "seconds", (np.diff(curve.tokens, prepend=0) / speed).cumsum())
+    curve["seconds"] = (np.diff(curve.tokens, prepend=0) / speed).cumsum()
     validated = [step for step, row in logged.items() if "val/loss" in row]  # NaN, it may be
-    curve.insert(4, "validated", curve.step.isin(validated))
+    curve["validated"] = curve.step.isin(validated)
     return curve
 
 

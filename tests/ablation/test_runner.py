@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mla_lm.files import claimed
+from mla_lm.files import claimed, read_object
 from tests.processes import command, environment, run
 from tests.runs.conftest import short_run, write_corpus
 
@@ -71,6 +71,8 @@ def test_a_killed_study_ends_with_the_same_results(study: list[str], tmp_path: P
     assert versions(cut) == {"gqa-s1": 2, "gqa-s2": 1, "mla-s1": 1, "mla-s2": 1}
     assert "resumed" in second.read_text()
     assert "mla-s1: skipped" in result.stdout
+    stored = [read_object(out / "cells" / "gqa-s1" / "config.json") for out in (whole, cut)]
+    assert stored[0]["callbacks"] == stored[1]["callbacks"]  # of the study, not the default ones
     expected = (whole / "results.csv").read_bytes()
     assert (cut / "results.csv").read_bytes() == expected
     assert (cut / "report.html").stat().st_size > 10_000
