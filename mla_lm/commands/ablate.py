@@ -50,18 +50,13 @@ def run(arguments: Sequence[str]) -> None:
         if overrides or len(options.model_fields_set) > 1:
             raise UserError(f"report={options.report}: takes no other options and no overrides")
         _runner().report_folder(Path(options.report), command=command)
-    elif options.ablation:
-        _study(options, overrides, command)
-    else:
+        return
+    if not options.ablation:
         raise UserError("ablate: needs ablation=NAME out=DIR, or report=DIR")
-
-
-def _study(options: Options, overrides: Sequence[str], command: str) -> None:
-    """`ablation=NAME`: plan, run what is left, report."""
     from mla_lm.ablation.study import load_study, plan
 
     changes = options.model_dump(include=CHANGES, exclude_unset=True)
-    planned = plan(load_study(str(options.ablation), changes, overrides))
+    planned = plan(load_study(options.ablation, changes, overrides))
     _show(planned)
     if options.plan:
         return
