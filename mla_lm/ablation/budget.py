@@ -4,20 +4,26 @@ The cost is a closed form of the configuration (`mla_lm.cost`); no model is buil
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-from mla_lm.config import MLAConfig, RunConfig
+from mla_lm.config import RunConfig
 from mla_lm.config.compose import with_values
 from mla_lm.config.section import value_at
 from mla_lm.cost import cache_elements_per_token, count_parameters, train_flops_per_token
 from mla_lm.errors import UserError
 
 TOLERANCE = 0.01  # relative to the reference
-LIMIT = 2**20  # no width is tried above it
-FREE = ("ffn", "expert", "heads", "kv_heads", "head", "rank")
+WIDTHS = range(1, 2**20)
+FREE = {
+    "ffn": "model.inter_dim",
+    "expert": "model.ffn.moe_inter_dim",
+    "heads": "model.n_heads",
+    "kv_heads": "model.attention.n_kv_heads",
+    "head": "model.attention.head_dim",
+    "rank": "model.attention.kv_lora_rank",
+}
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -57,65 +63,49 @@ def solve(
         return arm, {}
     keys = _keys(arm, free)
 
-    def figure(width: int) -> float:
-        return float(getattr(axes(_unchecked(arm, dict.fromkeys(keys, width))), match)) / target
+    def excess(width: int) -> float:  # rises with the width
+        return float(getattr(axes(_unchecked(arm, keys, width)), match)) / target - 1
 
-    widths = _matching(figure)
+    first = bisect_left(WIDTHS, -TOLERANCE, key=excess)
+    matching = WIDTHS[first : bisect_right(WIDTHS, TOLERANCE, key=excess)]
+    nearest = min(WIDTHS[max(0, first - 1) : first + 1], key=lambda width: abs(excess(width)))
+    reason = f"the closest is {keys[0]}={nearest} with {excess(nearest):+.2%}"
+    if excess(1) == excess(2):
+        reason = f"{keys[0]} does not change it"
     refusal = None
-    for width in sorted(widths, key=lambda width: (-(width & -width), abs(figure(width) - 1))):
+    for width in sorted(matching, key=lambda width: (-(width & -width), abs(excess(width)))):
         solved = dict.fromkeys(keys, width)
         try:
             return with_values(arm, solved), solved
         except UserError as error:
             refusal = refusal or error
-    nearest = min({max(1, widths.start - 1), widths.start}, key=lambda w: abs(figure(w) - 1))
-    reason = refusal or f"the closest is {keys[0]}={nearest} with {figure(nearest) - 1:+.2%}"
-    if figure(1) == figure(2):
-        reason = f"{keys[0]} does not change it"
-    raise UserError(f"match={match}: the reference has {target:,}; {reason}")
-
-
-def _matching(figure: Callable[[int], float]) -> range:
-    """The widths whose figure, which rises with them, is 1 within TOLERANCE."""
-    top = 1
-    while top < LIMIT and figure(top) <= 1 + TOLERANCE:
-        top *= 2
-    low = bisect_left(range(1, top + 1), 1 - TOLERANCE, key=figure) + 1
-    high = bisect_right(range(1, top + 1), 1 + TOLERANCE, key=figure) + 1
-    return range(low, high)
+    raise UserError(f"match={match}: the reference has {target:,}; {refusal or reason}")
 
 
 def _keys(arm: RunConfig, free: str) -> list[str]:
     """The keys that take the free width; UserError where the arm has no such integer."""
     attention = arm.model.attention
-    keys = {
-        "ffn": ["model.inter_dim"],
-        "expert": ["model.ffn.moe_inter_dim"],
-        "heads": ["model.n_heads"],
-        "kv_heads": ["model.attention.n_kv_heads"],
-        "head": ["model.attention.head_dim"],
-        "rank": ["model.attention.kv_lora_rank"],
-    }.get(free, [free])
+    keys = [FREE.get(free, free)]
     if free == "heads" and attention.kind == "mha":
         keys.append("model.attention.n_kv_heads")
-    if free == "head" and isinstance(attention, MLAConfig):
+    if free == "head" and attention.kind == "mla":
         keys = ["model.attention.v_head_dim"]
     elif free == "head" and attention.rope_dim == value_at(arm, keys[0]):
         keys.append("model.attention.rope_head_dim")
     try:
-        values: list[Any] = [value_at(arm, key) for key in keys]
+        whole = all(type(value_at(arm, key)) is int for key in keys)
     except (AttributeError, KeyError, TypeError):
-        values = [None]
-    if any(type(value) is not int for value in values):
+        whole = False
+    if not whole:
         names = ", ".join(FREE)
         raise UserError(f"free={free}: must be one of {names}, or the key of an integer of the arm")
     return keys
 
 
-def _unchecked(cfg: Config, values: dict[str, int]) -> Config:
+def _unchecked(cfg: Config, keys: list[str], width: int) -> Config:
     """A copy with dotted keys set: not validated, so that the search is fast and has no gaps."""
-    for key, value in values.items():
+    for key in keys:
         name, _, inner = key.partition(".")
-        new = _unchecked(getattr(cfg, name), {inner: value}) if inner else value
+        new = _unchecked(getattr(cfg, name), [inner], width) if inner else width
         cfg = cfg.model_copy(update={name: new})
     return cfg

@@ -1,7 +1,7 @@
 """One cell of a study, a process of its own: `python -m mla_lm.ablation.cell FOLDER`.
 
 It trains the configuration in `FOLDER/.cell.json` as `train.py` does, measures how fast the model
-reads and writes, and leaves both costs in `cost.json`. It ends with the runner that started it,
+reads and writes, and leaves its costs in `cost.json`. It ends with the runner that started it,
 however that ended: by its standard input.
 """
 
@@ -11,13 +11,12 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from mla_lm.config import RunConfig
-from mla_lm.errors import STOPPED, guard
-from mla_lm.files import read_object, replacing
+from mla_lm.errors import guard
+from mla_lm.files import replacing
 
 CONFIG, COST, LOCK = ".cell.json", "cost.json", ".cell.lock"  # hidden: the run's folder is empty
 PATIENCE = 600.0  # seconds for the process before this one to save and end
@@ -30,16 +29,6 @@ def write_config(folder: Path, cfg: RunConfig) -> None:
     (folder / CONFIG).write_text(cfg.model_dump_json(indent=2))
 
 
-def costs(folder: Path) -> dict[str, Any]:
-    """`peak_memory` in bytes once it is trained, then also speeds by context and batch."""
-    return read_object(folder / COST) if (folder / COST).exists() else {}
-
-
-def done(folder: Path) -> bool:
-    """Whether nothing is left to do for a cell."""
-    return "cache/bytes_per_token" in costs(folder)
-
-
 def main(name: str) -> None:
     """Do what is left of the cell in a folder."""
     folder = Path(name)
@@ -49,13 +38,11 @@ def main(name: str) -> None:
         return
     threading.Thread(target=_end_with_runner, daemon=True).start()
     with FileLock(folder / LOCK, timeout=PATIENCE):
-        if not costs(folder):
+        if not (folder / COST).exists():
             train(cfg, name)
-            from mla_lm.machine import resident
-
-            _write(folder, {"peak_memory": resident("VmHWM")})
-        if not done(folder):
-            _write(folder, costs(folder) | speeds(cfg))
+            costs = measure(cfg)
+            with replacing(folder / COST) as path:
+                path.write_text(json.dumps(costs, indent=2) + "\n")
 
 
 def train(cfg: RunConfig, name: str) -> None:
@@ -70,33 +57,23 @@ def train(cfg: RunConfig, name: str) -> None:
             fit(cfg)
 
 
-def speeds(cfg: RunConfig) -> dict[str, float]:
-    """Speeds of the trained model, as `eval.py parts=[profile]` measures them."""
+def measure(cfg: RunConfig) -> dict[str, float]:
+    """Bytes of `peak_memory` of the training here, and the speeds of `eval.py parts=[profile]`."""
     from mla_lm.checkpoint.record import load_checkpoint
     from mla_lm.evaluation.profile import profile
-    from mla_lm.machine import autocast, hardware
+    from mla_lm.machine import autocast, hardware, resident
 
+    peak = resident("VmHWM")
     here = hardware(cfg.precision, cfg.trainer.accelerator)
     with autocast(here.precision, here.device):
-        return profile(load_checkpoint(cfg.run_dir)[0].to(here.device))
-
-
-def _write(folder: Path, content: dict[str, Any]) -> None:
-    with replacing(folder / COST) as path:
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        return {"peak_memory": peak, **profile(load_checkpoint(cfg.run_dir)[0].to(here.device))}
 
 
 def _end_with_runner() -> None:
     """Wait for the end of the standard input, which nothing is written to; then save and end."""
     os.read(sys.stdin.fileno(), 1)  # not by its buffer, which a daemon thread may not hold at exit
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, 2):  # who read them is gone
-        os.dup2(nowhere, descriptor)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(STOPPED)
-    )  # a run that has begun takes it over
     guard(lambda: main(sys.argv[1]))

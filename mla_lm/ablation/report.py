@@ -4,25 +4,22 @@ The same runs make the same bytes. `results.csv` holds nothing that a clock has 
 study that was killed and resumed ends with the same file as one that was not.
 """
 
-import importlib.util
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+
+import jinja2
+import pandas as pd
+from matplotlib.ticker import EngFormatter
+from pandas import DataFrame, Series
 
 from mla_lm.ablation.budget import Axes
 from mla_lm.ablation.figures import draw
-from mla_lm.ablation.runs import SPEEDS, Runs
-from mla_lm.ablation.statistics import Comparison, best_rates, chosen, compare
+from mla_lm.ablation.runs import SPEEDS, Runs, graded_by
+from mla_lm.ablation.statistics import NO_INTERVAL, Comparison, best_rates, chosen, compare
 from mla_lm.ablation.study import Study
-from mla_lm.ablation.tables import tables
-from mla_lm.errors import UserError
 from mla_lm.files import replacing
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 RUN = ["run", "arm", "seed", "lr"]
 RESULTS = [*RUN, "finished", "steps", "tokens", "val/loss", "val/bpb", "val/exact_match"]
@@ -32,13 +29,8 @@ NOTE = (
     "Each interval stands for one comparison: among many arms some will differ by chance. It "
     "speaks of seeds only, not of other data, sizes or budgets."
 )
-
-
-def require_extra() -> None:
-    """UserError without the packages of the extra `report`."""
-    for name in ("jinja2", "pandas", "scipy", "seaborn"):
-        if importlib.util.find_spec(name) is None:
-            raise UserError('ablate: pip install "mla_lm[report]"')
+OF_ARMS = "Mean and standard deviation over the finished seeds at each arm's best learning rate."
+OF_KEYS = "Every key that is not the same in all arms, solved widths among them."
 
 
 def write_report(
@@ -51,28 +43,36 @@ def write_report(
     best = chosen(runs.table)
     best = best.sort_values("arm", key=lambda arm: arm != study.reference, kind="stable")
     compared = compare(best, reference=study.reference, confidence=study.confidence)
-    folders = runs.table.set_index("run").folder
+    links = [quote(os.path.relpath(folder, out.resolve())) + "/" for folder in runs.table.folder]
     content = {
         "title": out.resolve().name,
         "question": study.question,
         "command": command,
-        "failed": failed,
         "outcome": [
-            *outcome(best, compared, study),
-            *(("", caution) for caution in cautions(runs, jobs)),
+            *((one.verdict, one.sentence) for one in compared),
+            *(("", caution) for caution in cautions(runs, best, compared, study, jobs)),
+            *(("worse", f"Failed: {reason}") for reason in failed),
         ],
         "figures": draw(best, runs.curves, compared, study.reference),
-        "tables": [table for table in tables(runs, best, compared) if len(table.rows)],
+        "tables": [
+            ("Arms", OF_ARMS, _arms(best, compared)),
+            ("What differs", OF_KEYS, _differing(runs.settings, best)),
+            ("Runs", "Each links to its folder.", _runs(runs.table)),
+        ],
         "environments": [text for text in runs.table.environment.unique() if text],
-        "links": {run: _link(folder, out) for run, folder in folders.items()},
+        "links": dict(zip(runs.table.run, links, strict=True)),
     }
     speeds = [name for name in runs.table if name.startswith(SPEEDS)]
     finished = runs.table.status.eq("finished").map({True: "yes", False: "no"})
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    escape = jinja2.select_autoescape(["html.j2"])
+    templates = jinja2.Environment(loader=loader, autoescape=escape, lstrip_blocks=True)
+    templates.trim_blocks = templates.keep_trailing_newline = True
     files = {
         "results.csv": _csv(runs.table.assign(finished=finished)[RESULTS]),
         "costs.csv": _csv(runs.table[[*COSTS, *speeds]]),
-        "report.md": _rendered("report.md.j2", content),
-        "report.html": _rendered("report.html.j2", content),
+        "report.md": templates.get_template("report.md.j2").render(content),
+        "report.html": templates.get_template("report.html.j2").render(content),
     }
     for name, text in files.items():
         with replacing(out / name) as path:
@@ -80,43 +80,22 @@ def write_report(
     print(f"report {out / 'report.html'}")
 
 
-def _csv(table: "DataFrame") -> str:
+def _csv(table: DataFrame) -> str:
     named = table.rename(columns=lambda name: name.replace("val/", "val_"))
     return str(named.convert_dtypes().to_csv(index=False, float_format="%.8g", lineterminator="\n"))
 
 
-def _rendered(name: str, content: dict[str, Any]) -> str:
-    import jinja2
-
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    escape = jinja2.select_autoescape(["html.j2"])
-    environment = jinja2.Environment(loader=loader, autoescape=escape, lstrip_blocks=True)
-    environment.trim_blocks = environment.keep_trailing_newline = True
-    return str(environment.get_template(name).render(content))
-
-
-def _link(folder: Path, out: Path) -> str:
-    """A folder as a page in `out` names it."""
-    path = os.path.relpath(folder.resolve(), out.resolve())
-    return quote(path.replace(os.sep, "/")) + "/"
-
-
-def outcome(
-    best: "DataFrame", compared: Sequence[Comparison], study: Study
-) -> Iterator[tuple[str, str]]:
-    """Verdicts and sentences: one per comparison, then what must be known to read them."""
-    yield from ((one.verdict, one.sentence) for one in compared)
+def cautions(
+    runs: Runs, best: DataFrame, compared: Sequence[Comparison], study: Study, jobs: int
+) -> Iterator[str]:
+    """What must be known to read the verdicts, and what the numbers leave out."""
     if study.reference not in {*best.arm}:
-        yield "", f"The reference {study.reference} has no finished run: nothing is compared."
-    if any(not math.isnan(one.low) for one in compared):
-        yield "", NOTE
+        yield f"The reference {study.reference} has no finished run: nothing is compared."
+    if any(one.verdict != NO_INTERVAL for one in compared):
+        yield NOTE
     if study.match != "none" and len(best):
         apart = best[study.match].max() / best[study.match].min() - 1
-        yield "", f"Matched on {study.match}: highest and lowest {100 * apart:.1f} % apart."
-
-
-def cautions(runs: Runs, jobs: int) -> Iterator[str]:
-    """What the numbers leave out."""
+        yield f"Matched on {study.match}: highest and lowest {100 * apart:.1f} % apart."
     rates = best_rates(runs.table)
     for arm, mine in runs.table.groupby("arm"):
         lost = mine[mine.status != "finished"]
@@ -131,3 +110,59 @@ def cautions(runs: Runs, jobs: int) -> Iterator[str]:
         yield "The first seed has chosen the learning rates and is compared too, which flatters."
     if jobs > 1:
         yield f"Times and memory were measured with {jobs} cells at a time."
+
+
+def _arms(best: DataFrame, compared: Sequence[Comparison]) -> DataFrame:
+    found = {(one.arm, one.metric): one for one in compared}
+    rows = []
+    for arm, mine in best.groupby("arm", sort=False):
+        row = {"arm": arm, "seeds": " ".join(map(str, mine.seed))}
+        for metric in graded_by(best):
+            one = found.get((arm, metric))
+            row[metric] = _spread(mine[metric])
+            row[f"{metric}: difference"] = one.shown if one else "reference"
+            row[f"{metric}: verdict"] = one.verdict if one else ""
+        row |= {"val/loss": _spread(mine["val/loss"])}
+        row |= {axis: quantity(mine[axis].iloc[0]) for axis in Axes._fields}
+        row["ms per step"] = number(1000 * mine.step_seconds.median(), 1)
+        row["peak MiB"] = number(mine.peak_memory.median() / 2**20, 0)
+        rows.append(row)
+    return DataFrame(rows)
+
+
+def _differing(settings: DataFrame, best: DataFrame) -> DataFrame:
+    arms = best.drop_duplicates("arm")
+    found = settings.loc[arms.run].set_axis(arms.arm)
+    return found.loc[:, found.nunique() > 1].T.rename_axis("key").reset_index()
+
+
+def _runs(table: DataFrame) -> DataFrame:
+    return DataFrame(
+        {
+            "run": table.run,
+            "arm": table.arm,
+            "seed": table.seed.astype(str),
+            "lr": table.lr.map("{:g}".format),
+            "status": table.status,
+            "tokens": table.tokens.map(quantity),
+            **{metric: table[metric].map(number) for metric in [*graded_by(table), "val/loss"]},
+            "tokens/s": [number(value, 0) for value in table.tokens_per_second],
+            "minutes": [number(value / 60, 1) for value in table.training_seconds],
+            "peak MiB": [number(value / 2**20, 0) for value in table.peak_memory],
+        }
+    )
+
+
+def number(value: float, digits: int = 4) -> str:
+    """With thousands separated; a dash for NaN."""
+    return "-" if pd.isna(value) else f"{value:,.{digits}f}"
+
+
+def quantity(value: float) -> str:
+    """A count with a suffix: 3.90M."""
+    return str(EngFormatter(places=2 if value >= 1e4 else 0, sep="")(value))
+
+
+def _spread(values: Series) -> str:
+    spread = "" if values.count() < 2 else f" ± {values.std():.4f}"
+    return number(values.mean()) + spread

@@ -1,110 +1,165 @@
-"""Runs the cells of a study, each a process of its own; what is on disk decides what is left.
+"""Conducts a study: its cells, each a process of its own, and the report of what they found.
 
-A finished cell is skipped, one that was cut short resumes from its newest checkpoint, one that
-fails does not stop the others.
+What is on disk decides what is left: a finished cell is skipped, one that was cut short resumes
+from its newest checkpoint, one that fails does not stop the others.
 """
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
-from mla_lm.ablation.cell import done, write_config
-from mla_lm.ablation.study import Cell
-from mla_lm.config import RunConfig
+from mla_lm.ablation.cell import COST, write_config
+from mla_lm.ablation.report import write_report
+from mla_lm.ablation.runs import Runs, read_if_there, read_runs, runs_below
+from mla_lm.ablation.statistics import best_rates
+from mla_lm.ablation.study import Cell, Plan, Study, cells, sweep_cells
+from mla_lm.checkpoint.record import CONFIG_FILE
+from mla_lm.config.compose import validate
+from mla_lm.config.secret import public_overrides
+from mla_lm.data import prepare
+from mla_lm.errors import UserError
+from mla_lm.files import claimed, read_object, replacing
 
 CELLS, LOGS = "cells", "logs"
+STUDY = "study.json"
+MAY_CHANGE = ("question", "seeds", "confidence")  # of a study that has begun
+NOT_KEPT = {"run_dir", "run_id", "logger", "callbacks"}  # of cells; may hold secrets
+POLL = 0.1  # seconds between looks at the processes
 
 
-class Runner:
-    """`jobs` cells at a time in `out/cells`, their output in `out/logs`."""
+def conduct(planned: Plan, out: Path, *, jobs: int, command: str) -> None:
+    """Run what is left of the cells, and write the report.
 
-    def __init__(self, out: Path, configs: Mapping[str, RunConfig], *, jobs: int) -> None:
-        self.out, self.configs, self.jobs = out, configs, jobs
-        self.failed: dict[str, str] = {}  # the reason by cell
-        self.processes: list[subprocess.Popen[str]] = []
-        self.stopped = False
-        line = TextColumn("{task.fields[line]}", markup=False)
-        self.progress = Progress("{task.description}", TimeElapsedColumn(), line)
-        self.progress.disable = not self.progress.console.is_terminal
+    Raises UserError where the folder belongs to another study, where the data cannot be had, and
+    at the end where cells failed.
+    """
+    study = planned.study
+    with claimed(out, key="out"):
+        _keep(planned, out, command)
+        for data in {cfg.data for cfg in planned.configs.values()}:
+            prepare(data)
+        sweep = sweep_cells(study)
+        failed = run_cells(planned, sweep, out, jobs=jobs)
+        swept = _begun(out, study)
+        rest = cells(study, best_rates(swept.table) if swept else {})
+        failed += run_cells(planned, rest, out, jobs=jobs)
+        if runs := _begun(out, study):
+            write_report(out, runs, study, command=command, failed=failed, jobs=jobs)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(sweep) + len(rest)} cells failed: {'; '.join(failed)}; "
+            f"see {out / LOGS}; the same command resumes"
+        )
 
-    def run(self, cells: Sequence[Cell]) -> None:
-        """Run what is left of these; `failed` has those that could not be finished."""
-        todo = []
-        for cell in cells:
-            if done(self.out / CELLS / cell.name):
-                self._say(f"{cell.name}: skipped, finished before")
-            else:
-                todo.append(cell)
-        with ThreadPoolExecutor(self.jobs) as pool, self.progress:
-            task = self.progress.add_task("study", line=f"0 of {len(todo)} cells done")
-            futures = [pool.submit(self._run, cell) for cell in todo]
-            try:
-                for n_done, future in enumerate(as_completed(futures), 1):
-                    future.result()
-                    self.progress.update(task, line=f"{n_done} of {len(todo)} cells done")
-            except BaseException:
-                self._stop()
-                raise
-            self.progress.remove_task(task)
 
-    def _stop(self) -> None:
-        """Let the running cells save and end; start no more."""
-        self.stopped = True
-        for process in list(self.processes):
+def report_folder(out: Path, *, command: str) -> None:
+    """Report a study, or any folder of runs; of these the first is of the reference.
+
+    Raises UserError for a folder without any.
+    """
+    if not out.is_dir():
+        raise UserError(f"report={out}: no such folder")
+    if (out / STUDY).exists():
+        kept = read_object(out / STUDY)
+        study, command = validate(Study, kept["study"]), kept["command"]
+        runs = _begun(out, study)
+    elif runs := read_runs(found := runs_below(out.resolve())):
+        reference = runs.table.set_index("run").arm[next(iter(found))]
+        study = Study.model_construct(question="", arms={}, reference=reference)
+    if not runs:
+        raise UserError(f"report={out}: holds no run")
+    write_report(out, runs, study, command=command)
+
+
+def _keep(planned: Plan, out: Path, command: str) -> None:
+    """Write down what is studied; UserError where the folder belongs to another study."""
+    path = out / STUDY
+    study = planned.study.model_dump(mode="json")
+    study["base"] = public_overrides(planned.study.base)
+    arms = planned.configs.items()
+    configs = {arm: cfg.model_dump(mode="json", exclude=NOT_KEPT) for arm, cfg in arms}
+    if path.exists():
+        begun = read_object(path)
+        for kept, now in ((begun["study"], study), (begun["configurations"], configs)):
+            for key in now:
+                if key not in MAY_CHANGE and now[key] != kept.get(key):
+                    raise UserError(f"out={out}: belongs to another study, whose {key} differs")
+    elif any(not inside.name.startswith(".") for inside in out.iterdir()):
+        raise UserError(f"out={out}: not empty, and no study; name a new folder")
+    content = {"command": command, "study": study, "configurations": configs}
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _begun(out: Path, study: Study) -> Runs | None:
+    """The cells of a study that have begun; None without any."""
+    folders = runs_below(out / CELLS)
+    arms = {
+        name: max((arm for arm in study.arms if name.startswith(f"{arm}-")), key=len)
+        for name in folders
+    }
+    return read_runs(folders, arms)
+
+
+def run_cells(planned: Plan, cells: Sequence[Cell], out: Path, *, jobs: int) -> list[str]:
+    """Run what is left of these, `jobs` at a time; which have failed, and why.
+
+    An interruption lets the running ones save and end.
+    """
+    waiting, failed = [], []
+    for cell in cells:
+        if (out / CELLS / cell.name / COST).exists():
+            print(f"{cell.name}: skipped, finished before")
+        else:
+            waiting.append(cell)
+    running: dict[Cell, subprocess.Popen[bytes]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                cell = waiting.pop(0)
+                running[cell] = _started(planned, cell, out, jobs)
+            time.sleep(POLL)
+            for cell in [cell for cell, process in running.items() if process.poll() is not None]:
+                failed += _ended(running.pop(cell), out / LOGS / f"{cell.name}.log")
+    finally:
+        for process in running.values():
             process.terminate()
+        for process in running.values():
+            process.communicate()
+    return failed
 
-    def _run(self, cell: Cell) -> None:
-        if self.stopped:
-            return
-        folder = self.out / CELLS / cell.name
-        log = self.out / LOGS / f"{cell.name}.log"
-        self._say(f"{cell.name}: running")
-        last = found = ""
-        try:
-            write_config(folder, cell.config(self.configs[cell.arm], folder))
-            log.parent.mkdir(exist_ok=True)
-            with log.open("a", buffering=1) as file, self._started(folder) as process:
-                task = self.progress.add_task(cell.name, line="")
-                for line in process.stdout or ():
-                    file.write(line)
-                    last = line.strip() or last
-                    found = last if "val/bpb" in line else found
-                    self.progress.update(task, line=last)
-                self.progress.remove_task(task)
-            status = process.returncode
-        except OSError as error:
-            status, last = 1, str(error)
-        if status == 0:
-            self._say(f"{cell.name}: finished  {found}")
-        elif not self.stopped:
-            reason = f"signal {-status} after: {last}" if status < 0 else last or f"status {status}"
-            self.failed[cell.name] = reason
-            self._say(f"{cell.name}: failed  {reason}")
 
-    def _started(self, folder: Path) -> "subprocess.Popen[str]":
-        environment = dict(os.environ)
-        if self.jobs > 1:
-            n_threads = max(1, (os.cpu_count() or 1) // self.jobs)
-            environment.setdefault("OMP_NUM_THREADS", str(n_threads))
-        process = subprocess.Popen(
+def _started(planned: Plan, cell: Cell, out: Path, jobs: int) -> "subprocess.Popen[bytes]":
+    folder, log = out / CELLS / cell.name, out / LOGS / f"{cell.name}.log"
+    run_id = read_if_there(folder / CONFIG_FILE).get("run_id")
+    write_config(folder, planned.cell_config(cell, folder, run_id))
+    print(f"{cell.name}: running, see {log}", flush=True)
+    share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
+    log.parent.mkdir(exist_ok=True)
+    with log.open("a") as output:
+        return subprocess.Popen(
             [sys.executable, "-m", "mla_lm.ablation.cell", str(folder)],
             stdin=subprocess.PIPE,  # its end tells the cell that the runner is gone
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            env=environment,
+            env={**share, **os.environ},
             start_new_session=True,  # Ctrl-C is for the runner, which lets the cells save
         )
-        self.processes.append(process)
-        if self.stopped:  # in the meantime
-            process.terminate()
-        return process
 
-    def _say(self, line: str) -> None:
-        self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+def _ended(process: "subprocess.Popen[bytes]", log: Path) -> list[str]:
+    """Say how a cell ended; its name and the reason where it failed."""
+    process.communicate()
+    lines = log.read_text(errors="replace").splitlines()
+    last = lines[-1] if lines else ""
+    if process.returncode == 0:
+        validated = [line for line in lines if "val/bpb" in line]
+        print(f"{log.stem}: finished  {validated[-1] if validated else last}", flush=True)
+        return []
+    reason = f"signal {-process.returncode} after: {last}" if process.returncode < 0 else last
+    print(f"{log.stem}: failed  {reason}", flush=True)
+    return [f"{log.stem} ({reason})"]

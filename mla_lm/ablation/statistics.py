@@ -7,18 +7,19 @@ per run (`runs.Runs.table`); anything else that is computed from seeds belongs h
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
+
+from pandas import DataFrame
+from scipy import stats
 
 from mla_lm.ablation.runs import METRICS, graded_by
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
+NO_INTERVAL = "no interval"
 PHRASES = {
     "better": "is better than",
     "worse": "is worse than",
     "not distinguishable": "is not distinguishable at this budget from",
-    "no interval": "has no interval against",
+    NO_INTERVAL: "has no interval against",
 }
 
 
@@ -30,46 +31,15 @@ class Comparison(NamedTuple):
 
     metric: str
     arm: str
-    reference: str
-    n_seeds: int
-    mean: float
-    reference_mean: float
+    difference: float  # of the means
     low: float
     high: float
-    confidence: float | None
-
-    @property
-    def difference(self) -> float:
-        """Of the means."""
-        return self.mean - self.reference_mean
-
-    @property
-    def verdict(self) -> str:
-        """`better`, `worse`, `not distinguishable`, or `no interval`."""
-        if math.isnan(self.low):
-            return "no interval"
-        if self.low <= 0 <= self.high:
-            return "not distinguishable"
-        return "better" if (self.high < 0) == (METRICS[self.metric] == "lower") else "worse"
-
-    @property
-    def shown(self) -> str:
-        """The difference with its interval."""
-        interval = f" [{self.low:+.4f}, {self.high:+.4f}]"
-        return f"{self.difference:+.4f}" + interval * (self.verdict != "no interval")
-
-    @property
-    def sentence(self) -> str:
-        """The verdict in words and numbers."""
-        interval = f"; {100 * (self.confidence or 0):g} % CI" * (self.verdict != "no interval")
-        return (
-            f"{self.arm} {PHRASES[self.verdict]} {self.reference}: {self.metric} {self.mean:.4f} "
-            f"against {self.reference_mean:.4f}, difference {self.shown} "
-            f"({self.n_seeds} paired seed{'s' * (self.n_seeds != 1)}{interval})."
-        )
+    verdict: str  # a key of PHRASES
+    shown: str  # the difference with its interval
+    sentence: str  # the verdict in words and numbers
 
 
-def best_rates(runs: "DataFrame") -> dict[str, float]:
+def best_rates(runs: DataFrame) -> dict[str, float]:
     """The learning rate of each arm: of its lowest finished seed, the lowest validation loss.
 
     An arm without a finished run has none.
@@ -80,35 +50,43 @@ def best_rates(runs: "DataFrame") -> dict[str, float]:
     return dict(zip(best.arm, best.lr, strict=True))
 
 
-def chosen(runs: "DataFrame") -> "DataFrame":
+def chosen(runs: DataFrame) -> DataFrame:
     """The finished runs of each arm at its best learning rate, one per seed."""
     best = runs.lr == runs.arm.map(best_rates(runs))
     return runs[best & (runs.status == "finished")].drop_duplicates(["arm", "seed"])
 
 
 def compare(
-    runs: "DataFrame", *, reference: str, confidence: float | None = 0.95
+    runs: DataFrame, *, reference: str, confidence: float | None = 0.95
 ) -> list[Comparison]:
     """Every arm with the reference by every metric, of the runs that `chosen` gives."""
     found = []
     for metric in graded_by(runs):
         by_arm = runs.pivot(index="seed", columns="arm", values=metric)
         for arm in runs.arm.unique():
-            pairs = by_arm.reindex(columns=[arm, reference]).dropna().to_numpy()
+            pairs = by_arm.reindex(columns=[arm, reference]).dropna()
             if arm != reference and len(pairs):
-                mean, other = map(float, pairs.mean(axis=0))
-                low, high = _interval(*pairs.T, confidence=confidence)
-                about = (metric, arm, reference, len(pairs))
-                found.append(Comparison(*about, mean, other, low, high, confidence))
+                found.append(_comparison(metric, pairs, confidence))
     return found
 
 
-def _interval(ours: Any, theirs: Any, *, confidence: float | None) -> tuple[float, float]:
-    """Student's, of the mean paired difference; NaN where not asked for, or for a single pair."""
-    from scipy import stats
-
-    if confidence is None or len(ours) < 2:
-        return math.nan, math.nan
-    with warnings.catch_warnings(action="ignore"):  # of differences that are all equal
-        found = stats.ttest_rel(ours, theirs).confidence_interval(confidence)
-    return float(found.low), float(found.high)
+def _comparison(metric: str, pairs: DataFrame, confidence: float | None) -> Comparison:
+    arm, reference = pairs
+    mean, other = pairs.mean()
+    difference, low, high = mean - other, math.nan, math.nan
+    shown, about = f"{difference:+.4f}", f"{len(pairs)} paired seed{'s' * (len(pairs) != 1)}"
+    verdict = NO_INTERVAL
+    if confidence is not None and len(pairs) > 1:
+        with warnings.catch_warnings(action="ignore"):  # of differences that are all equal
+            test = stats.ttest_rel(pairs[arm], pairs[reference])
+            low, high = test.confidence_interval(confidence)
+        lower_is_better = METRICS[metric] == "lower"
+        verdict = "better" if (high < 0) == lower_is_better else "worse"
+        verdict = "not distinguishable" if low <= 0 <= high else verdict
+        shown += f" [{low:+.4f}, {high:+.4f}]"
+        about += f"; {100 * confidence:g} % CI"
+    sentence = (
+        f"{arm} {PHRASES[verdict]} {reference}: {metric} {mean:.4f} against {other:.4f}, "
+        f"difference {shown} ({about})."
+    )
+    return Comparison(metric, arm, difference, low, high, verdict, shown, sentence)

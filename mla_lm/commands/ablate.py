@@ -7,42 +7,36 @@ override for all cells. The same command resumes a study. `report=DIR` reports a
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.config.cli import parse_options
 from mla_lm.config.secret import public_overrides
 from mla_lm.errors import UserError
 
-CHANGES = ("seeds", "lr_grid", "match", "confidence")  # of the study, from the command line
+if TYPE_CHECKING:
+    from mla_lm.ablation.study import Plan
+
+CHANGES = {"seeds", "lr_grid", "match", "confidence"}  # of the study, from the command line
 Text = Annotated[str, Field(min_length=1)] | None
-
-
-def _numbers(text: Any) -> Any:
-    return [number for number in text.split(",") if number] if isinstance(text, str) else text
 
 
 class Options(BaseModel):
     """`ablation` and `out`, or `report`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     ablation: Text = Field(None, description="a name of configs/ablation, or a YAML file")
     out: Text = Field(None, description="folder of the study")
     report: Text = Field(None, description="a folder of runs to report, without a study")
     jobs: int = Field(1, gt=0, description="cells at a time; they share the cores")
     plan: bool = Field(False, description="only show what each arm would be")
-    seeds: Annotated[tuple[int, ...], BeforeValidator(_numbers)] | None = Field(
-        None, description="numbers, in place of the study's"
-    )
-    lr_grid: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = Field(
-        None, description="learning rates to try with the first seed of each arm"
-    )
-    match: str | None = Field(None, description="params | active_params | train_flops | kv_bytes")
-    confidence: Annotated[
-        float | None, BeforeValidator(lambda text: None if text == "null" else text)
-    ] = Field(None, description="of the intervals, as 0.95")
+    seeds: Text = Field(None, description="numbers, in place of the study's")
+    lr_grid: Text = Field(None, description="learning rates to try with the first seed of each arm")
+    match: Text = Field(None, description="params | active_params | train_flops | kv_bytes")
+    confidence: Text = Field(None, description="of the intervals, as 0.95; null for none")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -55,28 +49,36 @@ def run(arguments: Sequence[str]) -> None:
     if options.report:
         if overrides or len(options.model_fields_set) > 1:
             raise UserError(f"report={options.report}: takes no other options and no overrides")
-        from mla_lm.ablation.conduct import report_folder
-
-        report_folder(Path(options.report), command=command)
-    elif options.ablation:
-        _study(options, overrides, command)
-    else:
+        _runner().report_folder(Path(options.report), command=command)
+        return
+    if not options.ablation:
         raise UserError("ablate: needs ablation=NAME out=DIR, or report=DIR")
-
-
-def _study(options: Options, overrides: Sequence[str], command: str) -> None:
-    """`ablation=NAME`: plan, run what is left, report."""
     from mla_lm.ablation.study import load_study, plan
 
-    changes = {key: getattr(options, key) for key in CHANGES if key in options.model_fields_set}
-    study = load_study(str(options.ablation), changes, overrides)
-    planned = plan(study)
-
-    from mla_lm.ablation.conduct import conduct, show
-
-    show(study, planned)
+    changes = options.model_dump(include=CHANGES, exclude_unset=True)
+    planned = plan(load_study(options.ablation, changes, overrides))
+    _show(planned)
     if options.plan:
         return
     if options.out is None:
         raise UserError("out: must be given, the folder of the study")
-    conduct(study, planned, Path(options.out), jobs=options.jobs, command=command)
+    _runner().conduct(planned, Path(options.out), jobs=options.jobs, command=command)
+
+
+def _runner() -> ModuleType:
+    try:
+        from mla_lm.ablation import runner
+    except ModuleNotFoundError as error:
+        raise UserError(f'ablate: needs {error.name}: pip install "mla_lm[report]"') from None
+    return runner
+
+
+def _show(planned: "Plan") -> None:
+    """Print what the budget made of each arm, on every axis."""
+    from mla_lm.ablation.budget import Axes, axes
+
+    print(planned.study.question)
+    print(f"{'arm':20}", *(f"{axis:>14}" for axis in Axes._fields), " solved")
+    for arm, cfg in planned.configs.items():
+        solved = [f"{k.rpartition('.')[2]}={width}" for k, width in planned.solved[arm].items()]
+        print(f"{arm:20}", *(f"{value:>14,}" for value in axes(cfg)), "", *solved)

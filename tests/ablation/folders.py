@@ -1,5 +1,6 @@
 """Run folders made by hand, as `train.py` and a study leave them."""
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -12,6 +13,10 @@ from mla_lm.config import RunConfig
 BASE = ("model=nano", "data.seq_len=64", "data.batch_size=4", "trainer.max_steps=40")
 PER_STEP = 4 * 64  # tokens
 GQA = "model/attention=gqa"
+NAMES = {
+    **{"speed": "train/tokens_per_second", "violation": "moe/max_violation"},
+    **{"loss": "val/loss", "bpb": "val/bpb", "match": "val/exact_match"},
+}
 
 
 @cache
@@ -21,40 +26,36 @@ def config(*overrides: str) -> RunConfig:
 
 def row(step: int, **values: float) -> dict[str, float]:
     """What is logged after `step` steps."""
-    named = {"speed": "train/tokens_per_second", "violation": "moe/max_violation"}
-    named |= {"loss": "val/loss", "bpb": "val/bpb", "match": "val/exact_match"}
-    return {"step": step - 1, **{named[key]: value for key, value in values.items()}}
+    return {"step": step - 1, **{NAMES[key]: value for key, value in values.items()}}
 
 
 def usual(final: float, *, speed: float = 1000.0) -> list[dict[str, float]]:
     """Rows of a run of 40 steps whose bits per byte come to `final`."""
-    rows = []
-    for step in (10, 20, 30, 40):
-        rows.append(row(step, speed=speed, violation=4 / step))
-        if step % 20 == 0:
-            bpb = final + (40 - step) / 20
-            rows.append(row(step, loss=2 * bpb, bpb=bpb))
-    return rows
+    rows = [row(step, speed=speed, violation=4 / step) for step in (10, 20, 30, 40)]
+    return [*rows, row(20, loss=2 * final + 2, bpb=final + 1), row(40, loss=2 * final, bpb=final)]
 
 
 def write_run(
     folder: Path,
-    versions: Sequence[Sequence[Mapping[str, float]]],
-    *overrides: str,
+    *versions: Sequence[Mapping[str, float]],
+    overrides: Sequence[str] = (),
     seed: int = 1,
     costs: Mapping[str, float] | None = None,
 ) -> Path:
     """A run folder with a version of the metrics for each start."""
-    own = {"seed": seed, "run_dir": str(folder), "run_id": "made"}
     folder.mkdir(parents=True)
-    cfg = config(*overrides).model_copy(update=own)
-    (folder / "config.json").write_text(cfg.model_dump_json(indent=2))
+    own = {"seed": seed, "run_dir": str(folder), "run_id": "made"}
+    (folder / "config.json").write_text(
+        config(*overrides).model_copy(update=own).model_dump_json(indent=2)
+    )
     for version, rows in enumerate(versions):
         path = folder / "metrics" / f"version_{version}" / "metrics.csv"
         path.parent.mkdir(parents=True)
-        keys = sorted({key for one in rows for key in one})
-        lines = [keys, *([str(one.get(key, "")) for key in keys] for one in rows)]
-        path.write_text("".join(",".join(line) + "\n" for line in lines))
+        with path.open("w") as file:
+            keys = dict.fromkeys(key for one in rows for key in one)
+            writer = csv.DictWriter(file, keys, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
     if costs is not None:
         (folder / "cost.json").write_text(json.dumps(costs))
     return folder
@@ -63,4 +64,6 @@ def write_run(
 def read(*folders: Path, arm: str | None = None) -> Runs:
     """The runs in folders of the form ARM-sSEED, which name their arms."""
     arms = {folder.name: arm or folder.name.rpartition("-")[0] for folder in folders}
-    return read_runs({folder.name: folder for folder in folders}, arms)
+    runs = read_runs({folder.name: folder for folder in folders}, arms)
+    assert runs
+    return runs

@@ -1,13 +1,14 @@
 """Solved arms cost what their reference costs, by the closed forms and by counted tensors."""
 
-import random
 import re
 
 import pytest
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from mla_lm import Transformer, load_config
-from mla_lm.ablation.budget import TOLERANCE, Axes, axes, solve
+from mla_lm.ablation.budget import FREE, TOLERANCE, Axes, axes, solve
 from mla_lm.config import RunConfig
 from mla_lm.config.compose import with_values
 from mla_lm.errors import UserError
@@ -25,52 +26,40 @@ ARMS = {
     "gqa with QK-norm": (GQA, "model.attention.qk_norm=true"),
 }
 
+DEEP = ["model=nano", "model.n_layers=4", "model.n_dense_layers=2"]
+
 
 def within(cfg: RunConfig, reference: RunConfig, axis: str) -> bool:
     return abs(getattr(axes(cfg), axis) / getattr(axes(reference), axis) - 1) <= TOLERANCE
 
 
-def random_widths(rng: random.Random) -> dict[str, int]:
-    """An MLA whose cache other attention kinds can match: rank + rope = 2 n_heads even."""
-    n_heads, rope = rng.choice([2, 4, 6, 12]), rng.choice([4, 6, 8])
-    return {
-        "data.seq_len": rng.choice([64, 256, 1024]),
-        "model.max_seq_len": 1024,
-        "model.vocab_size": rng.randint(512, 3000),
-        "model.dim": rng.randint(24, 400),
-        "model.n_layers": 4,
-        "model.n_heads": n_heads,
-        "model.n_dense_layers": rng.randint(2, 3),
-        "model.inter_dim": rng.randint(600, 2000),
-        "model.mtp_depth": rng.randint(0, 2),
-        "model.attention.qk_rope_head_dim": rope,
-        "model.attention.kv_lora_rank": 2 * n_heads * 2 * rng.randint(4, 20) - rope,
-        "model.ffn.moe_inter_dim": rng.randint(100, 500),
+@pytest.mark.parametrize("name", ARMS)
+@settings(max_examples=4, deadline=None, phases=[Phase.generate])
+@given(data=st.data())
+def test_arms_are_matched(name: str, data: st.DataObject) -> None:
+    def width(low: int, high: int) -> int:
+        return data.draw(st.integers(low, high))
+
+    shared = {
+        "data.seq_len": width(64, 128),
+        "model.vocab_size": width(512, 3000),
+        "model.dim": width(24, 400),
+        "model.inter_dim": width(600, 2000),
+        "model.mtp_depth": width(0, 2),
     }
-
-
-@pytest.mark.parametrize("seed", range(25))
-def test_arms_are_matched(seed: int) -> None:
-    rng = random.Random(seed)
-    widths, name = random_widths(rng), list(ARMS)[seed % len(ARMS)]
-    reference = with_values(load_config(["model=nano"]), widths)
-    arm = load_config(["model=nano", *ARMS[name]])
-    shared = {key: width for key, width in widths.items() if ".attention." not in key}
-    if name == "dense":
-        del shared["model.ffn.moe_inter_dim"]
-    elif name == "mha":
-        shared["model.attention.n_kv_heads"] = shared["model.n_heads"]
-    start = rng.randint(1, 1000)
+    n_elements = 2 * 3 * 2 * width(4, 20)  # of the cache: heads of an even width can match it
+    rank = {"model.attention.kv_lora_rank": n_elements - 8}
+    reference = with_values(load_config(DEEP), shared | rank)
+    ffn = "ffn" if name == "dense" else data.draw(st.sampled_from(["ffn", "expert"]))
+    arm = load_config([*DEEP, *ARMS[name]])
+    start = with_values(arm, shared | {FREE[ffn]: width(1, 1000)})
+    of_cache = "rank" if arm.model.attention.kind == "mla" else "head"
     for axis in Axes._fields:
-        ffn = "ffn" if name == "dense" else rng.choice(["ffn", "expert"])
-        key = {"ffn": "model.inter_dim", "expert": "model.ffn.moe_inter_dim"}[ffn]
-        changed = with_values(arm, {**shared, key: start})
-        free = ("rank" if changed.model.attention.kind == "mla" else "head", ffn)
-        free_width = free[axis != "kv_bytes"]
-        solved, keys = solve(reference, changed, match=axis, free=free_width)
+        free = of_cache if axis == "kv_bytes" else ffn
+        solved, keys = solve(reference, start, match=axis, free=free)
         assert within(solved, reference, axis), keys
-        assert bool(keys) == (not within(changed, reference, axis))
-        assert with_values(changed, keys) == solved
+        assert bool(keys) == (not within(start, reference, axis))
+        assert with_values(start, keys) == solved
 
 
 def test_formulae_equal_counted_parameters_on_solved_arms() -> None:

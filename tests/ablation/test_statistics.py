@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from mla_lm.ablation.statistics import Comparison, best_rates, chosen, compare
+from mla_lm.ablation.statistics import NO_INTERVAL, Comparison, best_rates, chosen, compare
 
 
 def run(arm: str, seed: int, bpb: float | None, lr: float = 0.01) -> dict[str, Any]:
     """A row of the table of runs; None: unfinished."""
-    figures = {"val/loss": 2 * bpb, "val/bpb": bpb} if bpb else {"val/loss": None, "val/bpb": None}
+    loss = 2 * bpb if bpb else None
     status = "finished" if bpb else "step 0 of 9"
+    figures = {"val/loss": loss, "val/bpb": bpb, "val/exact_match": None}
     return {"arm": arm, "seed": seed, "lr": lr, "status": status, **figures}
 
 
@@ -23,9 +24,8 @@ def against_b(
     a: Mapping[int, float], b: Mapping[int, float], metric: str = "val/bpb", **rest: float | None
 ) -> list[Comparison]:
     runs = pd.DataFrame(run(arm, s, v) for arm, of in (("a", a), ("b", b)) for s, v in of.items())
-    other = {"val/bpb": "val/exact_match", "val/exact_match": "val/bpb"}[metric]
-    values = runs["val/bpb"]
-    runs = runs.assign(**{metric: values, other: math.nan})
+    if metric != "val/bpb":
+        runs = runs.assign(**{metric: runs["val/bpb"], "val/bpb": None})
     return compare(runs, reference="b", **rest)
 
 
@@ -74,20 +74,18 @@ def test_too_few_seeds_and_no_interval_asked_for() -> None:
         "(1 paired seed)."
     )
     assert against_b({1: 1.0}, {2: 1.0}) == []
-    (found,) = against_b({1: 1.0, 2: 1.2}, {1: 1.0, 2: 1.3}, confidence=None)
-    assert found.verdict == "no interval"
+    assert against_b({1: 1.0, 2: 1.2}, {1: 1.0, 2: 1.3}, confidence=None)[0].verdict == NO_INTERVAL
 
 
 def test_the_best_learning_rate_is_that_of_the_first_seed() -> None:
-    runs = pd.DataFrame(
-        [
-            run("a", 1, 1.2, 0.001),
-            run("a", 1, 1.1, 0.01),
-            run("a", 2, 1.15, 0.01),
-            run("a", 2, 1.0, 0.001),  # a lower loss, but not on the first seed
-            run("a", 3, None, 0.01),
-            run("b", 1, None, 0.001),
-        ]
-    )
+    rows = [
+        run("a", 1, 1.2, 0.001),
+        run("a", 1, 1.1, 0.01),
+        run("a", 2, 1.15, 0.01),
+        run("a", 2, 1.0, 0.001),  # a lower loss, but not on the first seed
+        run("a", 3, None, 0.01),
+        run("b", 1, None, 0.001),
+    ]
+    runs = pd.DataFrame(rows)
     assert best_rates(runs) == {"a": 0.01}
     assert [*chosen(runs).index] == [1, 2]

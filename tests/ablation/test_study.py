@@ -34,14 +34,14 @@ def test_every_study_meets_its_budget(name: str) -> None:
 
 
 def test_cells_are_arms_with_a_seed_and_a_folder_seed_by_seed(tmp_path: Path) -> None:
-    study = small()
-    planned = plan(study)
-    found = cells(study, planned, {})
+    planned = plan(small())
+    found = cells(planned.study, {})
     assert [c.name for c in found] == [f"{a}-s{s}" for s in (1, 2) for a in planned.configs]
     folder, arm = tmp_path / "it's", planned.configs["mha"]
-    cfg = found[5].config(arm, folder)
-    assert (cfg.seed, cfg.resume, cfg.run_dir) == (2, "auto", str(folder))
+    cfg = planned.cell_config(found[5], folder, "mine")
+    assert (cfg.seed, cfg.resume, cfg.run_dir, cfg.run_id) == (2, "auto", str(folder), "mine")
     assert cfg.logger["csv"]["save_dir"] == str(folder)
+    assert cfg.callbacks["samples"] is None
     assert cfg.model == arm.model
     assert cfg.model.mtp_depth == 0
     write_config(folder, cfg)
@@ -50,19 +50,12 @@ def test_cells_are_arms_with_a_seed_and_a_folder_seed_by_seed(tmp_path: Path) ->
 
 
 def test_a_sweep_takes_the_first_seed_and_the_best_rate_the_others(tmp_path: Path) -> None:
-    study = small(lr_grid=(0.001, 0.01), arms={"mla": [], "gqa": ["model/attention=gqa"]})
-    planned = plan(study)
+    planned = plan(small(lr_grid="0.001,0.01", arms={"mla": [], "gqa": ["model/attention=gqa"]}))
     expected = ["mla-lr0.001-s1", "gqa-lr0.001-s1", "mla-lr0.01-s1", "gqa-lr0.01-s1"]
-    assert [cell.name for cell in sweep_cells(study)] == expected
-    (cell,) = cells(study, planned, {"mla": 0.01})
+    assert [cell.name for cell in sweep_cells(planned.study)] == expected
+    (cell,) = cells(planned.study, {"mla": 0.01})
     assert cell.name == "mla-lr0.01-s2"
-    assert cell.config(planned.configs["mla"], tmp_path).optim.lr == 0.01
-
-
-def test_rates_of_a_file_may_be_written_as_yaml_does(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text("{question: q, arms: {a: []}, reference: a, lr_grid: [2e-3, 1]}")
-    assert load_study(str(path), {}, []).lr_grid == (0.002, 1.0)
+    assert planned.cell_config(cell, tmp_path, None).optim.lr == 0.01
 
 
 def test_the_worked_example_of_the_page_is_a_study(tmp_path: Path) -> None:
@@ -74,59 +67,55 @@ def test_the_worked_example_of_the_page_is_a_study(tmp_path: Path) -> None:
     assert [*planned.solved["rope_48"]] == ["model.inter_dim"]
 
 
+def test_the_plan_is_shown_and_nothing_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ablate.run(["ablation=smoke", f"out={tmp_path / 'study'}", "plan=true"])
+    stdout = capsys.readouterr().out
+    assert all(name in stdout for name in ("mla", "gqa", "kv_bytes", "train_flops", "inter_dim="))
+    assert not (tmp_path / "study").exists()
+
+
+ARMS = "question: q, arms: {a: []}, reference: a"
+
+
 @pytest.mark.parametrize(
-    ("command", "message"),
+    ("study", "command", "message"),
     [
-        ("ablation=smokey", r"ablation=smokey: unknown choice; choose from .*smoke"),
-        ("ablation=smoke seeds=1", r"seeds=\(1,\): must be at least 2 for a confidence"),
-        ("ablation=smoke seeds=2,2", r"seeds=.*must be different"),
-        ("ablation=smoke match=flops", r"match=flops: must be 'params'"),
-        ("ablation=smoke match=kv_bytes", r"arm mha: .*kv_bytes.*does not change it"),
-        ("ablation=smoke run_dir=x", r"run_dir: the study gives each cell its own"),
-        ("ablation=smoke model.dimm=3", r"model.dimm: unknown key"),
-        ("ablation=smoke", r"out: must be given"),
-        ("", r"needs ablation=NAME out=DIR, or report=DIR"),
-        ("report=nowhere", r"report=nowhere: no such folder"),
-        ("report=. model=nano", r"takes no other options and no overrides"),
-        ("ablation=smoke lr_grid=2e-3,0.002", r"lr_grid=.*must be different"),
-        ("ablation=smoke trainer.max_steps=50", r"arm mla: .*val_every_n_steps=20: must div"),
-        ("ablation=smoke logger=wandb", r"arm mla: logger=.*reads the files of logger=csv"),
+        ("smokey", "", r"ablation=smokey: unknown choice; choose from .*smoke"),
+        ("smoke", "seeds=1", r"seeds=\(1,\): must be at least 2 for a confidence"),
+        ("smoke", "seeds=2,2", r"seeds=.*must be different"),
+        ("smoke", "seeds=two", r"seeds.*=two: must be a valid integer"),
+        ("smoke", "lr_grid=2e-3,0.002", r"lr_grid=.*must be different"),
+        ("smoke", "confidence=2", r"confidence=2: must be less than 1"),
+        ("smoke", "match=flops", r"match=flops: must be 'params'"),
+        ("smoke", "match=kv_bytes", r"arm mha: .*kv_bytes.*does not change it"),
+        ("smoke", "run_dir=x", r"run_dir: the study gives each cell its own"),
+        ("smoke", "model.dimm=3", r"model.dimm: unknown key"),
+        ("smoke", "trainer.max_steps=50", r"arm mla: .*val_every_n_steps=20: must divide"),
+        ("smoke", "logger=wandb", r"arm mla: logger: a study reads the files of logger=csv"),
+        ("smoke", "", r"out: must be given"),
+        ("", "", r"needs ablation=NAME out=DIR, or report=DIR"),
+        ("", "report=nowhere", r"report=nowhere: no such folder"),
+        ("", "report=. model=nano", r"takes no other options and no overrides"),
+        ("arms: [", "", "no YAML"),
+        ("- a", "", "must be a mapping"),
+        ("{question: q, arms: {a: []}, reference: b}", "", "reference=b: must be one of"),
+        ("{question: q, arms: {a/b: []}, reference: a/b}", "", "arms"),
+        (f"{{{ARMS}, axis: x}}", "", "axis: unknown key"),
+        (f"{{{ARMS}, base: [seed=3]}}", "", "seed: the study gives each cell its own"),
+        (f"{{{ARMS}, base: model=nano}}", "", "base=model=nano"),
+        ("{question: q, arms: {a: [model=tinny]}, reference: a}", "", "model=tinny"),
     ],
 )
 def test_mistakes_are_one_line(
-    command: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: str, command: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if not re.fullmatch(r"\w*", study):
+        Path("mine.yaml").write_text(study)
+        study = "mine.yaml"
+    words = [f"ablation={study}"] * bool(study) + command.split()
     with pytest.raises(UserError, match=message) as raised:
-        ablate.run(command.split())
+        ablate.run(words)
     assert "\n" not in str(raised.value)
-
-
-ARMS = "{question: q, arms: {a: []}, reference: a"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("arms: [", "no YAML"),
-        ("- a", "must be a mapping"),
-        ("{question: q, arms: {a: []}, reference: b}", "reference=b: must be one of"),
-        ("{question: q, arms: {a/b: []}, reference: a/b}", "arms"),
-        ("{question: q, arms: {}, reference: a}", "arms"),
-        (f"{ARMS}, axis: x}}", "axis: unknown key"),
-        (f"{ARMS}, base: [seed=3]}}", "must leave run_dir"),
-        (f"{ARMS}, base: model=nano}}", "base=model=nano"),
-        ("{question: q, arms: {a: [run_dir=x]}, reference: a}", "must leave run_dir"),
-        ("{question: q, arms: {a: [model=tinny]}, reference: a}", "model=tinny"),
-        (
-            "{question: q, arms: {a: [model/attention=gqa, model.attention.n_kv_heads=3]}, "
-            "reference: a}",
-            "model.n_heads=4: must be divisible",
-        ),
-    ],
-)
-def test_files_that_are_no_studies_are_refused(text: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError, match=message):
-        plan(load_study(str(path), {}, []))
