@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from mla_lm import __main__ as verbs
 from mla_lm import load_config
 from mla_lm.commands.generate import Options
 from mla_lm.config import CONFIGS, EvalConfig, RunConfig, YarnConfig, cli
@@ -78,18 +77,11 @@ def test_overrides_win_over_every_group_and_sizes_reach_the_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "factor"),
-    [
-        ((), 1.0),
-        (("data.seq_len=1000",), 3.90625),
-        (("data.seq_len=64", "model.rope.original_max_seq_len=16"), 4.0),
-        (("model.rope.factor=8.0",), 8.0),
-    ],
+    ("override", "factor"),
+    [("seed=1", 1.0), ("data.seq_len=1000", 3.90625), ("model.rope.factor=8.0", 8.0)],
 )
-def test_yarn_stretches_as_far_as_the_context_needs(
-    overrides: tuple[str, ...], factor: float
-) -> None:
-    rope = load_config(["model/rope=yarn", *overrides]).model.rope
+def test_yarn_stretches_as_far_as_the_context_needs(override: str, factor: float) -> None:
+    rope = load_config(["model/rope=yarn", override]).model.rope
     assert isinstance(rope, YarnConfig)
     assert rope.factor == factor
 
@@ -148,10 +140,9 @@ def test_overrides_change_what_they_name(
     own = {"run_dir": "x", "run_id": "y"}
     cfg = load_config(RUN, **own)
     found = with_overrides(cfg, overrides).model_copy(update=own | {"logger": cfg.logger})
-    assert differing(cfg, found).items() >= changed.items()
-    assert {key.partition(".")[0] for key in differing(cfg, found)} == {
-        key.partition(".")[0] for key in changed
-    }
+    moved = differing(cfg, found)
+    assert moved.items() >= changed.items()
+    assert {key.partition(".")[0] for key in moved} == {key.partition(".")[0] for key in changed}
 
 
 def test_another_corpus_keeps_what_it_is_told_to() -> None:
@@ -179,16 +170,6 @@ def test_a_sweep_runs_every_job(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda cfg, overrides: done.append((cfg.seed, overrides)), name="train", kind=RunConfig
     )
     assert done == [(seed, [f"seed={seed}", "model=nano"]) for seed in (1, 2)]
-
-
-@pytest.mark.parametrize("arguments", [[], ["--help"]])
-def test_verbs_are_listed(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["mla-lm", *arguments])
-    verbs.main()
-    printed = capsys.readouterr().out
-    assert all(word in printed for word in ("usage", *verbs.VERBS))
 
 
 def test_configuration_needs_neither_torch_nor_lightning(tmp_path: Path) -> None:

