@@ -6,7 +6,6 @@ The table holds commands and the parts of their line: how it starts, and what el
 import json
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from mla_lm import __main__ as verbs
 from mla_lm.config import EvalConfig, RunConfig, cli
 from mla_lm.errors import guard
-from tests.processes import environment, run
+from tests.processes import run
 
 LONG = "x" * 5000
 UNKNOWN = "unknown key; the nearest known one is"
@@ -24,12 +23,7 @@ UNKNOWN = "unknown key; the nearest known one is"
 TYPOS = {  # a command, the key that nobody knows, the nearest one
     "train model.n_layer=3": ("model.n_layer", "model.n_layers"),
     "train +model.n_head=3": ("model.n_head", "model.n_heads"),
-    "train ++model.dimm=3": ("model.dimm", "model.dim"),
     "train model.attention.kv_rank=3": ("model.attention.kv_rank", "model.attention.kv_lora_rank"),
-    "train model.ffn.n_expert_groups=3": ("model.ffn.n_expert_groups", "model.ffn.n_groups"),
-    "train model/rope=yarn model.rope.factr=3": ("model.rope.factr", "model.rope.factor"),
-    "train data=text data.path=x data.pth=x": ("data.pth", "data.path"),
-    "train data.tokenizer.vocabsize=3": ("data.tokenizer.vocabsize", "data.tokenizer.vocab_size"),
     "train optim.LR=3": ("optim.LR", "optim.lr"),
     "train lr=3": ("lr", "optim.lr"),
     "train trainer.seed=3": ("trainer.seed", "seed"),
@@ -43,52 +37,32 @@ TYPOS = {  # a command, the key that nobody knows, the nearest one
     "ablate ablation=smoke plan=true model.n_head=4": ("model.n_head", "model.n_heads"),
 }
 
-REFUSED = {
+REFUSED: dict[str, tuple[str, ...]] = {
     # keys that another option of their group has
     "train data.path=my.txt": ("data.path: no key of data.kind=stdlib", "data=text"),
     "train model/ffn=dense model.ffn.n_groups=2": ("model.ffn.n_groups: no key", "model/ffn=moe"),
     "train model.attention.kind=gqa": ("model.attention.", "gqa", "model/attention=mla"),
     # options of groups
-    "train model=": ("model=: unknown choice", "nano"),
     "train model=huge": ("model=huge: unknown choice", "deepseek_v3, nano, serveable, small, tiny"),
-    "train model=_base": ("model=_base: unknown choice",),
-    "train model=null": ("model=null: unknown choice",),
-    "train model/attention=flash": ("model/attention=flash: unknown choice", "mla"),
     "train experiment=nothing": ("experiment=nothing: unknown choice", "stories"),
     "train logger=[csv,mlflow]": ("logger=mlflow: unknown choice", "wandb"),
-    "train data=./my.txt": ("data=./my.txt: unknown choice", "text"),
-    "train -m model=nano,huge": ("model=huge: unknown choice", "tiny"),
     f"train model={LONG}": ("model=xxx", "5000 characters"),
     # wrong types, values out of range
     "train model.dim=wide": ("model.dim=wide: must be", "integer"),
-    "train model.dim=48.5": ("model.dim=48.5: must be", "integer"),
-    "train model.dim=null": ("model.dim=null: must be", "integer"),
-    "train model.dim={a:1}": ("model.dim={'a': 1}: must be", "integer"),
     "train model.dim.deep=3": ("model.dim={'deep': 3}: must be", "integer"),
     "train model.tie_embeddings=1": ("model.tie_embeddings=1: must be", "boolean"),
     "train model.attention=null": ("model.attention=null: must be a group of keys",),
     "train model.attention.kind=linear": ("model.attention.kind=linear: must be one of 'mla'",),
     "train model.sizes.head_dim=wide": ("model.attention.v_head_dim=wide: must be", "integer"),
     "train data=text": ("data.path: must be given",),
-    "train data=text data.path=''": ("data.path=: must have at least 1 character",),
-    "train data.tokenizer=3": ("data.tokenizer=3: must be a group of keys",),
     "train data.val_fraction=1": ("data.val_fraction=1: must be less than 1",),
     "train optim.lr=nan": ("optim.lr=nan: must be a finite number",),
-    "train optim.lr=-0.1": ("optim.lr=-0.1: must be greater than 0",),
     "train optim.betas=[0.9,1.5]": ("optim.betas.1=1.5: must be less than 1",),
-    "train optim.betas=0.9": ("optim.betas=0.9: must be a list",),
-    "train checkpoint=null": ("checkpoint=null: must be a group of keys",),
-    "train checkpoint.keep=1": ("checkpoint.keep=1: must be greater than or equal to 2",),
     f"train trainer.max_steps={10**30}": (f"trainer.max_steps={10**30}: must be less than",),
     "train trainer.devices=[0,1]": ("trainer.devices=[0, 1]: must be", "'auto'", "integer"),
     "train precision=fp8": ("precision=fp8: must be", "'bf16-mixed'"),
-    "train seed=-1": ("seed=-1: must be greater than or equal to 0",),
-    "train seed=3 seed=wide": ("seed=wide: must be", "integer"),
     "train -m seed=1,wide": ("seed=wide: must be", "integer"),
-    "train run_dir=": ("run_dir=: must have at least 1 character",),
-    "train resume_allow=data.path": ("resume_allow=data.path: must be a list",),
     "train logger.csv=3": ("logger.csv=3: must have a class as its _target_",),
-    "train callbacks.mine._target_=3": ("callbacks.mine=", "_target_"),
     "train ~model.dim": ("model.dim: must be given",),
     # rules between keys
     "train model.attention.qk_rope_head_dim=7": ("model.attention.qk_rope_head_dim=7", "even"),
@@ -124,21 +98,15 @@ REFUSED = {
     "train trainer=fsdp trainer.compile=true": ("trainer.compile=True", "strategy=ddp"),
     # what Hydra cannot read
     "train ''": ("'': an override is written KEY=VALUE",),
-    "train =3": ("=3: cannot be read as KEY=VALUE",),
     "train train.py": ("train.py: an override is written KEY=VALUE",),
-    "train model..dim=3": ("model..dim=3: cannot be read as KEY=VALUE",),
-    "train 'model.dim=48 model.n_layers=2'": ("model.dim=48 model.n_layers=2: cannot be read",),
     "train model.dim=[1,2": ("model.dim=[1,2: cannot be read",),
     "train model.dim=模型": ("model.dim=模型: cannot be read", "quote"),
     "train model.dim=48,64": ("model.dim=48,64: several values at once are a sweep: add -m",),
     "train seed=${nowhere}": ("seed: Interpolation key 'nowhere' not found",),
-    "train seed=${oc.env:NO_SUCH_VARIABLE}": ("seed: ", "NO_SUCH_VARIABLE"),
-    "train ~seed=5": ("Could not delete from config. The value of 'seed' is 1 and not 5.",),
     "train model.sizes.head_dims=4": ("Could not override 'model.sizes.head_dims'",),
     # flags
     "train --bogus": ("--bogus: unknown flag",),
     "train --seed=3": ("--seed=3: unknown flag; a key is written KEY=VALUE",),
-    "train --cfg nothing": ("argument --cfg", "'job'"),
     # files
     "train resume=auto": ("resume=auto: needs run_dir=DIR",),
     "train resume=nowhere": ("resume=nowhere: no such file or folder",),
@@ -153,33 +121,19 @@ REFUSED = {
     # the other commands
     "eval": ("ckpt: must be given",),
     "eval ckpt=nowhere": ("ckpt=nowhere: no such file or folder",),
-    "eval ckpt=x limit=0": ("limit=0: must be greater than 0",),
     "eval ckpt=x parts=[lmm]": ("parts.0=lmm: must be", "'lm'"),
     "eval ckpt=x stride=5 parts=[code]": ("stride=5", "lm"),
-    "eval --ckpt=x": ("--ckpt=x: unknown flag",),
     "trian": ("trian: unknown verb", "generate"),
-    "generate prompt=x": ("ckpt: must be given",),
     "generate ckpt=x prompt": ("'prompt': an option is written KEY=VALUE",),
     "generate ckpt=nowhere prompt=x": ("ckpt=nowhere: no such file or folder",),
     "generate ckpt=x prompt=@no.txt": ("prompt='@no.txt': ",),
-    "generate ckpt=x temperature=nan": ("temperature=nan: must be a finite number",),
-    "generate ckpt=x top_p=0": ("top_p=0: must be greater than 0",),
     "generate ckpt=x stop=a stop=": ("stop.1=: must have at least 1 character",),
-    "export ckpt=x": ("out: must be given",),
     "import src=nowhere out=x": ("src=nowhere: no such file or folder",),
     "import src=x out=y data/tokenizer=bytes": ("data/tokenizer=bytes: ", "src"),
-    "bench suite=none": ("suite=none: must be", "'train'"),
     "ablate ablation=nothing out=x": ("ablation=nothing", "smoke"),
 }
-
-AS_PROCESSES = (
-    "train model.n_layer=3",
-    "train model=huge",
-    "train -m seed=1,wide",
-    "train data=text data.path=no.txt",
-    "eval ckpt=nowhere",
-    "generate ckpt=nowhere prompt=x",
-)
+REFUSED |= {line: (f"{key}: {UNKNOWN} {meant}\n",) for line, (key, meant) in TYPOS.items()}
+AS_PROCESSES = ("train model.n_layer=3", "eval ckpt=nowhere", "generate ckpt=nowhere prompt=x")
 
 
 def start(line: str) -> None:
@@ -214,30 +168,19 @@ def _as_a_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     assert list(tmp_path.iterdir()) == []
 
 
-def refusal(line: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command says of its line, behind `error: `."""
+@pytest.mark.parametrize("line", REFUSED, ids=lambda line: line[:60])
+def test_mistake_is_one_line_with_key_and_rule(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         start(line)
     printed = capsys.readouterr()
+    beginning, *parts = REFUSED[line]
     assert (caught.value.code, printed.out) == (2, "")
     assert len(printed.err.splitlines()) == 1
     assert len(printed.err) < 500
-    assert printed.err.startswith("error: ")
-    return printed.err.removeprefix("error: ").rstrip("\n")
-
-
-@pytest.mark.parametrize("line", TYPOS)
-def test_typo_is_named_with_the_nearest_key(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    key, meant = TYPOS[line]
-    assert refusal(line, capsys) == f"{key}: {UNKNOWN} {meant}"
-
-
-@pytest.mark.parametrize("line", REFUSED, ids=lambda line: line[:60])
-def test_mistake_is_named_with_its_rule(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    beginning, *parts = REFUSED[line]
-    found = refusal(line, capsys)
-    assert found.startswith(beginning)
-    assert all(part in found for part in parts)
+    assert printed.err.startswith(f"error: {beginning}")
+    assert all(part in printed.err for part in parts)
 
 
 def test_torch_is_not_imported_for_it(tmp_path: Path) -> None:
@@ -248,19 +191,11 @@ def test_torch_is_not_imported_for_it(tmp_path: Path) -> None:
         "    try:\n"
         "        start(line)\n"
         "    except SystemExit:\n"
-        "        pass\n"
-        "    assert 'torch' not in sys.modules, line\n"
+        "        assert 'torch' not in sys.modules, line\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        input=json.dumps([*TYPOS, *REFUSED]),
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr[-1000:]
-    assert len(result.stderr.splitlines()) == len(TYPOS) + len(REFUSED)
+    result = run("-c", code, cwd=tmp_path, stdin=json.dumps([*REFUSED]))
+    assert (result.returncode, result.stdout) == (0, "")
+    assert len(result.stderr.splitlines()) == len(REFUSED)
 
 
 @pytest.mark.parametrize("line", AS_PROCESSES)
