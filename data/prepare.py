@@ -23,9 +23,9 @@ def main() -> None:
             f"{split:5}  {counts['documents']:,} documents  {counts['bytes']:,} bytes  "
             f"{counts['tokens']:,} tokens  {shards} shard{'s' * (shards > 1)}"
         )
-    for key in ("vocab_size", "bytes_per_token", "empty_documents", "corpus", "seconds"):
+    for key in ("vocab_size", "bytes_per_token", "empty_documents", "corpus"):
         print(f"{key.replace('_', ' ')}: {data.manifest[key]}")
-    print(f"in {data.train.shards[0].path.parent}")
+    print(f"in {data.train.paths[0].parent}")
 
 
 if __name__ == "__main__":

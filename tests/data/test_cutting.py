@@ -7,7 +7,6 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from mla_lm.data.cutting import cut
 
 WORD_END = re.compile(r"(?<=\w)(?= )")

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mla_lm.data import EvalLoader, TrainLoader
-from mla_lm.data.loader import window_order
+from mla_lm.data.loader import EvalLoader, TrainLoader, window_order
 from tests.data.conftest import one_line
 
 lengths = st.integers(min_value=2, max_value=400)

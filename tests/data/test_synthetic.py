@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from mla_lm.data import Annotator, EvalLoader, prepare
+from mla_lm.data import prepare
+from mla_lm.data.batch import Annotator
 from mla_lm.data.corpora import open_corpus
+from mla_lm.data.loader import EvalLoader
 from tests.data.conftest import corpus_config, texts_of
 
 TASKS = ("recall", "copying", "induction")
