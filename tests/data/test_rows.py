@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mla_lm import load_config
@@ -20,12 +21,10 @@ from tests.data.conftest import (
     refusal,
     some_text,
     texts_of,
-    write_table,
     written,
 )
 from tests.processes import ROOT, run
 
-pytestmark = pytest.mark.usefixtures("offline")
 PLAIN = ["p0", "p1", "p2", "p3", "p4", "終", "", "end"]
 CARD = """---
 configs:
@@ -43,6 +42,21 @@ configs:
 ---
 """
 each_suffix = pytest.mark.parametrize("suffix", ["", ".gz"])
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def write_table(path: Path, texts: Any, *, column: str = "text", rows: int = 100) -> Path:
+    """A Parquet file with the texts in one of two columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {"id": list(range(len(texts))), column: texts}
+    pq.write_table(pa.table(columns), path, row_group_size=rows)
+    return path
 
 
 def jsonl(path: Path, **keys: Any) -> DataConfig:
@@ -114,21 +128,31 @@ def test_a_bad_line_is_named(tmp_path: Path, suffix: str, line: bytes, reason: s
     assert reason in said
 
 
-GZIP: dict[str, Callable[[bytes], bytes]] = {
-    "truncated": lambda packed: packed[:-9],
-    "not gzip": lambda packed: b"this is no gzip file",
-    "trailing garbage": lambda packed: packed + b"garbage",
-    "flipped bits": lambda packed: packed[:30] + bytes([packed[30] ^ 0xFF]) + packed[31:],
-    "wrong checksum": lambda packed: packed[:-8] + bytes(4) + packed[-4:],
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda packed: packed[:-20],
+    "another format": lambda packed: b"this is text\n" * 100,
+    "flipped bits": lambda packed: (
+        packed[:30] + bytes(b ^ 255 for b in packed[30:60]) + packed[60:]
+    ),
+    "wrong end": lambda packed: packed[:-8] + bytes(4) + packed[-4:],
 }
 
 
-@pytest.mark.parametrize("damage", GZIP.values(), ids=GZIP)
-def test_damaged_gzip_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    lines = "".join(json.dumps({"text": some_text(9, seed=seed)}) + "\n" for seed in range(40))
-    path = tmp_path / "rows.jsonl.gz"
-    path.write_bytes(damage(gzip.compress(lines.encode())))
-    assert refusal(jsonl(path)).startswith(f"{path}: line ")
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_gzip_or_parquet_is_named(
+    tmp_path: Path, kind: str, damage: Callable[[bytes], bytes]
+) -> None:
+    texts = [some_text(9, seed=seed) for seed in range(40)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    if kind == "jsonl":
+        path = written(tmp_path / "rows.jsonl.gz", lines.encode())
+    else:
+        path = write_table(tmp_path / "rows.parquet", texts)
+    path.write_bytes(damage(path.read_bytes()))
+    assert refusal(corpus_config(kind, path=path)).startswith(f"{path}: ")
+    if kind == "parquet":
+        assert refusal(hub(tmp_path)).startswith(f"{tmp_path} train: ")
 
 
 @pytest.fixture
@@ -175,23 +199,6 @@ def test_a_parquet_column_that_is_missing_or_no_text_is_named(tmp_path: Path, va
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: content[:-20],
-        lambda content: content[:4] + b"\xff" * 60 + content[64:],
-        lambda content: b"",
-        lambda content: b"this is text\n" * 100,
-    ],
-    ids=["truncated", "damaged", "empty", "text"],
-)
-def test_damaged_parquet_is_named(dataset: Path, damage: Callable[[bytes], bytes]) -> None:
-    path = dataset / "plain" / "train-1.parquet"
-    path.write_bytes(damage(path.read_bytes()))
-    assert refusal(parquet(path)).startswith(f"{path}: ")
-    assert refusal(hub(dataset)).startswith(f"{dataset} train: ")
-
-
-@pytest.mark.parametrize(
     ("keys", "expected"),
     [
         ({}, PLAIN),
@@ -213,19 +220,15 @@ def test_hub_streams_a_split_of_a_subset(
         assert texts_of(hub(name, **keys)) == expected
 
 
-def test_hub_validates_on_a_split_of_its_own(dataset: Path) -> None:
+def test_hub_validates_on_a_split_of_its_own_and_knows_a_folder_by_its_files(dataset: Path) -> None:
     corpus = open_corpus(hub(dataset, val_split="validation"))
     assert corpus.val is not None
     assert [d.key for d in corpus.val()] == [b"v0", b"v1"]
     assert len(list(corpus.train())) == 8
     said = one_line(lambda: load_config(["data=hub", "data.name=o/s", "data.val_split=train"]))
     assert said.startswith("data.val_split=train: must not be")
-
-
-def test_a_hub_folder_is_told_apart_by_its_files(dataset: Path) -> None:
-    before = open_corpus(hub(dataset)).source
     write_table(dataset / "plain" / "train-2.parquet", ["more"])
-    assert open_corpus(hub(dataset)).source != before
+    assert open_corpus(hub(dataset)).source != corpus.source
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ are, like rows, their own keys.
 import glob
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
@@ -103,14 +104,15 @@ def text_documents(files: Files) -> Iterator[Document]:
 
 def read_text(path: Path) -> Iterator[str]:
     """A file of UTF-8 text in blocks, without a byte-order mark; UserError names a bad byte."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open("rb") as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         try:
-            while block := file.read(BLOCK):
+            while block := text.read(BLOCK):
                 if "\0" in block:
                     raise UserError(f"{path}: not text, it has a NUL character")
                 yield block
         except UnicodeDecodeError as error:
-            byte = file.buffer.tell() - len(error.object) + error.start  # of the last block read
+            byte = file.tell() - len(error.object) + error.start  # `object` is the last one read
             raise UserError(f"{path}: not UTF-8 text (byte {byte})") from None
 
 
