@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,8 @@ BLOCK = 2**15  # pieces, of some 2 kB where documents are long
 BATCH = 512  # pieces encoded in parallel
 
 
-class Piece(NamedTuple):
-    """Part of a document; an empty document is a piece without text that starts none."""
-
-    split: str
-    starts: bool  # a document
-    text: str
+# Part of a document: its split, whether a document starts, and text. An empty document starts none.
+Piece = tuple[str, bool, str]
 
 
 def pieces_of(corpus: Corpus, threshold: int) -> Iterator[Piece]:
@@ -40,16 +36,16 @@ def pieces_of(corpus: Corpus, threshold: int) -> Iterator[Piece]:
         split = "val" if hash_position(document.key) < limit else "train"
         starts = True
         for text in pieces(document.parts):
-            yield Piece(split, starts, text)
+            yield split, starts, text
             starts = False
         if starts:
-            yield Piece(split, False, "")
+            yield split, False, ""
 
 
 def extend_digest(running: "hashlib._Hash", found: Iterable[Piece]) -> str:
     """Add pieces to a running SHA-256 of a corpus; its value in hex digits."""
     for piece in found:
-        running.update(repr(tuple(piece)).encode())
+        running.update(repr(piece).encode())
     return running.hexdigest()
 
 
@@ -80,18 +76,18 @@ def _encode_batch(
     ids: dict[str, list[NDArray[Any]]],
 ) -> None:
     """Append the ids of each piece to those of its split, and count them."""
-    encoded = tokenizer.encode_batch([piece.text for piece in batch])
-    for piece, found in zip(batch, encoded, strict=True):
-        n_bytes = len(piece.text.encode())
+    encoded = tokenizer.encode_batch([text for _, _, text in batch])
+    for (split, starts, text), found in zip(batch, encoded, strict=True):
+        n_bytes = len(text.encode())
         if tokenizer.n_bytes(found) != n_bytes:
-            raise UserError(f"the tokenizer changes text: {tokenizer.difference(piece.text)}")
-        found = [tokenizer.end_of_text] * piece.starts + found
-        ids[piece.split].append(np.array(found, dtype=manifest["dtype"]))
-        counts = manifest[piece.split]
-        counts["documents"] += piece.starts
+            raise UserError(f"the tokenizer changes text: {tokenizer.difference(text)}")
+        found = [tokenizer.end_of_text] * starts + found
+        ids[split].append(np.array(found, dtype=manifest["dtype"]))
+        counts = manifest[split]
+        counts["documents"] += starts
         counts["tokens"] += len(found)
         counts["bytes"] += n_bytes
-        manifest["empty_documents"] += not piece.text
+        manifest["empty_documents"] += not text
 
 
 def _write_shard(

@@ -19,7 +19,8 @@ def open_corpus(cfg: config.DataConfig) -> Corpus:
     match cfg:
         case config.StdlibConfig():
             found = files.library_files()
-            return Corpus("stdlib", found.source(), partial(files.text_documents, found), None)
+            source = files.source(found)
+            return Corpus("stdlib", source, partial(files.text_documents, found), None)
         case config.TextConfig():
             return _from_files(cfg, ("",), files.text_documents)
         case config.JsonlConfig():
@@ -41,20 +42,20 @@ def _from_files(
     """Files of `path` to train on, without those of `val_path`, which are to validate on."""
     train = files.find_files(cfg.path, key="data.path", suffixes=suffixes)
     if cfg.val_path is None:
-        return Corpus(cfg.path, train.source(), partial(read, train), None)
+        return Corpus(cfg.path, files.source(train), partial(read, train), None)
     val = files.find_files(cfg.val_path, key="data.val_path", suffixes=suffixes)
-    held_out = {path.resolve() for path in val.paths}
-    train = train._replace(paths=[p for p in train.paths if p.resolve() not in held_out])
-    if not train.paths:
+    held_out = {path.resolve() for path in val.values()}
+    train = {name: path for name, path in train.items() if path.resolve() not in held_out}
+    if not train:
         raise UserError(f"data.val_path={cfg.val_path}: holds every file of data.path={cfg.path}")
-    source = {"train": train.source(), "val": val.source()}
+    source = {"train": files.source(train), "val": files.source(val)}
     return Corpus(cfg.path, source, partial(read, train), partial(read, val))
 
 
 def _from_hub(cfg: config.HubConfig) -> Corpus:
     """A data set by name; a local folder is also told apart by its files."""
     local = Path(os.path.expanduser(cfg.name))
-    source = files.below(local).source() if local.is_dir() else {}
+    source = files.source(files.below(local)) if local.is_dir() else {}
     read = partial(tables.hub_documents, cfg)
     val = partial(read, cfg.val_split) if cfg.val_split else None
     return Corpus(cfg.name, source, partial(read, cfg.split), val)

@@ -14,10 +14,10 @@ import os
 import re
 import sysconfig
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mla_lm.data.corpora.document import Document, row
 from mla_lm.data.tokenizer import cut
@@ -30,24 +30,7 @@ PIECE = 4096  # characters: a single file is cut into documents of about this si
 BOUNDARIES = re.compile(r"\n[ \t\r]*\n"), re.compile(r"\n")  # a blank line, a line end
 
 
-class Files(NamedTuple):
-    """Files in the order of their names below `root`."""
-
-    root: Path
-    paths: list[Path]
-
-    def name(self, path: Path) -> str:
-        """The name of a file, the same wherever the folder lies."""
-        return path.relative_to(self.root).as_posix()
-
-    def source(self) -> dict[str, Any]:
-        """Number and bytes of the files, and a digest of their names, sizes and times."""
-        listing, n_bytes = hashlib.sha256(), 0
-        for path in self.paths:
-            stat = path.stat()
-            listing.update(os.fsencode(f"{self.name(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
-            n_bytes += stat.st_size
-        return {"files": len(self.paths), "bytes": n_bytes, "listing": listing.hexdigest()}
+Files = dict[str, Path]  # by their names below a folder, the same wherever it lies, and in order
 
 
 def find_files(path: str, *, key: str, suffixes: tuple[str, ...] = ("",)) -> Files:
@@ -58,9 +41,9 @@ def find_files(path: str, *, key: str, suffixes: tuple[str, ...] = ("",)) -> Fil
     """
     where = Path(os.path.expanduser(path))
     if where.is_file():
-        return Files(where.parent, [where])
+        return {where.name: where}
     if where.is_dir():
-        found = [p for p in below(where).paths if p.name.endswith(suffixes)]
+        found = [p for p in below(where).values() if p.name.endswith(suffixes)]
         missing = f"the folder holds no files {' or '.join(suffixes)}".rstrip()
     else:
         found = [p for p in map(Path, glob.glob(str(where), recursive=True)) if not p.is_dir()]
@@ -68,8 +51,7 @@ def find_files(path: str, *, key: str, suffixes: tuple[str, ...] = ("",)) -> Fil
         where = Path(*takewhile(lambda part: not glob.has_magic(part), where.parts))
     if not found:
         raise UserError(f"{key}={path}: {missing}")
-    once = {p.resolve(): p for p in sorted(found, reverse=True)}
-    return Files(where, sorted(once.values(), key=Path.as_posix))
+    return _named(where, {p.resolve(): p for p in sorted(found, reverse=True)}.values())
 
 
 def below(root: Path, *, left_out: Collection[str] = ()) -> Files:
@@ -82,21 +64,34 @@ def below(root: Path, *, left_out: Collection[str] = ()) -> Files:
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
         folders[:] = [name for name in folders if not (name[0] == "." or name in left_out)]
         found += [Path(folder, name) for name in names if name[0] != "."]
-    return Files(root, sorted(found, key=Path.as_posix))
+    return _named(root, found)
+
+
+def _named(root: Path, paths: Iterable[Path]) -> Files:
+    return dict(sorted((path.relative_to(root).as_posix(), path) for path in paths))
 
 
 def library_files() -> Files:
     """The sources of this Python's standard library without tests and generated tables."""
     found = below(Path(sysconfig.get_path("stdlib")), left_out=NOT_LIBRARY | GENERATED)
-    sources = [p for p in found.paths if p.suffix == ".py" and not p.is_symlink()]
-    return found._replace(paths=sources)
+    return {n: p for n, p in found.items() if p.suffix == ".py" and not p.is_symlink()}
+
+
+def source(files: Files) -> dict[str, Any]:
+    """Number and bytes of the files, and a digest of their names, sizes and times."""
+    listing, n_bytes = hashlib.sha256(), 0
+    for name, path in files.items():
+        stat = path.stat()
+        listing.update(os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
+        n_bytes += stat.st_size
+    return {"files": len(files), "bytes": n_bytes, "listing": listing.hexdigest()}
 
 
 def text_documents(files: Files) -> Iterator[Document]:
     """One document per file; a single file is cut into pieces of `PIECE` characters or more."""
-    for path in files.paths:
-        if len(files.paths) > 1:
-            yield Document(os.fsencode(files.name(path)), read_text(path))
+    for name, path in files.items():
+        if len(files) > 1:
+            yield Document(os.fsencode(name), read_text(path))
             continue
         for piece in cut(read_text(path), BOUNDARIES, at_least=PIECE, at_most=4 * PIECE):
             yield Document(piece.encode(), [piece])
@@ -122,7 +117,7 @@ def jsonl_documents(files: Files, field: str) -> Iterator[Document]:
     Read by Python's own `json` and `gzip`: a UserError names file and line of whatever is not a
     JSON object with a string there.
     """
-    for path in files.paths:
+    for path in files.values():
         number = 0
         try:
             with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:

@@ -24,7 +24,7 @@ OFFLINE = (
 
 def parquet_documents(files: Files, column: str) -> Iterator[Document]:
     """The strings in `column` of every file."""
-    for path in files.paths:
+    for path in files.values():
         options = {"data_files": [glob.escape(str(path.resolve()))], "batch_size": ROWS}
         yield from _rows(str(path), column, path="parquet", split="train", **options)
 
