@@ -255,7 +255,13 @@ def test_another_pretrained_tokenizer_at_the_same_path_is_prepared_apart(
 
 def test_generated_documents_depend_on_the_window_not_the_batch(tmp_path: Path) -> None:
     cfg = corpus_config("synthetic", n_documents=40, cache_dir=tmp_path / "cache")
-    changes = ({}, {"seq_len": 17}, {"data_seed": 1}, {"task": "copying"}, {"batch_size": 2})
+    changes: list[dict[str, Any]] = [
+        {},
+        {"seq_len": 17},
+        {"data_seed": 1},
+        {"task": "copying"},
+        {"batch_size": 2},
+    ]
     for keys, expected in zip(changes, (1, 2, 3, 4, 4), strict=True):
         prepare(updated(cfg, **keys))
         assert caches(cfg) == expected

@@ -243,11 +243,12 @@ def test_hub_validates_on_a_split_of_its_own_and_knows_a_folder_by_its_files(dat
     ids=str,
 )
 def test_what_a_hub_folder_lacks_is_named(
-    dataset: Path, keys: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, keys: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(dataset.parent)
     Path("bare").mkdir()
-    assert reason in refusal(hub(**{"name": dataset, **keys}))
+    keys = {"name": dataset, **keys}
+    assert reason in refusal(hub(**keys))
 
 
 @pytest.mark.parametrize("line", ["broken", '{"body": "\\ud800"}'], ids=["broken", "surrogate"])

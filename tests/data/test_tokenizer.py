@@ -170,7 +170,7 @@ def stored(folder: Path, bpe: LIBRARY) -> Path:
 
 
 def pretrained(path: Path | str, *, end_of_text: str = END_OF_TEXT) -> Tokenizer:
-    keys = {"kind": "pretrained", "path": str(path), "vocab_size": 1000}
+    keys: Any = {"kind": "pretrained", "path": str(path), "vocab_size": 1000}
     return Tokenizer.pretrained(TokenizerConfig(**keys, end_of_text=end_of_text))
 
 
