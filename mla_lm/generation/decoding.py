@@ -8,7 +8,7 @@ B rows, D = n_drafts, V vocabulary. A row of n tokens has n - 1 of them in the c
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +22,22 @@ from mla_lm.machine import kernels_for
 from mla_lm.model import Transformer
 
 
-class Counts(NamedTuple):
+@dataclass
+class Counts:
     """Work done after the prompts, summed over rows."""
 
-    steps: int  # forward passes of the main model
-    tokens: int  # emitted by those steps
-    drafted: tuple[int, ...]  # steps that verified a draft of depth 1, 2, ..., D
-    accepted: tuple[int, ...]  # steps that accepted it
+    drafted: list[int]  # steps that verified a draft of depth 1, 2, ..., D
+    accepted: list[int]  # steps that accepted it
+    steps: int = 0  # forward passes of the main model
+    tokens: int = 0  # emitted by those steps
+
+    def add(self, n_accepted: list[int], *, n_drafts: int, n_tokens: int) -> None:
+        """One step: the drafts accepted in each row, those per row, and the tokens emitted."""
+        self.steps += len(n_accepted)
+        self.tokens += n_tokens
+        for depth in range(n_drafts):
+            self.drafted[depth] += len(n_accepted)
+            self.accepted[depth] += sum(n > depth for n in n_accepted)
 
     @property
     def tokens_per_step(self) -> float:
@@ -61,7 +70,6 @@ class Decoder:
         seed: int = 0,
         first: Tensor | None = None,
     ) -> None:
-        sampling.check()
         _check(model.cfg, prompts, max_new_tokens=max_new_tokens, n_drafts=n_drafts)
         self.model, self.sampling, self.stop, self.n_drafts = model, sampling, stop, n_drafts
         self.first = first
@@ -78,7 +86,7 @@ class Decoder:
         self.tokens = torch.tensor(padded, device=device)  # (B, width)
         self.cache = model.new_cache(len(prompts), self.capacity)
         self.drafter = Drafter(model, len(prompts), self.capacity, n_drafts) if n_drafts else None
-        self.counts = Counts(0, 0, (0,) * n_drafts, (0,) * n_drafts)
+        self.counts = Counts([0] * n_drafts, [0] * n_drafts)
 
     def __iter__(self) -> Iterator[dict[int, list[int]]]:
         if self.rows:
@@ -128,7 +136,7 @@ class Decoder:
         accepted, drafts = n_accepted.tolist(), tokens[:, 1:].tolist()
         rows = zip(drafts, accepted, following.tolist(), strict=True)
         emitted = self._commit([[*ids[:n], token] for ids, n, token in rows])
-        self._count(accepted, n_drafts=n_drafts, n_tokens=sum(map(len, emitted.values())))
+        self.counts.add(accepted, n_drafts=n_drafts, n_tokens=sum(map(len, emitted.values())))
         return emitted
 
     def _n_useful_drafts(self) -> int:
@@ -153,15 +161,6 @@ class Decoder:
         self.cache.truncate([length - 1 for length in self.lengths])
         self._select(running)
         return emitted
-
-    def _count(self, accepted: list[int], *, n_drafts: int, n_tokens: int) -> None:
-        before, rows = self.counts, len(accepted)
-        self.counts = Counts(
-            before.steps + rows,
-            before.tokens + n_tokens,
-            tuple(n + rows * (depth < n_drafts) for depth, n in enumerate(before.drafted)),
-            tuple(n + sum(k > depth for k in accepted) for depth, n in enumerate(before.accepted)),
-        )
 
     def _select(self, indices: list[int]) -> None:
         """Continue with these rows of the batch only."""
@@ -193,15 +192,14 @@ def generate(
 
     Temperature 0 is greedy. A row ends with the id `stop`, which also pads it. The MTP modules
     draft `n_drafts` tokens per step, which changes the speed and not the distribution.
-    Raises UserError, a ValueError, as `Decoder` does.
+    Raises UserError, a ValueError, as `Decoder` does, and ValueError as `Sampling` does.
     """
-    sampling = Sampling(temperature, top_k, top_p, min_p)
     rows = tokens.tolist()
     decoder = Decoder(
         model,
         rows,
         max_new_tokens=max_new_tokens,
-        sampling=sampling,
+        sampling=Sampling(temperature, top_k, top_p, min_p),
         stop=stop,
         n_drafts=n_drafts,
         seed=seed,

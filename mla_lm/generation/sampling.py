@@ -4,33 +4,26 @@ Distributions are explicit, because speculation accepts drafts by them; greedy d
 distribution with all probability on the best token.
 """
 
-from typing import NamedTuple
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from mla_lm.errors import UserError
 
+@dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
+class Sampling:
+    """Temperature 0 is greedy; the filters apply in the order of the fields.
 
-class Sampling(NamedTuple):
-    """Temperature 0 is greedy; the filters apply in the order of the fields."""
+    Raises pydantic's ValidationError, a ValueError, for a value out of range.
+    """
 
-    temperature: float = 1.0
-    top_k: int | None = None  # the k most probable tokens; None: off
-    top_p: float = 1.0  # nucleus: smallest set with this cumulative probability
-    min_p: float = 0.0  # drop tokens below min_p x the top probability
-
-    def check(self) -> None:
-        """Raise UserError for a value out of range."""
-        for name, holds, rule in (
-            ("temperature", 0 <= self.temperature < float("inf"), "must be at least 0"),
-            ("top_k", self.top_k is None or self.top_k > 0, "must be at least 1"),
-            ("top_p", 0 < self.top_p <= 1, "must be above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "must be between 0 and 1"),
-        ):
-            if not holds:
-                raise UserError(f"{name}={getattr(self, name)}: {rule}")
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_k: Annotated[int, Field(gt=0)] | None = None  # the k most probable tokens; None: off
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # nucleus: smallest set with this probability
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0  # drop tokens below min_p x the top one
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -1,20 +1,49 @@
 """A checkpoint as a folder that `transformers`, vLLM and `lm_eval` load without code of ours."""
 
 import json
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 import torch
 
-from mla_lm.checkpoint.record import read_weights, run_folder
+from mla_lm.checkpoint.record import Record, read_weights, run_folder
+from mla_lm.config import ModelConfig
+from mla_lm.cost import cache_elements_per_token, count_parameters
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
 from mla_lm.files import new_folder
-from mla_lm.interop.card import model_card
 from mla_lm.interop.hf_config import config_dict
 from mla_lm.interop.weights import to_hugging_face, write_shards
 from mla_lm.model import Transformer
+
+CARD = """---
+license: {licence}
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+  - mla_lm
+  - {config[model_type]}
+---
+
+# {name}
+
+Exported by mla_lm {version}; `transformers` runs it as `{config[architectures][0]}`.
+
+## Model
+
+{model}
+## Results
+
+{results}
+## Data
+
+{data}
+## Training
+
+{training}"""
 
 
 def export(
@@ -42,15 +71,9 @@ def export(
         generation = ends | {"pad_token_id": tokenizer.end_of_text}
         _write_json(folder / "generation_config.json", generation)
         _write_tokenizer(folder, tokenizer, max_length=cfg.model.max_seq_len)
-        card = model_card(
-            cfg,
-            record,
-            config,
-            _metrics(checkpoint),
-            step=step,
-            licence=licence,
-            name=out.resolve().name,
-        )
+        sections = {"model": _model(cfg.model, config["dtype"]), "results": _results(checkpoint)}
+        head = {"licence": licence, "name": out.resolve().name, "config": config}
+        card = CARD.format(**head, **sections, **_origin(record, step), version=version("mla_lm"))
         (folder / "README.md").write_text(card, encoding="utf-8")
     return str(config["architectures"][0])
 
@@ -65,24 +88,65 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int) -> 
         special_tokens=[(token, tokenizer.end_of_text)],
     )
     (folder / "tokenizer.json").write_text(bpe.to_str(), encoding="utf-8")
-    content = {
+    content = dict.fromkeys(("bos_token", "eos_token", "pad_token"), token) | {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{kind}_token": token for kind in ("bos", "eos", "pad")},
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
     }
     _write_json(folder / "tokenizer_config.json", content)
 
 
-def _metrics(checkpoint: Path) -> dict[str, Any] | None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _model(model: ModelConfig, dtype: str) -> str:
+    parameters = count_parameters(model)
+    shape = {
+        "parameters": f"{parameters.total / 1e6:.1f}M, {parameters.active / 1e6:.1f}M active",
+        "attention, FFN": f"{model.attention.kind}, {model.ffn.kind}",
+        "layers, width": f"{model.n_layers}, {model.dim}",
+        "vocabulary, context": f"{model.vocab_size}, {model.max_seq_len} tokens",
+        "KV cache": f"{cache_elements_per_token(model)} elements per token",
+        "MTP modules": model.mtp_depth,
+        "dtype": dtype,
+    }
+    return _table(shape)
+
+
+def _origin(record: Record, step: int) -> dict[str, str]:
+    """The sections about data and training."""
+    if not record.data:
+        return dict.fromkeys(("data", "training"), "Unknown: the weights were imported.\n")
+    counts = "{documents:,} documents, {bytes:,} bytes, {tokens:,} tokens".format_map
+    data = {
+        "corpus": record.data["name"],
+        "bytes per token": record.data["bytes_per_token"],
+        **{split: counts(record.data[split]) for split in ("train", "val")},
+    }
+    command = f"```bash\n{record.command}\n```\n\n" if record.command else ""
+    training = f"{step} optimizer steps.\n\n{command}{_table(record.environment)}"
+    return {"data": _table(data), "training": training}
+
+
+def _results(checkpoint: Path) -> str:
     """What `eval.py` measured on this checkpoint, if it did."""
     try:
         metrics = json.loads((run_folder(checkpoint) / "metrics.json").read_text())
     except (OSError, ValueError):
-        return None
-    own = metrics.get("ckpt") == checkpoint.name and not metrics.get("data")
-    return metrics if own and "val/loss" in metrics else None
+        metrics = {}
+    if metrics.get("ckpt") != checkpoint.name or metrics.get("data") or "val/loss" not in metrics:
+        return "Not evaluated.\n"
+    part = f", the first {metrics['limit']} batches" if metrics["limit"] else ""
+    rows = f"rows of {metrics['seq_len']} tokens, {metrics['precision']}{part}"
+    scores = {
+        key: f"{value:.4f}"
+        for key, value in metrics.items()
+        if isinstance(value, float) and key.startswith(("val/", "mtp/"))
+    }
+    return f"On the validation split ({rows}), with this project's weights:\n\n{_table(scores)}"
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _table(rows: Mapping[str, object]) -> str:
+    lines = [f"| {key} | {value} |" for key, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines]) + "\n"

@@ -5,17 +5,14 @@ or is empty; anything else is refused by its name and value.
 """
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from mla_lm.errors import UserError
 from mla_lm.interop.hf_config import EXPERTS, GATE, LATENT, SIZES, YARN
 
-ONLY: dict[str, list[Any]] = {
-    "hidden_act": ["silu"],
-    "attention_bias": [False, None],
-    "rope_interleave": [True],
-}
+ONLY = {"hidden_act": "silu", "attention_bias": False, "rope_interleave": True}
 WITHOUT_EFFECT = {  # on what the model computes, or read below
     *("architectures", "model_type", "transformers_version", "torch_dtype", "dtype"),
     *("_name_or_path", "use_cache", "initializer_range", "attention_dropout", "pretraining_tp"),
@@ -27,20 +24,22 @@ WITHOUT_EFFECT = {  # on what the model computes, or read below
 }
 CLASSES = {"deepseek_v3": "DeepseekV3ForCausalLM", "deepseek_v2": "DeepseekV2ForCausalLM"}
 YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 0.0, "mscale_all_dim": 0.0}
-ROPE = ("rope_type", "type", "rope_theta")
-ROPE_OF_YARN = (*ROPE, *YARN.values(), "mscale", "mscale_all_dim", "attention_factor")
+MSCALES = {"mscale": "mscale", "mscale_all_dim": "mscale_all_dim"}
+ROPE = {"rope_type", "type", "rope_theta", "attention_factor", *YARN.values(), *MSCALES}
 ROPE_ONLY = {"partial_rotary_factor": 1, "truncate": True}
 
 
-def model_section(config: Mapping[str, Any], has_mtp: Callable[[int], bool]) -> dict[str, Any]:
-    """The section, to be validated; `has_mtp(layer)` tells whether the files hold an MTP layer.
+def model_section(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
+    """The section, to be validated; the names of the `tensors` tell which MTP layers there are.
 
     Raises UserError for what is missing or what this project does not compute.
     """
     _refuse_unknown(config)
-    n_layers, n_dense = _count(config, "num_hidden_layers"), _count(config, "first_k_dense_replace")
-    depth = _count(config, "num_nextn_predict_layers", 0)
-    found = next((k for k in range(depth) if not has_mtp(n_layers + k)), depth)
+    n_layers = _number(config, "num_hidden_layers")
+    n_dense = _number(config, "first_k_dense_replace")
+    depth = _number(config, "num_nextn_predict_layers", 0)
+    layers = {re.sub(r"^model\.layers\.(\d+)\..*", r"\1", name) for name in tensors}
+    found = next((k for k in range(depth) if str(n_layers + k) not in layers), depth)
     if found < depth:
         print(f"num_nextn_predict_layers={depth}: the files hold {found}; the others are left out")
     dense = n_dense >= n_layers and not found
@@ -65,12 +64,12 @@ def _refuse_unknown(config: Mapping[str, Any]) -> None:
         rule = "its code is never run; delete the key if transformers' own class is meant"
         _refuse("auto_map", config["auto_map"], rule)
     kind = config.get("model_type")
-    if kind not in (*CLASSES,):
+    if kind not in CLASSES:
         _refuse("model_type", kind, f"must be {' or '.join(CLASSES)}")
     if config.get("architectures", [CLASSES[kind]]) != [CLASSES[kind]]:
         _refuse("architectures", config["architectures"], f"must be {CLASSES[kind]} for {kind}")
     for key, only in ONLY.items():
-        if config.get(key, only[0]) not in only:
+        if (config.get(key, only) or False) != only:
             _refuse(key, config[key])
     heads = config.get("num_attention_heads")
     if (kv_heads := config.get("num_key_value_heads") or heads) != heads:
@@ -82,10 +81,10 @@ def _refuse_unknown(config: Mapping[str, Any]) -> None:
 
 
 def _number(config: Mapping[str, Any], key: str, default: float | None = None) -> Any:
-    value = config.get(key)
-    value = default if value is None else value
+    """Its range is checked with the section."""
+    value = default if config.get(key) is None else config[key]
     if value is None and key != "q_lora_rank":
-        raise UserError(f"config.json: {key}: missing")
+        _refuse(key, value, "missing")
     if not isinstance(value, int | float | None):
         _refuse(key, value, "must be a number")
     return value
@@ -95,13 +94,6 @@ def _numbers(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
     return {
         ours: _number(config, theirs, YARN_DEFAULTS.get(ours)) for ours, theirs in names.items()
     }
-
-
-def _count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = _number(config, key, default)
-    if type(value) is not int or value < 0:
-        _refuse(key, value, "must be a count")
-    return value
 
 
 def _experts(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,26 +107,20 @@ def _experts(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    for key in ("rope_scaling", "rope_parameters"):
-        if not isinstance(config.get(key), dict | None):
-            _refuse(key, config[key], "must be an object")
     given: dict[str, Any] = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind not in ("default", "yarn"):
         _refuse("rope_parameters.rope_type", kind, "must be default or yarn")
-    known = ROPE_OF_YARN if kind == "yarn" else ROPE
     for key, value in given.items():
-        if value is not None and key not in known and value != ROPE_ONLY.get(key):
+        if value is not None and key not in ROPE and value != ROPE_ONLY.get(key):
             _refuse(f"rope_parameters.{key}", value)
     theta = _number({**config, **given}, "rope_theta")
     if kind == "default":
         return {"kind": "plain", "theta": theta}
-    yarn = {"kind": "yarn", "theta": theta, **_numbers(given, YARN)}
-    yarn |= _numbers(given, {key: key for key in ("mscale", "mscale_all_dim")})
+    yarn = _numbers(given, YARN | MSCALES)
     amplitude = _number(given, "attention_factor", 0)
-    return yarn | {
-        "mscale": _mscale(amplitude, yarn["factor"], yarn["mscale"], yarn["mscale_all_dim"])
-    }
+    mscale = _mscale(amplitude, yarn["factor"], yarn["mscale"], yarn["mscale_all_dim"])
+    return {"kind": "yarn", "theta": theta, **yarn, "mscale": mscale}
 
 
 def _mscale(amplitude: float, factor: float, mscale: float, mscale_all_dim: float) -> float:

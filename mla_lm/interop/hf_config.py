@@ -9,13 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mla_lm.config import (
-    GroupedAttentionConfig,
-    MLAConfig,
-    ModelConfig,
-    MoEConfig,
-    YarnConfig,
-)
+from mla_lm.config import GroupedAttentionConfig, MLAConfig, ModelConfig, MoEConfig, YarnConfig
 from mla_lm.config.section import Section
 from mla_lm.errors import UserError
 
@@ -34,10 +28,7 @@ SIZES = {  # our name: Hugging Face's
     "inter_dim": "intermediate_size",
     "norm_eps": "rms_norm_eps",
 }
-LATENT = {
-    key: key
-    for key in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-}
+LATENT = {key: key for key in MLAConfig.model_fields if key != "kind"}
 EXPERTS = {
     "moe_inter_dim": "moe_intermediate_size",
     "n_routed_experts": "n_routed_experts",

@@ -1,32 +1,22 @@
 """A DeepSeek-V2/V3-style folder as a run at step 0: to evaluate, sample and train further."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.record import PREFIX, RECORD, STEP, WEIGHTS, Record, write_run_files
 from mla_lm.config import RunConfig
-from mla_lm.config.compose import load_config, validate
+from mla_lm.config.compose import load_config, with_values
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
 from mla_lm.files import new_folder, read_object
 from mla_lm.interop.foreign import model_section
 from mla_lm.interop.weights import Shards, read_state
 
-UNSAFE = re.compile(r"[$\\'\x00-\x1f]")  # could be interpolated when a configuration is composed
 ROW = 1024  # default data.seq_len, where the context is not shorter
-
-
-class Foreign(NamedTuple):
-    """The content of a folder."""
-
-    cfg: RunConfig
-    state: dict[str, Tensor]
-    tokenizer: Tokenizer
 
 
 def is_foreign(path: Path) -> bool:
@@ -41,7 +31,7 @@ def read_folder(
     overrides: Sequence[str] = (),
     tokenizer: Path | None = None,
     end_of_text: str | None = None,
-) -> Foreign:
+) -> tuple[RunConfig, dict[str, Tensor], Tokenizer]:
     """Read `src`; `overrides` set what is not the model's, such as data.
 
     `tokenizer` is a `tokenizer.json` where `src` has none; `end_of_text` overrides the token that
@@ -50,22 +40,29 @@ def read_folder(
     """
     config = read_object(src / "config.json")
     shards = Shards(src)
-    model = model_section(config, shards.holds_layer)
+    try:
+        model = model_section(config, shards.file_of)
+    except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:  # made by hand
+        raise UserError(f"{src / 'config.json'}: cannot be read ({one_line(error)})") from None
+    separator = end_of_text or _separator(src)
     path = tokenizer or src / "tokenizer.json"
-    vocabulary, end_of_text = _tokenizer(path, end_of_text or _separator(src))
+    try:
+        vocabulary = Tokenizer(path.read_text(encoding="utf-8"), end_of_text=separator)
+    except Exception as error:  # the library raises plain `Exception`
+        hint = "tokenizer=FILE and end_of_text=TOKEN name others"
+        raise UserError(f"{path}: {one_line(error)}; {hint}") from None
     defaults = [f"data.seq_len={min(ROW, model['max_seq_len'])}"]
     if model["ffn"]["kind"] != "moe":
         defaults.append("balance=none")
-    values = load_config([*defaults, *overrides]).model_dump()
-    values["model"] = model
-    values["data"]["tokenizer"] = {
+    of_src = {
         "kind": "pretrained",
         "path": "tokenizer.json",
-        "end_of_text": end_of_text,
+        "end_of_text": separator,
         "vocab_size": vocabulary.vocab_size,
     }
-    cfg = validate(RunConfig, values)
-    return Foreign(cfg, read_state(shards, cfg.model), vocabulary)
+    run = load_config([*defaults, *overrides])
+    cfg = with_values(run, {"model": model, "data.tokenizer": of_src})
+    return cfg, read_state(shards, cfg.model), vocabulary
 
 
 def import_folder(src: Path, out: Path, **options: Any) -> RunConfig:
@@ -73,12 +70,12 @@ def import_folder(src: Path, out: Path, **options: Any) -> RunConfig:
 
     Raises UserError as that does, and where `out` holds anything.
     """
-    found = read_folder(src, **options)
-    cfg = found.cfg.model_copy(update={"run_dir": str(out)})
-    record = Record.of(cfg, command="", tokenizer=found.tokenizer.json, data={}, environment={})
+    cfg, state, tokenizer = read_folder(src, **options)
+    cfg = cfg.model_copy(update={"run_dir": str(out)})
+    record = Record.of(cfg, command="", tokenizer=tokenizer.json, data={}, environment={})
+    weights = {f"{PREFIX}{name}": tensor for name, tensor in state.items()}
     with new_folder(out) as folder:
         write_run_files(folder, cfg, record)
-        weights = {f"{PREFIX}{name}": tensor for name, tensor in found.state.items()}
         checkpoint_file.write(
             folder / "checkpoints" / "step-000000.ckpt",
             {RECORD: record.stored(), WEIGHTS: weights, STEP: 0},
@@ -86,25 +83,14 @@ def import_folder(src: Path, out: Path, **options: Any) -> RunConfig:
     return cfg
 
 
-def _separator(src: Path) -> str | None:
+def _separator(src: Path) -> str:
     """The token before each text, else after it, in the tokenizer's configuration."""
     path = src / "tokenizer_config.json"
-    if not path.is_file():
-        return None
-    content = read_object(path)
+    content = read_object(path) if path.is_file() else {}
     token = content.get("bos_token") or content.get("eos_token")
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _tokenizer(path: Path, end_of_text: str | None) -> tuple[Tokenizer, str]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; name a tokenizer.json by tokenizer=FILE")
-    if not isinstance(end_of_text, str) or UNSAFE.search(end_of_text):
+    token = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(token, str):
         raise UserError(
-            f"{path}: bos_token={end_of_text!r}: name what separates texts by end_of_text=TOKEN"
+            f"{path}: no bos_token or eos_token; name the separator by end_of_text=TOKEN"
         )
-    try:
-        return Tokenizer(path.read_text(encoding="utf-8"), end_of_text=end_of_text), end_of_text
-    except Exception as error:  # the library raises plain `Exception`
-        reason = error if type(error) is ValueError else one_line(error)
-        raise UserError(f"{path}: {reason}") from None
+    return token

@@ -24,12 +24,10 @@ STEMS = {
     "ffn_norm": "post_attention_layernorm",
     "ffn": "mlp",
     "router": "gate",
-}
-MTP_STEMS = {
     "embed_norm": "enorm",
     "hidden_norm": "hnorm",
     "proj": "eh_proj",
-    "norm": "shared_head.norm",
+    "norm": "shared_head.norm",  # of an MTP module
 }
 HEAD = "lm_head.weight"
 ENDS = {  # copied into MTP layers: name, and name there
@@ -53,25 +51,22 @@ def parts(name: str, cfg: ModelConfig) -> list[Part]:
 
     A tied head is a part of "embed.weight".
     """
-    mtp_layers = [f"model.layers.{cfg.n_layers + k}" for k in range(cfg.mtp_depth)]
     if name == "norm.weight":
         return [Part("model.norm.weight")]
-    if name == "embed.weight" and cfg.tie_embeddings:
-        head = [part._replace(copy=True) for part in _end("lm_head.weight", mtp_layers)]
-        return [*_end(name, mtp_layers), *head]
     if name in ENDS:
-        return _end(name, mtp_layers)
-    if match := re.fullmatch(r"mtp\.(\d+)\.(\w+)\.weight", name):
-        return [Part(f"{mtp_layers[int(match[1])]}.{MTP_STEMS[match[2]]}.weight")]
-    match = re.fullmatch(r"(?:blocks\.(\d+)|mtp\.(\d+)\.block)\.(.+)", name)
+        tied = cfg.tie_embeddings and name == "embed.weight"
+        head = [part._replace(copy=True) for part in _end("lm_head.weight", cfg)] if tied else []
+        return [*_end(name, cfg), *head]
+    match = re.fullmatch(r"(blocks|mtp)\.(\d+)\.(?:block\.)?(.+)", name)
     assert match is not None, name
-    layer = f"model.layers.{match[1]}" if match[1] else mtp_layers[int(match[2])]
-    return [Part(f"{layer}.{key}", at) for key, at in _in_block(match[3], cfg)]
+    layer = int(match[2]) + (cfg.n_layers if match[1] == "mtp" else 0)
+    return [Part(f"model.layers.{layer}.{key}", at) for key, at in _in_block(match[3], cfg)]
 
 
-def _end(name: str, mtp_layers: list[str]) -> list[Part]:
+def _end(name: str, cfg: ModelConfig) -> list[Part]:
     main, copy = ENDS[name]
-    return [Part(main), *(Part(f"{layer}.{copy}", copy=True) for layer in mtp_layers)]
+    mtp_layers = range(cfg.n_layers, cfg.n_layers + cfg.mtp_depth)
+    return [Part(main), *(Part(f"model.layers.{i}.{copy}", copy=True) for i in mtp_layers)]
 
 
 def _in_block(name: str, cfg: ModelConfig) -> Iterator[tuple[str, Place]]:

@@ -44,32 +44,22 @@ def to_hugging_face(state: Mapping[str, Tensor], cfg: ModelConfig) -> dict[str, 
 def write_shards(
     tensors: Mapping[str, Tensor], folder: Path, *, dtype: torch.dtype, max_bytes: int
 ) -> None:
-    """Write `tensors` into as few files as `max_bytes` allows, with an index if there are several.
+    """Write `tensors` into files of at most `max_bytes`, with an index if there are several.
 
     Weights are written as `dtype`; the routing biases stay float32.
     """
+    from huggingface_hub import split_torch_state_dict_into_shards
+
     dtypes = {name: t.dtype if ALWAYS_FLOAT32 in name else dtype for name, t in tensors.items()}
-    sizes = {name: t.numel() * dtypes[name].itemsize for name, t in tensors.items()}
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, size in sizes.items():
-        if shards[-1] and filled + size > max_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    files = {
-        f"model-{i:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else SINGLE: names
-        for i, names in enumerate(shards, start=1)
+    stored = {
+        name: torch.empty(t.shape, dtype=dtypes[name], device="meta") for name, t in tensors.items()
     }
-    for file, names in files.items():
+    split = split_torch_state_dict_into_shards(stored, max_shard_size=max_bytes)
+    for file, names in split.filename_to_tensors.items():
         shard = {name: tensors[name].to(dtypes[name], copy=True).contiguous() for name in names}
         save_file(shard, folder / file, {"format": "pt"})
-    if len(files) > 1:
-        index = {
-            "metadata": {"total_size": sum(sizes.values())},
-            "weight_map": {name: file for file, names in files.items() for name in names},
-        }
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -80,10 +70,8 @@ class Shards:
         self.folder = folder
         index, single = folder / INDEX, folder / SINGLE
         if index.is_file():
-            weight_map = read_object(index).get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise UserError(f"{index}: holds no weight_map")
-            self.file_of = {name: folder / str(file) for name, file in weight_map.items()}
+            weight_map = read_object(index).get("weight_map", {})
+            self.file_of = {name: folder / file for name, file in weight_map.items()}
             for file in self.file_of.values():
                 if file.parent != folder:
                     raise UserError(f"{index}: {file} is not in this folder")
@@ -95,34 +83,21 @@ class Shards:
                 f"{folder}: neither {SINGLE} nor {INDEX} (pickle is not read: save as safetensors)"
             )
 
-    def holds_layer(self, layer: int) -> bool:
-        """Whether any tensor of this layer is there."""
-        return any(name.startswith(f"model.layers.{layer}.") for name in self.file_of)
-
-    def dtype(self, name: str) -> torch.dtype:
-        """Of a tensor that is there; UserError where it cannot be read."""
+    def describe(self, name: str) -> tuple[torch.dtype, list[int]]:
+        """Dtype and shape of a tensor that is there; UserError where it cannot be read."""
         with _opened(self.file_of[name]) as tensors:
-            found = tensors.get_slice(name).get_dtype()
-        if found not in READABLE:
+            found = tensors.get_slice(name)
+            dtype, shape = found.get_dtype(), found.get_shape()
+        if dtype not in READABLE:
             kinds = ", ".join(READABLE)
-            raise UserError(f"{self.file_of[name]}: {name} is {found}; {kinds} can be read")
-        return READABLE[found]
+            raise UserError(f"{self.file_of[name]}: {name} is {dtype}; {kinds} can be read")
+        return READABLE[dtype], shape
 
-    def blocks(self, name: str, shape: torch.Size) -> Iterator[tuple[int, Tensor]]:
-        """Copies of rows of a tensor that is there, each with the index of its first row.
-
-        UserError when the tensor has another shape.
-        """
-        file = self.file_of[name]
-        with _opened(file) as tensors:
-            found = tensors.get_slice(name).get_shape()
-        if found != list(shape):
-            raise UserError(f"{file}: {name} has shape {found}, not {list(shape)}")
-        n_rows = max(1, BLOCK // shape[1:].numel())
-        for first in range(0, shape[0], n_rows):
-            with _opened(file) as tensors:
-                rows = tensors.get_slice(name)[first : first + n_rows].clone()
-            yield first, rows
+    def rows(self, name: str, rows: slice) -> Tensor:
+        """A copy of some rows of a tensor that is there."""
+        with _opened(self.file_of[name]) as tensors:
+            copy: Tensor = tensors.get_slice(name)[rows].clone()
+        return copy
 
 
 def read_state(shards: Shards, cfg: ModelConfig) -> dict[str, Tensor]:
@@ -133,10 +108,10 @@ def read_state(shards: Shards, cfg: ModelConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
         wanted = Transformer(cfg).state_dict()
     plan = {name: parts(name, cfg) for name in _own_names(wanted, cfg)}
-    copy_of = {part.name: part.copy for pieces in plan.values() for part in pieces}
-    optional = {name for name, copy in copy_of.items() if copy}
-    found, needed = shards.file_of.keys() - optional, copy_of.keys() - optional
-    for names, what in ((found - needed, "that are not used"), (needed - found, "missing")):
+    named = {part.name for pieces in plan.values() for part in pieces}
+    needed = {part.name for pieces in plan.values() for part in pieces if not part.copy}
+    found = shards.file_of.keys()
+    for names, what in ((found - named, "that are not used"), (needed - found, "missing")):
         if names:
             few = ", ".join(sorted(names)[:8]) + (", ..." if len(names) > 8 else "")
             raise UserError(f"{shards.folder}: tensors {what} ({len(names)}): {few}")
@@ -147,21 +122,26 @@ def read_state(shards: Shards, cfg: ModelConfig) -> dict[str, Tensor]:
 
 
 def _assembled(shards: Shards, pieces: list[Part], wanted: Tensor) -> Tensor:
-    first = pieces[0]
-    dtype = wanted.dtype if ALWAYS_FLOAT32 in first.name else shards.dtype(first.name)
-    ours = torch.empty(wanted.shape, dtype=dtype)
-    for part in pieces:
-        if part.copy and part.name not in shards.file_of:
+    first = pieces[0].name
+    exact = ALWAYS_FLOAT32 in first
+    ours = torch.empty(wanted.shape, dtype=wanted.dtype if exact else shards.describe(first)[0])
+    for name, at, copy in pieces:
+        if copy and name not in shards.file_of:
             continue
-        if (theirs := shards.dtype(part.name)) != dtype and ALWAYS_FLOAT32 not in part.name:
-            raise UserError(f"{shards.folder}: {part.name} is {theirs}, {first.name} {dtype}")
-        place = ours[part.at]  # a view: DeepSeek's layout permutes no rows
-        for row, block in shards.blocks(part.name, place.shape):
-            rows = place[row : row + len(block)]
-            if not part.copy:
-                rows.copy_(block)
-            elif not torch.equal(rows, block):
-                raise UserError(f"{shards.folder}: {part.name} is no copy of {first.name}")
+        dtype, shape = shards.describe(name)
+        place = ours[at]  # a view: DeepSeek's layout permutes no rows
+        if shape != list(place.shape):
+            raise UserError(f"{shards.folder}: {name} has shape {shape}, not {list(place.shape)}")
+        if dtype != ours.dtype and not exact:
+            raise UserError(f"{shards.folder}: {name} is {dtype}, {first} {ours.dtype}")
+        n_rows = max(1, BLOCK // place.shape[1:].numel())
+        for start in range(0, len(place), n_rows):
+            rows = slice(start, start + n_rows)
+            block = shards.rows(name, rows)
+            if not copy:
+                place[rows] = block
+            elif not torch.equal(place[rows], block):
+                raise UserError(f"{shards.folder}: {name} is no copy of {first}")
     return ours
 
 

@@ -1,5 +1,7 @@
 """Pre-norm residual block: attention, then a dense or mixture-of-experts feed-forward layer."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -10,6 +12,8 @@ from mla_lm.model.cache import LayerCache
 from mla_lm.model.layers import RMSNorm, SwiGLU
 from mla_lm.model.moe import MoE, Routing
 from mla_lm.model.positions import Positions
+
+Run = Callable[..., tuple[Tensor, Routing | None]]
 
 
 class Block(nn.Module):
@@ -45,12 +49,9 @@ def run(
 
     Compiled code is for training only: without gradients shapes change from call to call.
     """
-    if not torch.is_grad_enabled():
-        result: tuple[Tensor, Routing | None] = module._call_impl(*inputs, at, cache)
-        return result
-    if checkpointing == "none":
-        result = module(*inputs, at, cache)
-        return result
+    if checkpointing == "none" or not torch.is_grad_enabled():
+        call: Run = module if torch.is_grad_enabled() else module._call_impl
+        return call(*inputs, at, cache)
 
     def flat(*inputs: Tensor) -> tuple[Tensor, ...]:  # re-entrant: gradients of tensors only
         y, routing = module(*inputs, at)

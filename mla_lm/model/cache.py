@@ -74,10 +74,8 @@ class Cache:
         """
         before = self.lengths
         cache_len = max(before, default=0) + n_new
-        for limit, name in (
-            (len(cos), "model.max_seq_len"),
-            (self.capacity, "the cache's capacity"),
-        ):
+        limits = {"model.max_seq_len": len(cos), "the cache's capacity": self.capacity}
+        for name, limit in limits.items():
             if cache_len > limit:
                 raise UserError(f"{cache_len} tokens exceed {name}={limit}")
         self.lengths = [length + n_new for length in before]
@@ -85,8 +83,7 @@ class Cache:
             slots = slice(cache_len - n_new, cache_len)
             mask: Tensor | None = None
             if 1 < n_new < cache_len:
-                shape = (1, 1, n_new, cache_len)
-                mask = torch.ones(shape, dtype=torch.bool, device=cos.device)
+                mask = torch.ones(1, 1, n_new, cache_len, dtype=torch.bool, device=cos.device)
                 mask = mask.tril(cache_len - n_new)
             return Positions(cos[slots], sin[slots], mask, slots, cache_len)
         starts = torch.tensor(before, device=cos.device).unsqueeze(1)

@@ -50,18 +50,13 @@ def fastest(x: Tensor, gate_up: Tensor) -> str:
     return "few_tokens" if 0 < len(x) < ROW_BLOCK else "padded"
 
 
-def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """One expert: x (rows, dim), gate_up (2 * inter_dim, dim), down (dim, inter_dim)."""
-    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
-    return F.linear(F.silu(gate) * up, down)
-
-
 def loop(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """The reference: expert by expert, as in the equation."""
     y = torch.zeros_like(x, dtype=weights.dtype)
     for expert in range(len(gate_up)):
         token, place = (experts == expert).nonzero(as_tuple=True)
-        outputs = swiglu(x[token], gate_up[expert], down[expert])
+        gate, up = F.linear(x[token], gate_up[expert]).chunk(2, dim=-1)
+        outputs = F.linear(F.silu(gate) * up, down[expert])
         y = y.index_add(0, token, outputs * weights[token, place].unsqueeze(-1))
     return y
 
@@ -120,7 +115,7 @@ class Padded(torch.autograd.Function):
         ctx: Any, x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor
     ) -> Tensor:
         token, place, sizes = layout(experts, len(gate_up))
-        rows = with_zero(x)
+        rows = F.pad(x, (0, 0, 0, 1))  # padding reads a row of zeros
         h = x.new_empty(len(token), gate_up.shape[1])
         outputs = x.new_empty(len(token), x.shape[1])
         parts = zip(token.split(sizes), h.split(sizes), outputs.split(sizes), strict=True)
@@ -138,7 +133,7 @@ class Padded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weights, gate_up, down, token, place, h = ctx.saved_tensors
-        rows, grad_rows = with_zero(x), with_zero(grads[0].type_as(x))
+        rows, grad_rows = (F.pad(t, (0, 0, 0, 1)) for t in (x, grads[0].type_as(x)))
         weight = weights.new_zeros(len(token)).index_copy_(0, place.flatten(), weights.flatten())
         grad_inputs = x.new_empty(len(token), x.shape[1])
         grad_weight = torch.empty_like(weight)
@@ -177,14 +172,4 @@ def layout(experts: Tensor, n_experts: int) -> tuple[Tensor, Tensor, list[int]]:
     return token, place, n_rows
 
 
-def with_zero(x: Tensor) -> Tensor:
-    """Append a row of zeros for the padding to read: x (N, dim) -> (N + 1, dim)."""
-    return F.pad(x, (0, 0, 0, 1))
-
-
-WAYS = {
-    "loop": loop,
-    "padded": padded,
-    "grouped_mm": grouped_mm,
-    "few_tokens": few_tokens,
-}
+WAYS = {"loop": loop, "padded": padded, "grouped_mm": grouped_mm, "few_tokens": few_tokens}

@@ -28,11 +28,7 @@ class MTPModule(nn.Module):
         self.norm = RMSNorm(cfg.dim, eps=cfg.norm_eps)
 
     def forward(
-        self,
-        hidden: Tensor,
-        embedding: Tensor,
-        at: Positions,
-        cache: LayerCache | None = None,
+        self, hidden: Tensor, embedding: Tensor, at: Positions, cache: LayerCache | None = None
     ) -> tuple[Tensor, Routing | None]:
         """hidden at i, embedding of token i + k: both (B, T - k, dim) -> normed state."""
         x = self.proj(torch.cat((self.embed_norm(embedding), self.hidden_norm(hidden)), dim=-1))

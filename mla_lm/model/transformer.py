@@ -174,7 +174,9 @@ class Transformer(KeepsFloat32):
     def _from_start(self, n_tokens: int, documents: Tensor | None) -> Positions:
         if n_tokens > self.cfg.max_seq_len:
             raise UserError(f"{n_tokens} tokens exceed model.max_seq_len={self.cfg.max_seq_len}")
-        mask = None if documents is None else _within(documents)
+        mask = None
+        if documents is not None:  # causal within documents: (B, 1, T, T)
+            mask = (documents[:, :, None] == documents[:, None, :]).tril().unsqueeze(1)
         return Positions(self.cos[:n_tokens], self.sin[:n_tokens], mask)
 
     def routers(self) -> dict[str, Router]:
@@ -197,8 +199,3 @@ class Transformer(KeepsFloat32):
         for name in ("o_proj", "down_proj"):
             if isinstance(child := getattr(module, name, None), nn.Linear):
                 child.weight.normal_(std=residual_std)
-
-
-def _within(documents: Tensor) -> Tensor:
-    """Causal mask within documents: (B, T) -> (B, 1, T, T) bool."""
-    return (documents[:, :, None] == documents[:, None, :]).tril().unsqueeze(1)

@@ -19,10 +19,9 @@ def expert_load(routing: Sequence[Routing], counted: Tensor | None = None) -> Te
 
     counted (B, T) bool is False for padding; None: everything counts.
     """
-    loads = [
-        count(layer.experts, layer.scores.shape[-1], of_layer(layer, counted)) for layer in routing
-    ]
-    return torch.stack(loads)
+    return torch.stack(
+        [count(r.experts, r.scores.shape[-1], of_layer(r, counted)) for r in routing]
+    )
 
 
 def of_layer(layer: Routing, counted: Tensor | None) -> Tensor | None:

@@ -41,9 +41,8 @@ def head_loss(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    nats: Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
-        hidden.flatten(0, -2), weight, targets.flatten()
-    )
+    rows = hidden.flatten(0, -2), weight, targets.flatten()
+    nats: Tensor = HeadLoss.apply(*rows)  # type: ignore[no-untyped-call]
     return nats / (n_counted(targets) if n_targets is None else n_targets).clamp(min=1)
 
 
@@ -83,8 +82,8 @@ class HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        scale = grads[0]
-        return grad_hidden * scale.type_as(grad_hidden), (grad_weight * scale).to(ctx.dtype), None
+        grad_hidden = grad_hidden * grads[0].type_as(grad_hidden)
+        return grad_hidden, (grad_weight * grads[0]).to(ctx.dtype), None
 
 
 def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:

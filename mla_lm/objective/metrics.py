@@ -4,7 +4,6 @@ B batch, T tokens, V vocabulary.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,24 +12,14 @@ from torch import Tensor
 from mla_lm.data.batch import IGNORED, Batch
 from mla_lm.objective.losses import mtp_targets
 
-
-class Sums(NamedTuple):
-    """Sums over batches; `loss_sums` returns them as a tensor."""
-
-    nats: float
-    tokens: float
-    bytes: float  # of text behind the tokens
-    right: float  # answers whose every token is the greedy choice
-    answers: float  # runs of labels that count
-
-
-N_SUMS = len(Sums._fields)
+N_SUMS = 5  # nats, tokens, bytes of text, right answers, answers
 
 
 def loss_sums(logits: Tensor, labels: Tensor, byte_lengths: Tensor) -> Tensor:
-    """`Sums` over a batch, (5,) float64; labels that are `IGNORED` do not count.
+    """Nats, tokens, bytes, right answers and answers of a batch: (N_SUMS,) float64.
 
-    logits (B, T, V), labels (B, T), byte_lengths (V,) the bytes of text behind each id.
+    logits (B, T, V), labels (B, T), where `IGNORED` does not count, byte_lengths (V,) the bytes of
+    text behind each id.
     """
     flat = logits.float().flatten(0, 1)
     nats = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
@@ -64,15 +53,10 @@ def summarize(sums: Tensor, *, graded: bool) -> dict[str, float]:
 
     `val/exact_match`, the share of right answers, only where answers are graded.
     """
-    total = Sums(*sums.tolist())
-    metrics = {
-        "val/loss": total.nats / total.tokens,
-        "val/perplexity": math.exp(min(total.nats / total.tokens, 700.0)),
-        "val/bpb": total.nats / math.log(2) / total.bytes,
-    }
-    if graded:
-        metrics["val/exact_match"] = total.right / total.answers
-    return metrics
+    nats, n_tokens, n_bytes, n_right, n_answers = sums.tolist()
+    loss, bpb = nats / n_tokens, nats / math.log(2) / n_bytes
+    metrics = {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0)), "val/bpb": bpb}
+    return metrics | ({"val/exact_match": n_right / n_answers} if graded else {})
 
 
 def kept_drafts(drafts: Tensor, greedy: Tensor, batch: Batch, *, depth: int) -> Tensor:

@@ -101,12 +101,10 @@ class MuonAdamW(Optimizer):
             [state["step"] for state in states],
             fused=True,
             amsgrad=False,
+            maximize=False,
             beta1=beta1,
             beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
+            **{key: group[key] for key in ("lr", "weight_decay", "eps")},
         )
 
 

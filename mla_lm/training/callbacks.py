@@ -1,33 +1,31 @@
-"""What a user sees during a run: progress and samples."""
+"""What a user is told during a run: progress, samples, loss spikes."""
 
 import os
-import sys
 import textwrap
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import lightning as L
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from mla_lm.cost import train_flops_per_token
 from mla_lm.generation import Completion, Sampling
 from mla_lm.machine import product_ceiling, resolve_precision
 from mla_lm.training.module import LanguageModel
-from mla_lm.training.publish import publish_text
+from mla_lm.training.plots import publish
 
 
 class Progress(L.Callback):
-    """A bar with loss, speed and time left; plain lines where there is no terminal.
+    """A line with loss, speed and time left for every logged step, and one for every validation.
 
     `train/mfu` is the model's FLOPs per second over those of a large matrix product in the run's
     number format, measured at its start: MFU on a GPU, share of matmul peak on a CPU.
     """
 
     def __init__(self) -> None:
-        self.bar: Bar | None = None
         self.since: float | None = None  # None from a validation to the next batch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -37,11 +35,6 @@ class Progress(L.Callback):
         self.ceiling = product_ceiling(precision, pl_module.device)
         self.unit = "MFU" if pl_module.device.type == "cuda" else "of matmul peak"
         self.flops_per_token = train_flops_per_token(cfg.model, cfg.data.seq_len)
-        if sys.stdout.isatty():
-            columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
-            self.bar = Bar(*columns, TimeRemainingColumn())
-            self.bar.add_task("", total=trainer.max_steps, completed=trainer.global_step)
-            self.bar.start()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, idx: int
@@ -55,8 +48,6 @@ class Progress(L.Callback):
         assert self.since is not None
         self.tokens += batch[:, 1:].numel() * trainer.world_size
         step, steps = trainer.global_step, trainer.global_step - self.step
-        if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=step)
         if steps == 0 or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         seconds = time.perf_counter() - self.since
@@ -65,11 +56,8 @@ class Progress(L.Callback):
         pl_module.log_dict({"train/tokens_per_second": speed, "train/mfu": mfu})
         loss, bpb = (float(trainer.callback_metrics[f"train/{name}"]) for name in ("ce", "bpb"))
         text = f"loss {loss:.3f}  {bpb:.3f} bits/byte  {speed:,.0f} tokens/s  {mfu:.0%} {self.unit}"
-        if self.bar:
-            self.bar.update(self.bar.task_ids[0], description=text)
-        else:
-            left = (trainer.max_steps - step) * seconds / steps
-            print(f"step {step}/{trainer.max_steps}  {text}  {left / 60:.1f} min left", flush=True)
+        left = (trainer.max_steps - step) * seconds / steps
+        print(f"step {step}/{trainer.max_steps}  {text}  {left / 60:.1f} min left", flush=True)
         self._restart_clock(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -78,13 +66,6 @@ class Progress(L.Callback):
         text = "  ".join(f"{name} {float(value):.4f}" for name, value in values.items())
         print(f"step {trainer.global_step}  {text}", flush=True)
         self.since = None
-
-    def teardown(self, *_: Any, stage: str = "fit") -> None:
-        if self.bar:
-            self.bar.stop()  # shows the cursor again
-
-    def on_exception(self, *_: Any) -> None:
-        self.teardown()  # Lightning does not call it then
 
     def _restart_clock(self, trainer: L.Trainer) -> None:
         self.tokens, self.step, self.since = 0, trainer.global_step, time.perf_counter()
@@ -116,7 +97,7 @@ class Samples(L.Callback):
         written = "".join(f"```\n{text}\n```\n\n" for text in texts)
         with path.open("a", encoding="utf-8") as file:
             file.write(f"## step {trainer.global_step}\n\n{written}")
-        publish_text(trainer.loggers, "samples", "\n\n".join(texts), trainer.global_step)
+        publish(trainer, "samples", "\n\n".join(texts))
 
     def _completion(self, pl_module: L.LightningModule, prompt: str, *, seed: int) -> Completion:
         assert isinstance(pl_module, LanguageModel)
@@ -128,3 +109,34 @@ class Samples(L.Callback):
             sampling=Sampling(temperature=0.6, top_k=50),
             seed=seed,
         )
+
+
+class LossSpikes(L.Callback):
+    """Prints a step whose loss is `threshold` standard deviations above the mean of `window` steps.
+
+    Losses are means over the global batch; those that are not finite do not count.
+    """
+
+    def __init__(self, window: int, threshold: float) -> None:
+        self.threshold = threshold
+        self.losses: deque[float] = deque(maxlen=window)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        loss = pl_module.loss
+        if loss is None:
+            return
+        if len(self.losses) == self.losses.maxlen:
+            mean, deviation = fmean(self.losses), stdev(self.losses)
+            if loss > mean + self.threshold * deviation:
+                trainer.print(
+                    f"step {trainer.global_step}: loss {loss:.3f} is a spike, the last "
+                    f"{len(self.losses)} were {mean:.3f} +- {deviation:.3f}"
+                )
+        self.losses.append(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": list(self.losses)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.losses.extend(state_dict["losses"])

@@ -24,6 +24,7 @@ from mla_lm.checkpoint.record import RECORD, read, saved, step_of
 from mla_lm.config import CheckpointConfig
 from mla_lm.errors import INTERRUPTED, STOPPED, UserError
 from mla_lm.files import remove_temporaries
+from mla_lm.training.module import LanguageModel
 from mla_lm.training.processes import broadcast_from_rank0, world_size
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -44,22 +45,29 @@ class Checkpoints(Checkpoint):
         self.folder, self.cfg, self.repeat = folder, cfg, repeat
         self.best_step: int | None = None
         self.best_loss: float | None = None
-        self.step, self.saved_step = 0, -1
+        self.saved_step = -1
         self.stop_requested = False  # another callback asked for it inside an accumulation window
         self.saved_at = time.monotonic()
         self.signal: signal.Signals | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.step = trainer.global_step
-        self.saved_step = self.step if self._path(self.step).exists() else -1
+        step = trainer.global_step
+        self.saved_step = step if self._path(step).exists() else -1
         self.saved_at = time.monotonic()
-        broadcast_from_rank0(partial(self._prepare_folder, pl_module))
+        size = sum(p.nbytes for p in pl_module.parameters())
+        broadcast_from_rank0(partial(prepare_folder, self.folder, step, size, keep=self.cfg.keep))
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:  # Lightning puts the old handlers back
                 signal.signal(number, self._note)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        inside_window, self.step = trainer.global_step == self.step, trainer.global_step
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt):  # before the handlers are set
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has disabled it
+            raise exception  # Lightning would end with status 1
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        inside_window = bool(pl_module.micro_losses)
         self.stop_requested |= trainer.should_stop
         trainer.should_stop = self.stop_requested and not inside_window
         if not (inside_window or _validates(trainer) or trainer.is_last_batch):
@@ -121,15 +129,16 @@ class Checkpoints(Checkpoint):
         except UserError as error:
             failure = error
             trainer.strategy.barrier()  # at which the others wait for rank zero
-        broadcast_from_rank0(partial(self._finish_save, failure))
-        self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
 
-    def _finish_save(self, failure: UserError | None) -> None:
-        if failure is not None:
-            raise failure
-        for old in saved(self.folder)[self.cfg.keep :]:
-            if step_of(old) != self.best_step:
-                old.unlink()
+        def finish() -> None:
+            if failure is not None:
+                raise failure
+            for old in saved(self.folder)[self.cfg.keep :]:
+                if step_of(old) != self.best_step:
+                    old.unlink()
+
+        broadcast_from_rank0(finish)
+        self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
 
     def _stop(self, trainer: L.Trainer) -> None:
         resume = (f"run_dir={shlex.quote(str(self.folder.parent))}", "resume=auto")
@@ -147,34 +156,35 @@ class Checkpoints(Checkpoint):
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}.ckpt"
 
-    def _prepare_folder(self, pl_module: L.LightningModule) -> None:
-        """Rename damaged files of later steps; UserError for a good one, or for too little space.
-
-        A good one is of another process, since this one resumes from the newest there was.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        remove_temporaries(self.folder)
-        for path in saved(self.folder):
-            if (step_of(path) or 0) <= self.step:
-                continue
-            try:
-                read(path, RECORD)
-            except UserError:
-                path.rename(path.with_suffix(".damaged"))
-            else:
-                raise UserError(f"{path}: saved since this process looked; resume again")
-        n = self.cfg.keep + 2  # the best, and the one being written
-        size = 3 * sum(p.nbytes for p in pl_module.parameters())  # with at most two moments
-        needed = n * size - sum(path.stat().st_size for path in saved(self.folder))
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise UserError(
-                f"{self.folder}: {n} checkpoints need up to {needed / 1e6:,.0f} MB more, "
-                f"and {free / 1e6:,.0f} MB are free"
-            )
-
 
 def _validates(trainer: L.Trainer) -> bool:
     """Whether the batch just trained on is followed by a validation."""
     batches = trainer.fit_loop.total_batch_idx + 1
     return trainer.enable_validation and batches % int(trainer.val_check_batch or 1) == 0
+
+
+def prepare_folder(folder: Path, step: int, size: int, *, keep: int) -> None:
+    """Rename damaged files beyond `step`; UserError for a good one, or for too little space.
+
+    A good one is of another process, since this one resumes from the newest there was. Weights of
+    `size` bytes have at most two moments.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(folder)
+    for path in saved(folder):
+        if (step_of(path) or 0) <= step:
+            continue
+        try:
+            read(path, RECORD)
+        except UserError:
+            path.rename(path.with_suffix(".damaged"))
+        else:
+            raise UserError(f"{path}: saved since this process looked; resume again")
+    n = keep + 2  # the best, and the one being written
+    needed = n * 3 * size - sum(path.stat().st_size for path in saved(folder))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: {n} checkpoints need up to {needed / 1e6:,.0f} MB more, "
+            f"and {free / 1e6:,.0f} MB are free"
+        )

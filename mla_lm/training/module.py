@@ -48,11 +48,9 @@ class LanguageModel(L.LightningModule):
         self.loss: float | None = None
         self.n_skipped = 0  # steps, in a row
         self.is_logged = False  # logging every step costs 5 % of a step of 200 ms
-        self.register_buffer(
-            "byte_lengths", torch.from_numpy(tokenizer.byte_lengths), persistent=False
-        )
+        lengths = torch.from_numpy(tokenizer.byte_lengths)
+        self.register_buffer("byte_lengths", lengths, persistent=False)
         self.annotate = Annotator(cfg.data, tokenizer)
-        self.val_sums = torch.zeros(N_SUMS, dtype=torch.float64)
 
     def configure_model(self) -> None:
         """Cut the weights where the strategy shards them."""
@@ -66,26 +64,24 @@ class LanguageModel(L.LightningModule):
 
     def training_step(self, tokens: Tensor, batch_idx: int) -> Tensor:
         self.load = self.loss = None
-        batch = self.annotate(tokens)
+        cfg, batch = self.cfg, self.annotate(tokens)
         out = self.model(
             batch.inputs,
             documents=batch.input_documents,
             logits=False,
-            checkpointing=self.cfg.trainer.activation_checkpointing,
+            checkpointing=cfg.trainer.activation_checkpointing,
         )
         terms = self.losses(out, batch)
         weights = {
             "ce": 1.0,
-            "mtp": mtp_weight(
-                self.global_step, cfg=self.cfg.loss, max_steps=self.cfg.trainer.max_steps
-            ),
-            "sequence_balance": self.cfg.balance.sequence_loss_weight,
-            "switch_balance": self.cfg.balance.switch_loss_weight,
+            "mtp": mtp_weight(self.global_step, cfg=cfg.loss, max_steps=cfg.trainer.max_steps),
+            "sequence_balance": cfg.balance.sequence_loss_weight,
+            "switch_balance": cfg.balance.switch_loss_weight,
         }
         loss = sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
         if out.routing:
             self.row_loads.append(balance.expert_load(out.routing, batch.input_counted))
-        self.is_logged = (self.global_step + 1) % self.cfg.trainer.log_every_n_steps == 0
+        self.is_logged = (self.global_step + 1) % cfg.trainer.log_every_n_steps == 0
         found = {"loss": loss, **terms}
         if self.is_logged:
             found["bytes"] = bytes_per_target(batch.labels[:, 1:], self.byte_lengths)
@@ -112,20 +108,13 @@ class LanguageModel(L.LightningModule):
         terms = {"ce": ce}
         if mtp:
             terms["mtp"] = torch.stack(mtp).mean()
-        balance_losses: dict[str, tuple[float, Callable[..., Tensor]]] = {
-            "sequence_balance": (
-                self.cfg.balance.sequence_loss_weight,
-                losses.sequence_balance_loss,
-            ),
-            "switch_balance": (
-                self.cfg.balance.switch_loss_weight,
-                partial(losses.switch_balance_loss, over_ranks=self.over_ranks),
-            ),
-        }
-        for name, (weight, loss) in balance_losses.items():
-            if out.routing and weight:
-                by_layer = [loss(routing, batch.input_counted) for routing in out.routing]
-                terms[name] = torch.stack(by_layer).sum()
+        counted, weights = batch.input_counted, self.cfg.balance
+        if out.routing and weights.sequence_loss_weight:
+            by_layer = [losses.sequence_balance_loss(r, counted) for r in out.routing]
+            terms["sequence_balance"] = torch.stack(by_layer).sum()
+        if out.routing and weights.switch_loss_weight:
+            switch = partial(losses.switch_balance_loss, over_ranks=self.over_ranks)
+            terms["switch_balance"] = torch.stack([switch(r, counted) for r in out.routing]).sum()
         return terms
 
     def over_ranks(self, values: Tensor, how: str = "mean") -> Tensor:
@@ -182,9 +171,8 @@ class LanguageModel(L.LightningModule):
             return
         rows = torch.cat(row_loads, dim=1)
         self.load = self.over_ranks(rows.sum(dim=1), "sum")
-        speed = bias_speed(
-            self.global_step, cfg=self.cfg.balance, max_steps=self.cfg.trainer.max_steps
-        )
+        cfg = self.cfg
+        speed = bias_speed(self.global_step, cfg=cfg.balance, max_steps=cfg.trainer.max_steps)
         for router, load in zip(self.routers.values(), self.load, strict=True):
             balance.update_bias(router.e_score_correction_bias, load, speed=speed)
         if self.is_logged:
@@ -202,10 +190,9 @@ class LanguageModel(L.LightningModule):
         }
         for name, values in by_layer.items():
             of_all = values.sum() if name == "dead_experts" else values.mean()
+            self.log(f"moe/{name}", of_all)
             layers = zip(self.routers, values, strict=True)
-            self.log_dict(
-                {f"moe/{name}": of_all} | {f"moe/{layer}/{name}": v for layer, v in layers}
-            )
+            self.log_dict({f"moe/{layer}/{name}": value for layer, value in layers})
 
     def on_validation_epoch_start(self) -> None:
         self.val_sums = torch.zeros(N_SUMS, dtype=torch.float64)
@@ -233,10 +220,7 @@ class LanguageModel(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.model, self.cfg.optim)
         schedule = build_schedule(optimizer, self.cfg.optim, max_steps=self.cfg.trainer.max_steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the record; UserError within an accumulation window, which nothing could resume."""

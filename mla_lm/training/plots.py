@@ -1,16 +1,26 @@
-"""The curves of a run as pictures in its folder, drawn at every validation and at the end."""
+"""Pictures in the folder of a run, drawn at every validation and at the end, and for the loggers.
 
+L MoE layers, E experts.
+"""
+
+import html
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from torch import Tensor
 
+from mla_lm.evaluation.expert_maps import draw_over_training
 from mla_lm.files import replacing
 from mla_lm.training.module import LanguageModel
-from mla_lm.training.publish import publish_picture
 
 FOLDER = "plots"
+COLUMNS = 200  # of the picture of expert load
+STEP = "trainer/global_step"  # Lightning's key of the step in a wandb run
 Curves = dict[str, list[tuple[int, float]]]  # by name: step and value
 PICTURES = {
     "loss": ("nats per token", ("train/ce", "val/loss")),
@@ -32,36 +42,109 @@ class Plots(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.add(trainer, "val/loss", "mtp/acceptance")
-        self.draw(trainer)
+        self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.draw(trainer)
+        if not trainer.is_global_zero:
+            return
+        for picture, (unit, names) in PICTURES.items():
+            curves = {name: self.curves[name] for name in names if self.curves[name]}
+            if curves:
+                path = _picture(trainer, picture)
+                draw(path, unit, curves)
+                publish(trainer, f"{FOLDER}/{picture}", path)
 
     def add(self, trainer: L.Trainer, *names: str) -> None:
         """Keep the newest values, where there are some."""
         for name in names:
             if name in trainer.callback_metrics:
                 point = (trainer.global_step, float(trainer.callback_metrics[name]))
-                if not self.curves[name] or self.curves[name][-1][0] < point[0]:
-                    self.curves[name].append(point)
-
-    def draw(self, trainer: L.Trainer) -> None:
-        if not trainer.is_global_zero:
-            return
-        folder = Path(trainer.default_root_dir) / FOLDER
-        folder.mkdir(exist_ok=True)
-        for picture, (unit, names) in PICTURES.items():
-            curves = {name: self.curves[name] for name in names if self.curves[name]}
-            if curves:
-                draw(folder / f"{picture}.png", unit, curves)
-                publish_picture(trainer.loggers, folder / f"{picture}.png", trainer.global_step)
+                self.curves[name].append(point)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: [list(point) for point in points] for name, points in self.curves.items()}
+        return dict(self.curves)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, points in state_dict.items():
-            self.curves[name] = [(int(step), float(value)) for step, value in points]
+        self.curves.update(state_dict)
+
+
+class ExpertLoad(L.Callback):
+    """Names an expert without a token for `patience` steps; draws `plots/expert_load.png`.
+
+    Loads stay on their device until the next logged step: a GPU is not waited for in between.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.unread: list[tuple[int, Tensor]] = []  # steps and their loads (L, E)
+        self.idle: Tensor | int = 0  # (L, E) steps since the last token
+        self.sum: Tensor | int = 0  # (L, E) load since the last column
+        self.steps: list[int] = []  # at the end of each column
+        self.loads: list[Tensor] = []  # (L, E) each
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        self.print, self.layers = trainer.print, list(pl_module.routers)
+        self.steps_per_column = -(-trainer.max_steps // COLUMNS)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        if pl_module.load is not None:
+            self.unread.append((trainer.global_step, pl_module.load))
+        if pl_module.is_logged:
+            self.read()
+
+    def read(self) -> None:
+        """Take in the loads of the last steps, and name who has been idle."""
+        for step, load in [(step, load.cpu()) for step, load in self.unread]:
+            self.idle = torch.where(load == 0, self.idle + 1, 0)
+            for layer, expert in (self.idle == self.patience).nonzero().tolist():
+                self.print(
+                    f"step {step}: expert {expert} of {self.layers[layer]} "
+                    f"has had no token for {self.patience} steps"
+                )
+            self.sum = load + self.sum
+            if step % self.steps_per_column == 0:
+                self.steps.append(step)
+                self.loads.append(self.sum)
+                self.sum = 0
+        self.unread.clear()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.read()
+        if self.loads and trainer.is_global_zero:
+            path = _picture(trainer, "expert_load")
+            draw_over_training(path, self.steps, torch.stack(self.loads), self.layers)
+            publish(trainer, f"{FOLDER}/expert_load", path)
+
+    on_train_end = on_validation_end
+
+    def state_dict(self) -> dict[str, Any]:
+        self.read()
+        return {"idle": self.idle, "sum": self.sum, "steps": self.steps, "loads": self.loads}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        vars(self).update(state_dict)
+
+
+def publish(trainer: L.Trainer, name: str, shown: Path | str) -> None:
+    """Give a picture, a PNG, or a text to the loggers that can show it."""
+    step, loggers = trainer.global_step, trainer.loggers
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            if isinstance(shown, Path):
+                media: Any = wandb.Image(str(shown))
+            else:
+                media = wandb.Html(f"<pre>{html.escape(shown)}</pre>", inject=False)
+            logger.experiment.log({name: media, STEP: step})
+        elif isinstance(logger, TensorBoardLogger) and isinstance(shown, Path):
+            from matplotlib.image import imread
+
+            logger.experiment.add_image(name, imread(shown)[..., :3], step, dataformats="HWC")
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(name, textwrap.indent(str(shown), "    "), step)
 
 
 def draw(path: Path, unit: str, curves: Curves) -> None:
@@ -79,3 +162,9 @@ def draw(path: Path, unit: str, curves: Curves) -> None:
         axes.legend()
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
+
+
+def _picture(trainer: L.Trainer, name: str) -> Path:
+    folder = Path(trainer.default_root_dir) / FOLDER
+    folder.mkdir(exist_ok=True)
+    return folder / f"{name}.png"

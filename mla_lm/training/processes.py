@@ -38,23 +38,9 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def local_rank() -> int:
-    """The number of this process on its machine, which is also that of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def local_world_size() -> int:
     """How many ranks run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def per_rank_batch_size(batch_size: int) -> int:
-    """Rows of the batch for each rank; UserError where it does not divide."""
-    if batch_size % world_size():
-        raise UserError(
-            f"data.batch_size={batch_size}: must be a multiple of the {world_size()} processes"
-        )
-    return batch_size // world_size()
 
 
 def launched(cfg: TrainerConfig, overrides: Sequence[str]) -> bool:
@@ -143,7 +129,7 @@ def _join(cfg: TrainerConfig) -> None:
     on_gpus = accelerator_type(cfg.accelerator) == "cuda"
     if on_gpus:
         _require_gpus(local_world_size())
-        torch.cuda.set_device(local_rank())
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     timeout = timedelta(minutes=cfg.timeout_minutes)
     try:
@@ -154,12 +140,11 @@ def _join(cfg: TrainerConfig) -> None:
             backend, timeout=timeout, store=store, rank=number, world_size=size
         )
     except (RuntimeError, ValueError) as error:  # ValueError: a variable is missing
-        address = [
-            f"{n}={os.environ[n]}" for n in ("MASTER_ADDR", "MASTER_PORT") if n in os.environ
-        ]
+        address = " ".join(f"{n}={os.environ.get(n)}" for n in ("MASTER_ADDR", "MASTER_PORT"))
         reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0])[:160]  # without its C++ file
-        where = " ".join([*address, f"rank {rank()}"])
-        raise UserError(f"{where} cannot join ({reason}); start processes by torchrun") from None
+        raise UserError(
+            f"{address} rank {rank()} cannot join ({reason}); start processes by torchrun"
+        ) from None
 
 
 def broadcast_from_rank0(action: Callable[[], T]) -> T:
@@ -179,12 +164,11 @@ def broadcast_from_rank0(action: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]
 
 
-def assert_same_on_all_ranks(*groups: Mapping[str, object]) -> None:
+def assert_same_on_all_ranks(values: Mapping[str, object]) -> None:
     """Raise UserError, on all ranks, where one has another value than rank zero."""
     if world_size() == 1:
         return
-    values = {key: value for group in groups for key, value in group.items()}
-    of_all: list[dict[str, object]] = [{}] * world_size()
+    of_all: list[Mapping[str, object]] = [{}] * world_size()
     distributed.all_gather_object(of_all, values)
     for other, theirs in enumerate(of_all):
         for key in {**of_all[0], **theirs}:

@@ -2,14 +2,10 @@
 
 import os
 import shlex
-import signal
-import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
 
 import lightning as L
 
@@ -22,7 +18,7 @@ from mla_lm.config.section import leaves
 from mla_lm.cost import describe
 from mla_lm.data import PreparedData, prepare
 from mla_lm.data.loader import EvalLoader, TrainLoader
-from mla_lm.errors import INTERRUPTED, UserError
+from mla_lm.errors import UserError
 from mla_lm.files import claimed
 from mla_lm.machine import Hardware, hardware, keep_freed_memory, out_of_memory
 from mla_lm.training import processes as ranks
@@ -33,7 +29,6 @@ from mla_lm.training.strategy import strategy_of
 
 VERSIONS = ("python", "torch", "lightning", "commit", "precision")
 OF_THIS_START = ("run_dir", "run_id", "resume", "resume_allow")  # keys of no other start
-SMALLER = "a smaller model, see `python -m mla_lm info`"
 
 
 def launch(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
@@ -54,13 +49,11 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     Raises UserError, on all ranks, where their configurations, versions or data differ.
     """
     keep_freed_memory()
-    ranks.assert_same_on_all_ranks(rank_invariant(cfg))
+    invariant = cfg.model_dump(mode="json", exclude={"run_dir", "run_id", "logger"})
+    ranks.assert_same_on_all_ranks(dict(leaves(invariant)))
     cfg, origin = ranks.broadcast_from_rank0(partial(resolve_origin, cfg, overrides or ()))
     here = hardware(cfg.precision, cfg.trainer.accelerator)
-    ranks.assert_same_on_all_ranks({key: here.environment[key] for key in VERSIONS})
-    if cfg.resume and origin and ranks.rank() == 0:
-        warn_of_environment(cfg, origin.environment, here.environment)
-    data = prepare_data(cfg, origin)
+    data = prepare_data(cfg, origin, here)
     train_batches, val_batches = loaders(cfg, data)
     if ranks.world_size() > 1:
         print(f"{ranks.world_size()} processes, {cfg.trainer.strategy}")
@@ -76,14 +69,17 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
         environment=here.environment,
     )
     trainer = trainer_of(cfg, here, overrides_to_repeat(overrides or ()))
-    module = module_of(cfg, data, record)
     run_dir = Path(cfg.run_dir)
 
     def begin() -> None:
         claim.enter_context(claimed(run_dir, key="run_dir"))
         checkpoint.write_run_files(run_dir, cfg, record)
 
-    with ExitStack() as claim, ctrl_c_ends(), memory_or(what_to_try(cfg)):
+    with ExitStack() as claim, memory_explained(cfg):
+        module = LanguageModel(cfg, data.tokenizer, record)
+        if cfg.init_from and not cfg.resume:
+            module.model.load_state_dict(checkpoint.read_weights(Path(cfg.init_from))[1])
+            print(f"starts with the weights of {cfg.init_from}")
         ranks.broadcast_from_rank0(begin)
         for logger in trainer.loggers:
             logger.log_hyperparams(public(cfg.model_dump(mode="json")))
@@ -93,43 +89,40 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
         print(f"saved {path}" if path else f"{cfg.resume} is the end of the run already")
 
 
-def prepare_data(cfg: RunConfig, origin: checkpoint.Record | None) -> PreparedData:
+def prepare_data(cfg: RunConfig, origin: checkpoint.Record | None, here: Hardware) -> PreparedData:
     """The corpus, with the tokenizer of the checkpoint that the run resumes or starts from."""
+    if cfg.resume and origin and ranks.rank() == 0:
+        warn_of_environment(cfg, origin.environment, here.environment)
     data = prepare(cfg.data, tokenizer=origin.own_tokenizer() if origin else None)
-    manifest = data.manifest
-    ranks.assert_same_on_all_ranks({f"data {key}": manifest[key] for key in checkpoint.OF_CORPUS})
+    ranks.assert_same_on_all_ranks(
+        {key: here.environment[key] for key in VERSIONS}
+        | {f"data {key}": data.manifest[key] for key in checkpoint.OF_CORPUS}
+    )
     if cfg.resume and origin:
-        checkpoint.require_corpus(cfg.resume, origin, manifest)
+        checkpoint.require_corpus(cfg.resume, origin, data.manifest)
     return data
-
-
-def module_of(cfg: RunConfig, data: PreparedData, record: checkpoint.Record) -> LanguageModel:
-    """The model, with the weights of `init_from` where the run starts with them."""
-    with memory_or(f"out of memory for the weights; try: (1) {SMALLER}"):
-        module = LanguageModel(cfg, data.tokenizer, record)
-        if cfg.init_from and not cfg.resume:
-            module.model.load_state_dict(checkpoint.read_weights(Path(cfg.init_from))[1])
-            print(f"starts with the weights of {cfg.init_from}")
-    return module
 
 
 def loaders(cfg: RunConfig, data: PreparedData) -> tuple[TrainLoader, EvalLoader]:
     """The batches of this rank."""
-    rows = {
+    rows, n = cfg.data.batch_size, ranks.world_size()
+    if rows % n:
+        raise UserError(f"data.batch_size={rows}: must be a multiple of the {n} processes")
+    own = {
         "seq_len": cfg.data.seq_len,
-        "batch_size": ranks.per_rank_batch_size(cfg.data.batch_size),
+        "batch_size": rows // n,
         "rank": ranks.rank(),
-        "n_ranks": ranks.world_size(),
+        "n_ranks": n,
     }
     accumulate = cfg.trainer.accumulate_grad_batches
-    train_batches = TrainLoader(data.train, **rows, accumulate=accumulate, seed=cfg.seed)
-    return train_batches, EvalLoader(data.val, **rows)
+    train_batches = TrainLoader(data.train, **own, accumulate=accumulate, seed=cfg.seed)
+    return train_batches, EvalLoader(data.val, **own)
 
 
 def trainer_of(cfg: RunConfig, here: Hardware, repeat: Sequence[str]) -> L.Trainer:
     """Lightning's trainer of a run; `repeat` as in `Checkpoints`."""
     accumulate = cfg.trainer.accumulate_grad_batches
-    folder = Path(cfg.run_dir) / "checkpoints"
+    saves = Checkpoints(Path(cfg.run_dir) / "checkpoints", cfg.checkpoint, repeat=repeat)
     callbacks = compose.instantiate("callbacks", cfg.callbacks)
     return L.Trainer(
         **strategy_of(cfg.trainer),
@@ -148,7 +141,7 @@ def trainer_of(cfg: RunConfig, here: Hardware, repeat: Sequence[str]) -> L.Train
         enable_model_summary=False,
         default_root_dir=cfg.run_dir,
         logger=compose.instantiate("logger", cfg.logger),
-        callbacks=[ExactResume(), *callbacks, Checkpoints(folder, cfg.checkpoint, repeat=repeat)],
+        callbacks=[ExactResume(), *callbacks, saves],
     )
 
 
@@ -162,64 +155,21 @@ def command_of(overrides: Sequence[str] | None) -> str:
 
 def overrides_to_repeat(overrides: Sequence[str]) -> list[str]:
     """Those that a resumed run needs again, as checkpoints do not store them; without secrets."""
-    groups = [key_of(override).partition(".")[0] for override in overrides]
-    kept = [o for o, group in zip(overrides, groups, strict=True) if group in compose.OWN_YAML]
-    return public_overrides(kept)
-
-
-def rank_invariant(cfg: RunConfig) -> dict[str, object]:
-    """What must be equal on all ranks; each may draw a folder and an id, and takes rank zero's."""
-
-    def shared(value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        return value.replace(cfg.run_dir, "run_dir").replace(cfg.run_id, "run_id")
-
-    return {key: shared(value) for key, value in leaves(cfg.model_dump(mode="json"))}
+    own = [o for o in overrides if key_of(o).partition(".")[0] in compose.OWN_YAML]
+    return public_overrides(own)
 
 
 @contextmanager
-def ctrl_c_ends() -> Iterator[None]:
-    """Until `Checkpoints` takes it over; Lightning would end with status 1, without a word."""
-
-    def end(*_: Any) -> NoReturn:
-        if ranks.rank() == 0:
-            print("interrupted", file=sys.stderr)
-        raise SystemExit(INTERRUPTED)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def memory_or(line: str) -> Iterator[None]:
-    """UserError with that line when memory is out."""
+def memory_explained(cfg: RunConfig) -> Iterator[None]:
+    """UserError that says what to change when memory is out, the least harmful first."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise UserError(line) from None
-
-
-def what_to_try(cfg: RunConfig) -> str:
-    """What to change when memory is out in a step, the least harmful first."""
-    rows, accumulate = cfg.data.batch_size, cfg.trainer.accumulate_grad_batches
-    ways = []
-    if rows % (2 * ranks.world_size()) == 0:
-        ways.append(
-            f"data.batch_size={rows // 2} trainer.accumulate_grad_batches={2 * accumulate}, "
-            "the same steps in halves"
-        )
-    if cfg.trainer.activation_checkpointing == "none":
-        ways.append("trainer.activation_checkpointing=non_reentrant, which runs blocks twice")
-    ways.append(f"data.seq_len={cfg.data.seq_len // 2} or {SMALLER}")
-    numbered = "; ".join(f"({number}) {way}" for number, way in enumerate(ways, 1))
-    step = f"a step of {rows} rows of {cfg.data.seq_len} tokens"
-    return f"out of memory in {step}; try: {numbered}"
+        raise UserError(
+            f"out of memory with {cfg.data.batch_size} rows of {cfg.data.seq_len} tokens; try: "
+            "(1) a smaller data.batch_size with more trainer.accumulate_grad_batches, the same "
+            "steps in parts; (2) trainer.activation_checkpointing=non_reentrant, which runs blocks "
+            "twice; (3) a smaller data.seq_len or model, see `python -m mla_lm info`"
+        ) from None

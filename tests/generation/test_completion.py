@@ -1,7 +1,6 @@
 """Prompts to texts: batches, spaces at the end, stop strings, ids of the padded vocabulary."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -51,17 +50,6 @@ def test_each_prompt_gets_what_it_gets_alone(tokenizer: Tokenizer, n_drafts: int
     assert any(texts)
 
 
-def test_ids_beyond_the_vocabulary_give_no_text(tokenizer: Tokenizer) -> None:
-    """The model has 20 more than the tokenizer; they never come first, and are skipped later."""
-    model, beyond = text_model(), tokenizer.vocab_size
-    found = {prompt: new_ids(model, tokenizer, prompt) for prompt in map(str, range(12))}
-    assert all(ids[0] < beyond for ids in found.values())
-    prompts = [prompt for prompt, ids in found.items() if max(ids) >= beyond][:3]
-    assert prompts
-    texts, _ = complete(model, tokenizer, prompts)
-    assert texts == [text_of(tokenizer, found[prompt]) for prompt in prompts]
-
-
 @pytest.mark.parametrize("prompt", ["def ", " ", "a  "])
 def test_a_space_at_the_end_of_a_prompt_belongs_to_the_first_token(
     tokenizer: Tokenizer, prompt: str
@@ -97,25 +85,3 @@ def test_a_stop_string_ends_its_row_while_the_others_go_on(
     assert (texts, completion.decoder.rows) == ([""], [])
     begun = [text[-1] + "\x00" for text in free if text]
     assert complete(model, tokenizer, PROMPTS, stops=begun)[0] == free  # pending text comes last
-
-
-@torch.no_grad()
-def test_the_end_of_a_text_ends_a_row_and_gives_no_text(tokenizer: Tokenizer) -> None:
-    """`end_of_text` is made to come wherever the third new token of the first prompt did."""
-    model = deepcopy(text_model())
-    found = [new_ids(model, tokenizer, prompt) for prompt in PROMPTS]
-    common = found[0][2]
-    model.lm_head.weight[tokenizer.end_of_text] = 1.01 * model.lm_head.weight[common]
-    cut = [ids[: ids.index(common)] if common in ids else ids for ids in found]
-    texts, _ = complete(model, tokenizer, PROMPTS)
-    assert texts == [text_of(tokenizer, ids) for ids in cut]
-    assert sorted({len(ids) for ids in cut})[0] < 8 == max(map(len, cut))
-
-
-def test_a_prompt_that_spells_the_end_of_text_is_text(tokenizer: Tokenizer) -> None:
-    ids, _ = tokenizer.encode_prompt("<|endoftext|>")
-    assert [i for i in ids if i == tokenizer.end_of_text] == ids[:1]
-    assert tokenizer.decode(ids) == "<|endoftext|>"
-    texts, completion = complete(text_model(), tokenizer, ["<|endoftext|>"])
-    assert completion.prompts == ["<|endoftext|>"]
-    assert len(texts) == 1

@@ -25,17 +25,6 @@ from tests.generation.conftest import (
 CONTEXT = 32
 
 
-@pytest.mark.parametrize(("depth", "n_drafts"), [(2, 1), (3, 3)])
-@pytest.mark.parametrize("mtp_input", ["post_norm", "pre_norm"])
-@each_attention
-def test_random_drafts_change_nothing(
-    attention: tuple[str, ...], mtp_input: str, depth: int, n_drafts: int
-) -> None:
-    model = random_model(*attention, mtp_depth=depth, mtp_input=mtp_input)
-    prompts = random_prompts((3, 17, 1, CONTEXT, 26), seed=depth)
-    assert decode(model, prompts, 9, n_drafts=n_drafts) == decode(model, prompts, 9)
-
-
 @pytest.mark.parametrize("n_drafts", [1, 2, 3])
 def test_drafts_that_are_mostly_right_change_nothing(trained: Transformer, n_drafts: int) -> None:
     """Up to the context's end, with rows of any length."""
@@ -76,23 +65,6 @@ def test_an_accepted_draft_may_be_the_stop_id(
     )
     assert collected(decoder) == expected
     assert decoder.counts.accepted[0] > 0
-
-
-def test_a_row_finished_between_drafts_changes_no_other(trained: Transformer) -> None:
-    prompts = counting_prompts((4, 9, 6, 2), seed=5)
-    first = torch.zeros(4, 60, dtype=torch.bool)
-    first[:, 5] = first[:, 9] = True
-    expected = decode(trained, prompts, 15, first=first)
-    decoder = Decoder(trained, prompts, max_new_tokens=15, sampling=GREEDY, n_drafts=3, first=first)
-    got: list[Ids] = [[] for _ in prompts]
-    for step, new in enumerate(decoder):
-        for row, ids in new.items():
-            got[row] += ids
-        if step == 2:
-            decoder.finish(1)
-    assert got[1] == expected[1][: len(got[1])]
-    assert len(got[1]) < 15
-    assert [*got[:1], *got[2:]] == [*expected[:1], *expected[2:]]
 
 
 def follow_script(decoder: Decoder, expected: list[Ids], n_right: Callable[[int], int]) -> None:

@@ -62,13 +62,6 @@ def test_any_ids_give_the_text_that_decode_gives(
     assert "".join(pieces) == each_tokenizer.decode(known)
 
 
-@given(found=st.binary(max_size=16), cuts=cut_points)
-def test_any_bytes_give_the_text_that_decode_gives(found: bytes, cuts: list[int]) -> None:
-    ids = [BYTES.token_bytes.index(bytes([byte])) for byte in found]
-    pieces = streamed(BYTES, parts(ids, cuts))
-    assert "".join(pieces) == BYTES.decode(ids) == found.decode(errors="replace")
-
-
 def test_special_tokens_and_padding_give_no_text(each_tokenizer: Tokenizer) -> None:
     inside = [each_tokenizer.end_of_text, each_tokenizer.vocab_size, 10**6]
     stream = TextStream(each_tokenizer)
@@ -117,11 +110,3 @@ def test_no_more_is_held_back_than_may_begin_a_stop_string(text: str, stops: lis
         assert joined == expected
     joined += stream.close()
     assert joined == text[: first_stop(text, stops)]
-
-
-def test_nothing_comes_after_a_stop_string() -> None:
-    stream = TextStream(BYTES, ["b"])
-    assert stream.feed(BYTES.encode("ab a")) == "a"
-    assert stream.stopped
-    assert stream.feed(BYTES.encode("aa")) == ""
-    assert stream.close() == ""

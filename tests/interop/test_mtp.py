@@ -2,28 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
 from torch import Tensor
 
-from mla_lm.interop import config_dict, to_hugging_face
+from mla_lm.interop import to_hugging_face
 from mla_lm.model import Transformer
 from tests.conftest import random_tokens
 from tests.interop.folders import build, load, theirs_class, write
+from tests.interop.test_logits import PARTLY
 
 Fault = Callable[[dict[str, Tensor]], None]
-
-
-def load_with_heads(model: Transformer, folder: Path, patch: pytest.MonkeyPatch) -> Any:
-    """Their model; their classes know the layers of the released models only, so are told ours."""
-    n_layers, depth = model.cfg.n_layers, model.cfg.mtp_depth
-    layers = "|".join(str(n_layers + k) for k in range(depth))
-    ignored = [rf"model\.layers\.(?:{layers})\..*"]
-    patch.setattr(theirs_class(folder), "_keys_to_ignore_on_load_unexpected", ignored)
-    return load(folder)
 
 
 @torch.no_grad()
@@ -35,7 +26,10 @@ def check_mtp(
     if fault is not None:
         fault(state)
     write(model, state, folder)
-    theirs = load_with_heads(model, folder, patch)
+    ignored = [rf"model\.layers\.{model.cfg.n_layers + k}\..*" for k in range(model.cfg.mtp_depth)]
+    # their classes know the MTP layers of the released models only
+    patch.setattr(theirs_class(folder), "_keys_to_ignore_on_load_unexpected", ignored)
+    theirs = load(folder)
     heads = transformers.modeling_layers.MtpModel.from_pretrained(theirs).eval()
     tokens = random_tokens(model.cfg, 2, 17)
     out, hidden = model(tokens), theirs.model(tokens).last_hidden_state
@@ -50,21 +44,7 @@ def check_mtp(
         torch.testing.assert_close(heads.shared_head(hidden), logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("arm", "depth"),
-    [
-        ((), 2),
-        (("model/attention=mha",), 1),
-        (
-            (
-                "model/attention=gqa",
-                "model.attention.qk_norm=true",
-                "model.attention.rope_head_dim=6",
-            ),
-            2,
-        ),
-    ],
-)
+@pytest.mark.parametrize(("arm", "depth"), [((), 2), (("model/attention=mha",), 1), (PARTLY, 2)])
 def test_states_and_logits_agree(
     arm: tuple[str, ...], depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,13 +66,3 @@ def swap_halves(state: dict[str, Tensor]) -> None:
 def test_a_wrong_layout_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AssertionError, match="not close"):
         check_mtp(build(depth=1), tmp_path, monkeypatch, swap_halves)
-
-
-def test_an_input_before_the_norm_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(depth=1)
-    check_mtp(model, tmp_path, monkeypatch)
-    monkeypatch.setattr("tests.interop.folders.config_dict", lambda cfg: config)
-    config = config_dict(model.cfg)
-    model.cfg = model.cfg.model_copy(update={"mtp_input": "pre_norm"})
-    with pytest.raises(AssertionError, match="not close"):
-        check_mtp(model, tmp_path, monkeypatch)

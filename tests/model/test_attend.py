@@ -1,13 +1,11 @@
 """Products and the fused kernel are the same attention, forward and backward, for every mask."""
 
-from itertools import pairwise
-
 import pytest
 import torch
 from torch import Tensor
 
 from mla_lm.model import attend as attend_module
-from mla_lm.model.attend import attend, blocks
+from mla_lm.model.attend import attend
 
 LENGTHS = (2, 8, 21)
 SCALE = 0.3
@@ -80,11 +78,3 @@ def test_the_fused_kernel_gives_the_same(
         within = 1e-5 if dtype == torch.float32 else 0.03
         assert a.dtype == dtype
         assert (a - b).norm() <= within * b.norm()
-
-
-@pytest.mark.parametrize("length", LENGTHS)
-def test_blocks_hold_every_query_once(length: int) -> None:
-    found = list(blocks(length))
-    assert (found[0][0].start, found[-1][0].stop) == (0, length)
-    assert all(one.stop == other.start for (one, _), (other, _) in pairwise(found))
-    assert all(seen == slice(0, rows.stop) for rows, seen in found)

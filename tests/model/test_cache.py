@@ -12,7 +12,7 @@ from mla_lm.errors import UserError
 from mla_lm.model import Transformer
 from mla_lm.model import attention as attention_module
 from mla_lm.model.attention import attend
-from mla_lm.model.cache import Cache, LayerCache
+from mla_lm.model.cache import Cache
 from mla_lm.model.positions import Positions
 from tests.conftest import ATTENTION, random_tokens, randomized, tiny_config
 
@@ -36,7 +36,6 @@ for name in ("mla", "mla with q compression", "mla with yarn"):
     PATHS.append(pytest.param((*KINDS[name], *BOTH_WAYS), None, id=f"{name}, both ways"))
     PATHS += [pytest.param(KINDS[name], way, id=f"{name}, absorb={way}") for way in (True, False)]
 each_path = pytest.mark.parametrize(("overrides", "absorb"), PATHS)
-Fault = Callable[[pytest.MonkeyPatch], None]
 
 
 @cache
@@ -112,91 +111,61 @@ def test_cut_and_reordered_rows_go_on_as_if_alone(
     decode_all_ways(build(*overrides), absorb)
 
 
-def patched_places(patch: pytest.MonkeyPatch, change: Callable[..., Positions]) -> None:
+def late(slots: slice | Tensor) -> slice | Tensor:
+    return slice(slots.start + 1, slots.stop + 1) if isinstance(slots, slice) else slots + 1
+
+
+def wider(mask: Tensor) -> Tensor:
+    return mask | torch.cat((mask[..., :1], mask[..., :-1]), dim=-1)
+
+
+Change = Callable[[Positions, Tensor, Tensor], Positions]
+MISPLACED: dict[str, Change] = {
+    "one slot late": lambda at, *_: at._replace(slots=late(at.slots)),
+    "sees one token too many": lambda at, *_: (
+        at if at.mask is None else at._replace(mask=wider(at.mask))
+    ),
+    "sees what the longest row may": lambda at, *_: (
+        at if at.mask is None else at._replace(mask=at.mask.amax(0, keepdim=True))
+    ),
+    "every chunk at position 0": lambda at, cos, sin: at._replace(
+        cos=cos[: at.cos.shape[-2]], sin=sin[: at.cos.shape[-2]]
+    ),
+    "every row where the first is": lambda at, *_: (
+        at if at.cos.ndim == 2 else at._replace(cos=at.cos[:1], sin=at.sin[:1])
+    ),
+}
+
+
+def misplaced(change: Change) -> dict[str, Callable[..., Any]]:
     honest = Cache.reserve
-    patch.setattr(
-        Cache, "reserve", lambda self, n, cos, sin: change(honest(self, n, cos, sin), cos, sin)
-    )
+    return {"reserve": lambda self, n, cos, sin: change(honest(self, n, cos, sin), cos, sin)}
 
 
-def writes_one_slot_late(patch: pytest.MonkeyPatch) -> None:
-    honest = LayerCache.update
-
-    def update(self: LayerCache, at: Positions, *new: Tensor) -> tuple[Tensor, ...]:
-        slots = at.slots
-        late = slice(slots.start + 1, slots.stop + 1) if isinstance(slots, slice) else slots + 1
-        return honest(self, at._replace(slots=late), *new)
-
-    patch.setattr(LayerCache, "update", update)
+def reorder_lengths_only(self: Cache, rows: Sequence[int]) -> None:
+    self.lengths = [self.lengths[row] for row in rows]
+    for layer in self.layers:
+        layer.tensors = tuple(t[: len(rows)].expand(len(rows), *t.shape[1:]) for t in layer.tensors)
 
 
-def sees_one_token_too_many(patch: pytest.MonkeyPatch) -> None:
-    def change(at: Positions, cos: Tensor, sin: Tensor) -> Positions:
-        if at.mask is None:
-            return at
-        wider = at.mask.clone()
-        wider[..., 1:] |= at.mask[..., :-1]
-        return at._replace(mask=wider)
-
-    patched_places(patch, change)
-
-
-def sees_what_the_longest_row_may(patch: pytest.MonkeyPatch) -> None:
-    def change(at: Positions, cos: Tensor, sin: Tensor) -> Positions:
-        return at if at.mask is None else at._replace(mask=at.mask.amax(0, keepdim=True))
-
-    patched_places(patch, change)
-
-
-def starts_every_chunk_at_position_zero(patch: pytest.MonkeyPatch) -> None:
-    def change(at: Positions, cos: Tensor, sin: Tensor) -> Positions:
-        n_new = at.cos.shape[-2]
-        return at._replace(cos=cos[:n_new], sin=sin[:n_new])
-
-    patched_places(patch, change)
-
-
-def stands_where_the_first_row_does(patch: pytest.MonkeyPatch) -> None:
-    def change(at: Positions, cos: Tensor, sin: Tensor) -> Positions:
-        return at if at.cos.ndim == 2 else at._replace(cos=at.cos[:1], sin=at.sin[:1])
-
-    patched_places(patch, change)
-
-
-def keeps_the_old_lengths(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Cache, "truncate", lambda self, lengths: None)
-
-
-def reorders_the_lengths_only(patch: pytest.MonkeyPatch) -> None:
-    def reorder(self: Cache, rows: Sequence[int]) -> None:
-        self.lengths = [self.lengths[row] for row in rows]
-        for layer in self.layers:
-            layer.tensors = tuple(
-                t[: len(rows)].expand(len(rows), *t.shape[1:]) for t in layer.tensors
-            )
-
-    patch.setattr(Cache, "reorder", reorder)
-
-
-FAULTS = [
-    writes_one_slot_late,
-    sees_one_token_too_many,
-    sees_what_the_longest_row_may,
-    starts_every_chunk_at_position_zero,
-    stands_where_the_first_row_does,
-    keeps_the_old_lengths,
-    reorders_the_lengths_only,
-]
+FAULTS = {name: misplaced(change) for name, change in MISPLACED.items()} | {
+    "keeps the old lengths": {"truncate": lambda self, lengths: None},
+    "reorders the lengths only": {"reorder": reorder_lengths_only},
+}
 FAULTY = [("mla", True), ("mla", False), ("gqa", None)]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 @pytest.mark.parametrize(("name", "absorb"), FAULTY)
 def test_a_fault_of_the_cache_is_found(
-    monkeypatch: pytest.MonkeyPatch, name: str, absorb: bool | None, fault: Fault
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    absorb: bool | None,
+    fault: dict[str, Callable[..., Any]],
 ) -> None:
     model = build(*KINDS[name])
-    fault(monkeypatch)
+    for method, wrong in fault.items():
+        monkeypatch.setattr(Cache, method, wrong)
     with pytest.raises(AssertionError, match="not close"):
         decode_all_ways(model, absorb)
 

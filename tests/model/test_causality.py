@@ -1,6 +1,7 @@
 """A logit never depends on later tokens; MTP depth k reaches k tokens further and no more."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor
 from mla_lm.model import Routing, Transformer
 from mla_lm.model import attention as attention_module
 from mla_lm.model.mtp import MTPModule
-from mla_lm.model.positions import Positions
 from tests.conftest import each_attention, random_tokens, randomized, tiny_config
 
 LENGTH = 9
@@ -61,13 +61,6 @@ def sees_only_itself(q: Tensor, k: Tensor, v: Tensor, mask: None, *, scale: floa
     return v.repeat_interleave(q.shape[1] // v.shape[1], dim=1).transpose(1, 2)
 
 
-def embedding_of_the_next_token_too(
-    self: MTPModule, hidden: Tensor, embedding: Tensor, *positions: Positions
-) -> tuple[Tensor, Routing | None]:
-    return honest_mtp_forward(self, hidden, embedding + embedding.roll(-1, dims=1), *positions)
-
-
-honest_mtp_forward = MTPModule.forward
 each_checker = pytest.mark.parametrize("check", [check_by_perturbation, check_by_gradient])
 Checker = Callable[[Transformer, int], None]
 
@@ -106,6 +99,13 @@ def test_a_wrong_mask_is_found(
 def test_an_mtp_shift_too_far_is_found(
     monkeypatch: pytest.MonkeyPatch, depth: int, check: Checker
 ) -> None:
-    monkeypatch.setattr(MTPModule, "forward", embedding_of_the_next_token_too)
+    honest = MTPModule.forward
+
+    def sees_the_next_token_too(
+        self: MTPModule, hidden: Tensor, embedding: Tensor, *rest: Any
+    ) -> tuple[Tensor, Routing | None]:
+        return honest(self, hidden, embedding + embedding.roll(-1, dims=1), *rest)
+
+    monkeypatch.setattr(MTPModule, "forward", sees_the_next_token_too)
     with pytest.raises(AssertionError, match=r"leaks|later"):
         check(two_depths(), depth)

@@ -17,9 +17,8 @@ with_compiler = [
     pytest.mark.slow,
     pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler"),
 ]
-each_backend = pytest.mark.parametrize(
-    "backend", ["aot_eager", pytest.param("inductor", marks=with_compiler)]
-)
+INDUCTOR = pytest.param("inductor", marks=with_compiler)
+each_backend = pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
 ALIGNED = ("model.dim=32", "model.ffn.moe_inter_dim=32", "model.ffn.execution=grouped_mm")
 
 
@@ -46,17 +45,12 @@ def pair(*words: str) -> tuple[Transformer, Transformer]:
     return models[0], models[1]
 
 
-@pytest.mark.parametrize(
-    ("backend", "checkpointing"),
-    [
-        ("aot_eager", "non_reentrant"),
-        pytest.param("inductor", "none", marks=with_compiler),
-    ],
-)
-def test_in_parts(backend: str, checkpointing: str) -> None:
+@each_backend
+def test_in_parts(backend: str) -> None:
     plain, compiled = pair()
     compiled.compile_blocks(whole=False, backend=backend)
     tokens = random_tokens(plain.cfg, 2, 17)
+    checkpointing = "non_reentrant" if backend == "aot_eager" else "none"
     found = step(compiled, tokens, checkpointing=checkpointing)
     for name, wanted in step(plain, tokens).items():
         torch.testing.assert_close(found[name], wanted, rtol=1e-4, atol=1e-5, msg=name)

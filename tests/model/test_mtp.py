@@ -49,16 +49,6 @@ def test_depth_k_meets_the_embedding_of_token_k_later_and_predicts_the_next() ->
             assert torch.equal(targets[:, i], batch[:, i + k + 1])
 
 
-def test_hidden_state_keeps_its_position_along_the_chain() -> None:
-    model, batch = build()
-    for module in model.mtp:
-        keep_only(module, "hidden")
-    out = model(batch[:, :-1])
-    for k, state in enumerate(out.mtp, start=1):
-        torch.testing.assert_close(state, out.hidden[:, : state.shape[1]], rtol=0, atol=0)
-        assert state.shape[1] == batch.shape[1] - 1 - k
-
-
 def test_depth_two_continues_from_the_output_of_depth_one() -> None:
     model, batch = build()
     keep_only(model.mtp[0], "embedding")
@@ -78,16 +68,6 @@ def test_input_of_depth_one_is_the_normed_state_or_the_one_before_the_norm() -> 
     torch.testing.assert_close(out.mtp[0], out.hidden[:, :-1], rtol=0, atol=0)
     torch.testing.assert_close(before_norm.norm(early.mtp[0]), early.hidden[:, :-1])
     assert (early.mtp[0] - early.hidden[:, :-1]).abs().max() > 0.1
-
-
-def test_own_norms_are_applied_to_both_inputs_and_to_the_output() -> None:
-    model, batch = build()
-    module = model.mtp[0]
-    module.block = PassThrough()
-    out = model(batch[:, :-1])
-    parts = module.embed_norm(model.embed(batch[:, 1:-1])), module.hidden_norm(out.hidden[:, :-1])
-    expected = module.norm(torch.cat(parts, dim=-1) @ module.proj.weight.T)
-    torch.testing.assert_close(out.mtp[0], expected)
 
 
 def test_embedding_and_head_are_the_main_models_own() -> None:

@@ -37,23 +37,6 @@ def test_scores_depend_on_relative_positions_only(i: int, j: int, shift: int, se
     )
 
 
-@pytest.mark.parametrize("pair", range(WIDTH // 2))
-def test_adjacent_numbers_form_a_pair(pair: int) -> None:
-    position = 7
-    angle = position * THETA ** (-2 * pair / WIDTH)
-    x, expected = torch.zeros(WIDTH), torch.zeros(WIDTH)
-    x[2 * pair] = 1
-    expected[2 * pair], expected[2 * pair + 1] = math.cos(angle), math.sin(angle)
-    torch.testing.assert_close(rotate_at(x, position), expected)
-
-
-def test_rotation_keeps_the_norm() -> None:
-    x = torch.randn(2, LENGTH, 3, WIDTH)
-    rotated = rotate(x, *rotary_tables(LENGTH, WIDTH, PLAIN))
-    torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1))
-    assert (rotated - x)[:, 1:].abs().amax(dim=-1).min() > 1e-3
-
-
 def test_bfloat16_is_rotated_in_float32() -> None:
     tables = rotary_tables(LENGTH, WIDTH, PLAIN)
     x = torch.randn(2, LENGTH, 3, WIDTH).bfloat16()

@@ -70,19 +70,12 @@ def test_partial_runs_agree_with_the_full_one(attention: tuple[str, ...]) -> Non
 @torch.no_grad()
 def test_residual_writers_start_smaller_than_other_weights() -> None:
     model = Transformer(load_config(["model=nano", "model.n_layers=8"]).model)
-    block = model.blocks[-1]
-    std = model.cfg.init_std
-    for weight in (block.attention.o_proj.weight, block.ffn.experts.down_proj):
-        assert float(weight.std()) == pytest.approx(std / 4, rel=0.1)
-    for weight in (
-        block.attention.q_proj.weight,
-        block.ffn.experts.gate_up_proj,
-        model.embed.weight,
-    ):
-        assert float(weight.std()) == pytest.approx(std, rel=0.1)
-    shared = model.blocks[-1].ffn.shared_experts
-    assert float(shared.down_proj.weight.std()) == pytest.approx(std / 4, rel=0.1)
-    assert float(shared.up_proj.weight.std()) == pytest.approx(std, rel=0.1)
+    attention, ffn = model.blocks[-1].attention, model.blocks[-1].ffn
+    writers = [attention.o_proj.weight, ffn.experts.down_proj, ffn.shared_experts.down_proj.weight]
+    others = [attention.q_proj.weight, ffn.experts.gate_up_proj, ffn.shared_experts.up_proj.weight]
+    for weights, share in ((writers, 1 / 4), ([*others, model.embed.weight], 1)):
+        for weight in weights:
+            assert float(weight.std()) == pytest.approx(share * model.cfg.init_std, rel=0.1)
 
 
 def test_too_long_an_input_is_refused() -> None:

@@ -12,12 +12,10 @@ from torch import Tensor
 
 from mla_lm import load_checkpoint, load_config
 from mla_lm.config import ModelConfig, YarnConfig
-from mla_lm.config.model import PlainRopeConfig
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
 from mla_lm.model import Transformer
 from mla_lm.model import rope as rope_module
-from mla_lm.model.attention import GroupedQueryAttention, MultiHeadLatentAttention
 from mla_lm.model.rope import rotary_tables, softmax_scale
 from tests.conftest import each_attention, random_tokens, randomized, tiny_config, write_checkpoint
 from tests.model.test_cache import CONTEXT as TRAINED
@@ -46,22 +44,10 @@ SETTINGS: list[tuple[int, dict[str, float]]] = [
     (18, {"factor": 1.0}),
 ]
 SHORT = ("model/rope=yarn", "model.rope.original_max_seq_len=8")  # reaches 32
-PLAIN = PlainRopeConfig(kind="plain", theta=1e4)
-each_setting = pytest.mark.parametrize(("width", "changes"), SETTINGS)
 
 
 def yarn(**changes: float) -> YarnConfig:
     return YarnConfig.model_validate({"kind": "yarn", **CONSTANTS, **changes})
-
-
-def frequencies(width: int, rope: YarnConfig | PlainRopeConfig) -> Tensor:
-    """By how much each pair turns from one position to the next."""
-    cos, sin = rotary_tables(2, width, rope)
-    return torch.atan2(sin[1], cos[1])
-
-
-def amplitude(width: int, rope: YarnConfig) -> float:
-    return float(rotary_tables(1, width, rope)[0][0, 0])
 
 
 def theirs(width: int, rope: YarnConfig) -> tuple[Tensor, float, float]:
@@ -88,16 +74,17 @@ def theirs(width: int, rope: YarnConfig) -> tuple[Tensor, float, float]:
 
 def check_against_transformers(width: int, changes: dict[str, float]) -> None:
     rope = yarn(**changes)
-    expected, size, scale = theirs(width, rope)
-    torch.testing.assert_close(frequencies(width, rope), expected, rtol=2e-6, atol=0)
-    assert amplitude(width, rope) == pytest.approx(size, rel=1e-6)
+    frequencies, amplitude, scale = theirs(width, rope)
+    cos, sin = rotary_tables(300, width, rope)
+    torch.testing.assert_close(torch.atan2(sin[1], cos[1]), frequencies, rtol=2e-6, atol=0)
+    assert float(cos[0, 0]) == pytest.approx(amplitude, rel=1e-6)
     assert softmax_scale(width + 7, rope) == pytest.approx(scale, rel=1e-12)
-    angles = torch.outer(torch.arange(300.0), expected)
-    tables = size * angles.cos(), size * angles.sin()
-    torch.testing.assert_close(rotary_tables(300, width, rope), tables, rtol=0, atol=2e-4)
+    angles = torch.outer(torch.arange(300.0), frequencies)
+    tables = amplitude * angles.cos(), amplitude * angles.sin()
+    torch.testing.assert_close((cos, sin), tables, rtol=0, atol=2e-4)
 
 
-@each_setting
+@pytest.mark.parametrize(("width", "changes"), SETTINGS)
 def test_equals_transformers(width: int, changes: dict[str, float]) -> None:
     check_against_transformers(width, changes)
 
@@ -116,16 +103,11 @@ def test_bounds_left_unrounded_are_found(monkeypatch: pytest.MonkeyPatch, name: 
         check_against_transformers(*SETTINGS[0])
 
 
-def test_a_stretched_model_runs_to_its_end_and_no_further() -> None:
-    overrides = ("model=nano", "model/rope=yarn", "model.mtp_depth=0")
-    cfg = load_config([*overrides, "data.seq_len=1024"]).model
-    assert isinstance(cfg.rope, YarnConfig)
-    tokens = random_tokens(cfg, 1, 1024)
-    with torch.no_grad():
-        assert Transformer(cfg)(tokens).logits.isfinite().all()
-    with pytest.raises(UserError, match=r"model\.max_seq_len.*at most 1024") as caught:
-        load_config([*overrides, "data.seq_len=1025", "model.rope.factor=4.0"])
-    assert "\n" not in str(caught.value)
+def test_positions_end_where_the_stretch_does() -> None:
+    overrides = ("model=nano", "model/rope=yarn", "model.rope.factor=4.0")
+    load_config([*overrides, "data.seq_len=1024"])
+    with pytest.raises(UserError, match=r"model\.max_seq_len.*at most 1024"):
+        load_config([*overrides, "data.seq_len=1025"])
 
 
 @pytest.mark.parametrize("context", [1, 11, TRAINED])
@@ -138,14 +120,15 @@ def test_a_context_within_the_trained_one_leaves_positions_alone(
 
 
 def test_a_longer_context_stretches_what_was_trained() -> None:
+    own = ("model/rope=yarn", f"model.rope.original_max_seq_len={TRAINED}", "model.rope.mscale=0.7")
     cfg = tiny_config(*SMALL, "model.rope.theta=500.0").model
-    once = cfg.extended(4 * TRAINED)
+    once, twice = cfg.extended(4 * TRAINED), cfg.extended(4 * TRAINED).extended(6 * TRAINED)
     assert once.max_seq_len == 4 * TRAINED
     assert once.rope == yarn(theta=500.0, factor=4.0, original_max_seq_len=TRAINED)
     assert once.model_copy(update={"max_seq_len": TRAINED, "rope": cfg.rope}) == cfg
-    twice = once.extended(6 * TRAINED)
     assert twice == cfg.extended(6 * TRAINED)
-    assert twice.rope == yarn(theta=500.0, factor=6.0, original_max_seq_len=TRAINED)
+    cfg = tiny_config(*SMALL, *own).model
+    assert cfg.extended(9 * TRAINED).rope == cfg.rope.model_copy(update={"factor": 9.0})
 
 
 @given(st.integers(1, 5000), st.integers(1, 20_000))
@@ -157,60 +140,28 @@ def test_an_extended_configuration_is_valid(trained: int, context: int) -> None:
     assert ModelConfig.model_validate(cfg.model_dump()) == cfg
 
 
-def test_a_longer_context_keeps_constants_that_were_set() -> None:
-    own = ("model.rope.mscale=0.7", "model.rope.mscale_all_dim=0.7", "model.rope.beta_fast=16.0")
-    short = ("model/rope=yarn", f"model.rope.original_max_seq_len={TRAINED}")
-    cfg = tiny_config(*SMALL, *short, *own).model
-    longer = cfg.extended(9 * TRAINED)
-    assert longer.rope == cfg.rope.model_copy(update={"factor": 9.0})
-
-
-def softmax_scales(model: Transformer) -> list[float]:
-    kinds = MultiHeadLatentAttention | GroupedQueryAttention
-    return [layer.scale for layer in model.modules() if isinstance(layer, kinds)]
-
-
-@torch.no_grad()
-@each_attention
-def test_a_model_reads_four_times_what_it_was_trained_on(attention: tuple[str, ...]) -> None:
-    cfg = tiny_config(*SMALL, *attention).model
-    model = randomized(Transformer(cfg))
-    longer = Transformer(cfg.extended(4 * TRAINED))
-    longer.load_state_dict(model.state_dict())
-    width = cfg.attention.rope_dim
-    expected = rotary_tables(4 * TRAINED, width, yarn(original_max_seq_len=TRAINED))
-    torch.testing.assert_close((longer.cos, longer.sin), expected, rtol=0, atol=0)
-    sharper = (1 + 0.1 * math.log(4)) ** 2
-    assert softmax_scales(longer) == pytest.approx([sharper * s for s in softmax_scales(model)])
-    tokens = random_tokens(cfg, 1, 4 * TRAINED)
-    logits = longer(tokens).logits
-    assert logits.shape == (1, 4 * TRAINED, cfg.vocab_size)
-    assert logits.isfinite().all()
-    assert (logits[:, :TRAINED] - model(tokens[:, :TRAINED]).logits).abs().max() > 1e-2
-
-
-def untrained(path: Path) -> Transformer:
-    """The model of a checkpoint."""
-    cfg = tiny_config(*SMALL)
-    end_of_text = cfg.data.tokenizer.end_of_text
-    tokenizer = Tokenizer.train([], vocab_size=257, end_of_text=end_of_text)
-    model = randomized(Transformer(cfg.model))
-    write_checkpoint(path, cfg, tokenizer, model)
-    return model.eval()
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("context", [None, 9, TRAINED, 4 * TRAINED])
+@each_attention
 def test_a_checkpoint_is_loaded_for_the_context_asked_for(
-    tmp_path: Path, context: int | None
+    attention: tuple[str, ...], context: int | None, tmp_path: Path
 ) -> None:
-    trained = untrained(tmp_path / "x.ckpt")
-    model, cfg, _ = load_checkpoint(tmp_path / "x.ckpt", context=context)
+    cfg = tiny_config(*SMALL, *attention)
+    tokenizer = Tokenizer.train([], vocab_size=257, end_of_text=cfg.data.tokenizer.end_of_text)
+    trained = randomized(Transformer(cfg.model)).eval()
+    write_checkpoint(tmp_path / "x.ckpt", cfg, tokenizer, trained)
+    model, run, _ = load_checkpoint(tmp_path / "x.ckpt", context=context)
     tokens = random_tokens(cfg.model, 1, context or TRAINED)
-    out = model(tokens)
+    logits = model(tokens).logits
+    layers = [each.blocks[0].attention for each in (model, trained)]
     if context == 4 * TRAINED:
-        assert cfg.model.rope == yarn(original_max_seq_len=TRAINED)
+        assert run.model.rope == yarn(original_max_seq_len=TRAINED)
+        tables = rotary_tables(context, cfg.model.attention.rope_dim, run.model.rope)
+        torch.testing.assert_close((model.cos, model.sin), tables, rtol=0, atol=0)
+        sharper = (1 + 0.1 * math.log(4)) ** 2
+        assert layers[0].scale == pytest.approx(sharper * layers[1].scale)
+        assert (logits[:, :TRAINED] - trained(tokens[:, :TRAINED]).logits).abs().max() > 1e-2
     else:
-        torch.testing.assert_close(out.logits, trained(tokens).logits, rtol=0, atol=0)
+        torch.testing.assert_close(logits, trained(tokens).logits, rtol=0, atol=0)
     with pytest.raises(UserError, match=r"model\.max_seq_len"):
         model(random_tokens(cfg.model, 1, (context or TRAINED) + 1))

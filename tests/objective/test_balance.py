@@ -17,15 +17,6 @@ from tests.conftest import tiny_config
 LOADS = st.lists(st.integers(0, 10**12), min_size=2, max_size=9)
 
 
-def test_load_by_hand() -> None:
-    first = torch.tensor([[[0, 2], [2, 3]], [[2, 0], [0, 3]]])
-    second = torch.tensor([[[1, 0], [1, 0]], [[1, 0], [1, 0]]])
-    load = expert_load([Routing(torch.rand(2, 2, 5), experts) for experts in (first, second)])
-    assert load.sum(dim=1).tolist() == [[3, 0, 3, 2, 0], [4, 4, 0, 0, 0]]
-    assert load[0].tolist() == [[1, 0, 2, 1, 0], [2, 0, 1, 1, 0]]
-    assert load.dtype == torch.int64
-
-
 @example([10**12, 10**12 + 2])  # a difference of one token in a trillion
 @example([5, 5, 5])
 @given(LOADS)
@@ -36,16 +27,6 @@ def test_bias_step_has_the_opposite_sign_of_the_excess(load: list[int]) -> None:
         [(each * len(load) < sum(load)) - (each * len(load) > sum(load)) for each in load]
     ).double()
     torch.testing.assert_close(bias, signs - signs.mean())
-
-
-def test_the_mean_stays_zero_over_many_updates() -> None:
-    bias = torch.zeros(7)
-    loads = torch.randint(100, (2_000, 7)) * torch.arange(1, 8)  # always uneven the same way
-    for load in loads:
-        update_bias(bias, load, speed=1e-3)
-    assert bias.dtype == torch.float32
-    assert abs(float(bias.double().mean())) < 1e-6
-    assert float(bias.std()) > 0.5
 
 
 def test_updates_level_the_load_of_a_skewed_gate() -> None:
@@ -59,6 +40,7 @@ def test_updates_level_the_load_of_a_skewed_gate() -> None:
     for _ in range(300):
         update_bias(bias, load(), speed=1e-3)
     assert max_violation(load()) < 0.1 < before
+    assert abs(float(bias.double().mean())) < 1e-6
 
 
 def test_metrics_of_load_by_hand() -> None:

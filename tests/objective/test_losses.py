@@ -89,11 +89,6 @@ def test_a_loss_without_a_target_is_zero_and_has_a_gradient(chunked: bool) -> No
     assert not hidden.grad.any()
 
 
-def test_sequence_loss_by_hand() -> None:
-    scores = torch.tensor([[[0.8, 0.4, 0.4, 0.4], [0.4, 0.2, 0.2, 0.2]]])
-    assert sequence_balance_loss(routing_of(scores, 1)).item() == pytest.approx(4 * 0.4)
-
-
 def test_sequence_loss_counts_unbiased_scores_not_the_chosen_experts() -> None:
     scores = torch.rand(2, 5, 4)
     elsewhere = Routing(scores, scores.topk(2, dim=-1, largest=False).indices)

@@ -50,19 +50,12 @@ def test_multiplier_rises_during_warm_up_then_falls_to_the_minimum(
     assert values[max_steps:] == pytest.approx([cfg.min_lr_ratio] * 2)
 
 
-def test_cosine_by_hand() -> None:
+def test_schedules_by_hand() -> None:
     cfg = optim_config(schedule="cosine", warmup_fraction=0.2, min_lr_ratio=0.1)
-    values = multipliers(cfg, 10)
-    assert values[:3] == pytest.approx([0.5, 1.0, 1.0])
-    assert values[4] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
-    assert values[6] == pytest.approx(0.55)
-    assert values[10] == pytest.approx(0.1)
-
-
-def test_wsd_by_hand() -> None:
+    falling = [0.1 + 0.45 * (1 + math.cos(math.pi * step / 8)) for step in range(9)]
+    assert multipliers(cfg, 10)[:11] == pytest.approx([0.5, 1.0, *falling])
     cfg = optim_config(schedule="wsd", warmup_fraction=0.1, decay_fraction=0.4, min_lr_ratio=0.0)
-    expected = [1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0]
-    assert multipliers(cfg, 10)[:11] == pytest.approx(expected)
+    assert multipliers(cfg, 10)[:11] == pytest.approx([1] * 7 + [0.75, 0.5, 0.25, 0])
 
 
 def test_mtp_weight_switches_once() -> None:

@@ -16,7 +16,7 @@ import torch
 
 import train as application
 from mla_lm.config import RunConfig, cli
-from mla_lm.training import alarms, plots
+from mla_lm.training import plots
 from mla_lm.training.module import LanguageModel
 
 Change = Callable[[], None]
@@ -29,7 +29,7 @@ def train(words: Sequence[str], log: str, changes: Sequence[Change] = ()) -> Non
     os.dup2(descriptor, 2)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    plots.draw = alarms.draw_over_training = lambda *_: None  # most of the time of a tiny run
+    plots.draw = plots.draw_over_training = lambda *_: None  # most of the time of a tiny run
     for change in changes:
         change()
     sys.argv = ["train.py", *words]

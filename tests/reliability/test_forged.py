@@ -8,8 +8,10 @@ import json
 import os
 import pickle
 import sys
+import zipfile
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ import numpy as np
 import pytest
 import torch
 
+from mla_lm import load_config
 from mla_lm.checkpoint import file as checkpoint_file
-from mla_lm.checkpoint.record import RECORD
+from mla_lm.checkpoint.record import RECORD, write_run_files
+from mla_lm.checkpoint.resume import resolve_resume
 from tests.reliability.conftest import Reference
 from tests.reliability.record import record
 from tests.reliability.runs import STEPS, checkpoint, run, steps
@@ -79,22 +83,55 @@ def signed(content: bytes) -> bytes:
     return content[:at] + digest.encode() + content[at + 64 :]
 
 
-def nested_deeply(good: Path, path: Path) -> None:
-    content = good.read_bytes()
-    size = int.from_bytes(content[:8], "little")
+def headed(edit: Callable[[bytes], bytes]) -> Forgery:
+    """The header changed, with a good digest."""
+
+    def forge(good: Path, path: Path) -> None:
+        content = good.read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        header = edit(content[8:end])
+        path.write_bytes(signed(len(header).to_bytes(8, "little") + header + content[end:]))
+
+    return forge
+
+
+def nested(header: bytes) -> bytes:
     deep = b'content\\":{\\"x\\":' + b"[" * 100_000 + b"]" * 100_000 + b","
-    header = content[8 : 8 + size].replace(b'content\\":{', deep, 1)
-    path.write_bytes(signed(len(header).to_bytes(8, "little") + header + content[8 + size :]))
+    return header.replace(b'content\\":{', deep, 1)
+
+
+def moved(by: int) -> Forgery:
+    """The first tensor is said to lie somewhere else, among the others or behind them."""
+
+    def edit(header: bytes) -> bytes:
+        entries = json.loads(header)
+        first = next(entry for name, entry in entries.items() if name != "__metadata__")
+        first["data_offsets"] = [at + by for at in first["data_offsets"]]
+        return json.dumps(entries, separators=(",", ":")).encode()
+
+    return headed(edit)
 
 
 def huge_header(good: Path, path: Path) -> None:
     path.write_bytes(signed((2**62).to_bytes(8, "little") + good.read_bytes()[8:]))
 
 
+def numpy_objects(good: Path, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.array([Payload(path)], dtype=object))
+
+
+def zipped(good: Path, path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Payload(path)))
+
+
 CALL = {"_target_": "os.system", "command": "TOUCH"}
 FORGERIES: dict[str, Forgery] = {
     "pickle": lambda good, path: path.write_bytes(pickle.dumps(Payload(path))),
     "torch.save": lambda good, path: torch.save({"state_dict": Payload(path)}, path),
+    "zip of a pickle": zipped,
+    "numpy objects": numpy_objects,
     "pickle behind the tensors": pickle_behind,
     "pickle for a tokenizer": edited(pickled_tokenizer),
     "_target_ for the model": config("model", CALL),
@@ -104,7 +141,9 @@ FORGERIES: dict[str, Forgery] = {
     "path for a run_id": config("run_id", "../../marker"),
     "tensor named by a path": tensor("../../../etc/passwd", 3),
     "tensor of another shape": tensor("model.norm.weight", 10**6),
-    "metadata nested deeply": nested_deeply,
+    "metadata nested deeply": headed(nested),
+    "overlapping offsets": moved(4),
+    "offsets beyond the end": moved(2**40),
     "huge header": huge_header,
 }
 
@@ -159,3 +198,24 @@ def test_the_watch_notices_what_a_payload_does(reference: Reference, tmp_path: P
     run(["resume=auto"], tmp_path / "log", partial(watch, str(events)), partial(unpickle, path))
     assert marker(path).exists()
     assert "os.system" in events.read_text()
+
+
+@pytest.mark.parametrize("key", ["init_from", "data.path", "data.tokenizer.end_of_text"])
+def test_a_stored_text_is_never_interpolated(
+    reference: Reference, tmp_path: Path, key: str
+) -> None:
+    path, text = tmp_path / "x.ckpt", "/nowhere/${oc.env:HOME}"
+    content = checkpoint_file.read(checkpoint(reference.folder, 10))
+    *sections, name = key.split(".")
+    reduce(getitem, sections, content[RECORD]["config"])[name] = text
+    if name == "end_of_text":
+        tokenizer = content[RECORD]["tokenizer"].numpy().tobytes().decode()
+        as_bytes = tokenizer.replace("<|endoftext|>", text).encode()
+        content[RECORD]["tokenizer"] = torch.frombuffer(bytearray(as_bytes), dtype=torch.uint8)
+    checkpoint_file.write(path, content)
+    words = [f"resume={path}", f"run_dir={tmp_path / 'run'}", "trainer.max_steps=14"]
+    cfg, origin = resolve_resume(load_config(words), words)
+    assert origin is not None
+    write_run_files(tmp_path / "run", cfg, origin)
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert reduce(getitem, [*sections, name], written) == text

@@ -20,14 +20,7 @@ from mla_lm.checkpoint import file as checkpoint_file
 from tests.processes import command, environment
 from tests.reliability.conftest import Reference
 from tests.reliability.record import record
-from tests.reliability.runs import (
-    checkpoint,
-    resumption,
-    run,
-    start,
-    status,
-    wait,
-)
+from tests.reliability.runs import checkpoint, resumption, run, start, status, wait
 
 ELSEWHERE = "/dev/shm"  # another device than that of the run
 POINTS = (
@@ -59,7 +52,7 @@ def killed_and_resumed(reference: Reference, place: Path, number: int) -> str | 
     return resumption(folder, reference.words, reference.end)
 
 
-@pytest.mark.parametrize("trials", [6, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trials", [4, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_at_random_times(reference: Reference, tmp_path: Path, trials: int) -> None:
     trial = partial(killed_and_resumed, reference, tmp_path)
     numbers = itertools.count()

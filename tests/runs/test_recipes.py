@@ -67,7 +67,7 @@ def test_it_trains(name: str, trained: Run, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "checkpoints" / "step-000002.ckpt").exists()
     if name in CONTINUED:
-        assert "begins with the weights of" in result.stdout
+        assert "starts with the weights of" in result.stdout
         more = ["trainer.max_steps=3", "run_dir=run", "resume=auto"]
         result = run("train.py", *more, cwd=tmp_path)
         assert result.returncode == 0, result.stderr

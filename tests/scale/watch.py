@@ -16,16 +16,10 @@ from torch import Tensor
 
 
 class Watch(L.Callback):
-    """`stop_at`: the step in which the last rank is told to stop; `block`: a path to be in the way.
+    """`stop_at`: the step in which the last rank is told to stop; `block`: a path in the way."""
 
-    `greedy`: how many ranks, from the last on, want more memory than any machine has.
-    """
-
-    def __init__(
-        self, folder: str, stop_at: int | None = None, block: str | None = None, greedy: int = 0
-    ) -> None:
-        self.folder, self.stop_at = Path(folder), stop_at
-        self.block, self.greedy = block, greedy
+    def __init__(self, folder: str, stop_at: int | None = None, block: str | None = None) -> None:
+        self.folder, self.stop_at, self.block = Path(folder), stop_at, block
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -40,8 +34,6 @@ class Watch(L.Callback):
         self.note(step=trainer.global_step, rows=rows, drawn=float(torch.rand(())))
         if self.block is not None:
             (Path(self.block) / "full").mkdir(parents=True, exist_ok=True)
-        if trainer.global_rank >= trainer.world_size - self.greedy:
-            torch.empty(2**55)
         last = trainer.global_rank == trainer.world_size - 1
         if trainer.global_step + 1 == self.stop_at and last:
             self.stop_at = None

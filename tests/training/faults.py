@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mla_lm.objective import balance
-from mla_lm.training.alarms import LossSpikes
+from mla_lm.training.callbacks import LossSpikes
 from mla_lm.training.module import LanguageModel
 from tests.training.small import RECORD, TOKENIZER, Case, fit, micro_batches, ranks, trainer
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mla_lm.training.alarms import ExpertLoad, LossSpikes
+from mla_lm.training.callbacks import LossSpikes
 from mla_lm.training.module import LanguageModel
+from mla_lm.training.plots import ExpertLoad
 from tests.conftest import TINY, load_config
 from tests.training.small import RECORD, TOKENIZER, fit, trainer
 

@@ -8,8 +8,8 @@ import pytest
 
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.errors import UserError
-from mla_lm.training.checkpoint_io import CheckpointFiles
 from mla_lm.training.module import LanguageModel
+from mla_lm.training.strategy import CheckpointFiles
 from tests.reliability.runs import differences
 from tests.runs.conftest import checkpoint, content, short_run, train_here, write_corpus
 from tests.training.small import RECORD, TOKENIZER, Case, fit, micro_batches, trainer

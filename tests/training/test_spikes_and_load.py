@@ -1,6 +1,5 @@
 """Skipped steps, loss spikes and idle experts are named; the load of the experts is drawn."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mla_lm.errors import UserError
-from mla_lm.training.alarms import COLUMNS, ExpertLoad, LossSpikes
+from mla_lm.training.callbacks import LossSpikes
 from mla_lm.training.module import LanguageModel
-from tests.runs.conftest import checkpoint, content, short_run, train_here, write_corpus
+from mla_lm.training.plots import COLUMNS, ExpertLoad
 from tests.training.small import RECORD, TOKENIZER, Case, fit, micro_batches, trainer
 
 
@@ -86,30 +85,8 @@ def test_an_expert_is_named_once_when_it_has_been_idle_long_enough() -> None:
     ]
 
 
-def test_a_resumed_run_counts_on() -> None:
-    first, second = ExpertLoad(patience=5), ExpertLoad(patience=5)
-    assert watch(first, [load((0, 1))] * 3) == []
-    second.load_state_dict(first.state_dict())
-    assert len(watch(second, [load((0, 1))] * 2, start=3)) == 1
-    assert second.steps == [1, 2, 3, 4, 5]
-
-
 def test_columns_add_up_to_the_whole_load_however_long_the_run() -> None:
     callback, total = ExpertLoad(patience=9), 3 * COLUMNS - 7
     watch(callback, [load()] * total, total=total)
     assert len(callback.steps) <= COLUMNS
-    left = 0 if callback.sum is None else callback.sum
-    assert torch.equal(sum(callback.loads) + left, total * load())
-
-
-def test_a_run_draws_its_load_and_stores_it(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "text")
-    words = (*short_run(tmp_path), "trainer.max_steps=3")
-    train_here(*words, f"run_dir={tmp_path / 'run'}")
-    assert (tmp_path / "run" / "plots" / "expert_load.png").read_bytes().startswith(b"\x89PNG")
-    callbacks = content(checkpoint(tmp_path / "run", 3))["callbacks"]
-    (stored,) = (state for name, state in callbacks.items() if name.startswith("ExpertLoad"))
-    assert stored["steps"] == [1, 2, 3]
-    assert [int(column.sum()) for column in stored["loads"]] == [4 * (32 + 31) * 2] * 3
-    train_here(*words, "model/ffn=dense", "balance=none", f"run_dir={tmp_path / 'dense'}")
-    assert not (tmp_path / "dense" / "plots" / "expert_load.png").exists()
+    assert torch.equal(sum(callback.loads) + callback.sum, total * load())
