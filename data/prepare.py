@@ -18,14 +18,13 @@ def main() -> None:
     data = prepare(load_config(sys.argv[1:]).data)
     for split in ("train", "val"):
         counts = data.manifest[split]
-        shards = len(counts["shards"])
         print(
             f"{split:5}  {counts['documents']:,} documents  {counts['bytes']:,} bytes  "
-            f"{counts['tokens']:,} tokens  {shards} shard{'s' * (shards > 1)}"
+            f"{counts['tokens']:,} tokens"
         )
-    for key in ("vocab_size", "bytes_per_token", "empty_documents", "corpus", "seconds"):
+    for key in ("vocab_size", "bytes_per_token", "empty_documents", "corpus"):
         print(f"{key.replace('_', ' ')}: {data.manifest[key]}")
-    print(f"in {data.train.shards[0].path.parent}")
+    print(f"in {data.train.paths[0].parent}")
 
 
 if __name__ == "__main__":

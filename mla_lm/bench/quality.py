@@ -20,7 +20,8 @@ from mla_lm.bench import steps
 from mla_lm.bench.report import Row, row, timed
 from mla_lm.config import RunConfig
 from mla_lm.config.compose import load_config
-from mla_lm.data import EvalLoader, PreparedData, TrainLoader, prepare
+from mla_lm.data import PreparedData, prepare
+from mla_lm.data.loader import EvalLoader, TrainLoader
 from mla_lm.machine import autocast, resolve_precision
 from mla_lm.objective.metrics import loss_sums, summarize
 from mla_lm.objective.optimizer import build_optimizer

@@ -6,7 +6,8 @@ window i mod n of the order of epoch i div n, a permutation drawn by a generator
 than the sample number.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -32,43 +33,47 @@ def window_order(n_windows: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(n_windows)
 
 
-def _windows(tokens: Stream, starts: NDArray[np.int64], seq_len: int) -> Tensor:
-    rows = np.empty((len(starts), seq_len + 1), dtype=np.int64)
-    for row, start in zip(rows, starts.tolist(), strict=True):
-        row[:] = tokens[start : start + seq_len + 1]
-    return torch.from_numpy(rows)
+@dataclass(eq=False)
+class _Loader:
+    tokens: Stream
+    _: KW_ONLY
+    seq_len: int
+    batch_size: int  # of this rank
+    rank: int = 0
+    n_ranks: int = 1
+
+    def __post_init__(self) -> None:
+        self.n_windows, self.n_dropped = divmod(len(self.tokens) - 1, self.seq_len)
+        self.global_batch = self.batch_size * self.n_ranks
+
+    def _rows(self, windows: Iterable[int]) -> Tensor:
+        starts = [window * self.seq_len for window in windows]
+        rows = np.empty((len(starts), self.seq_len + 1), dtype=np.int64)
+        for row, start in zip(rows, starts, strict=True):
+            row[:] = self.tokens[start : start + self.seq_len + 1]
+        return torch.from_numpy(rows)
 
 
-class TrainLoader:
-    """Shuffled windows without end.
+@dataclass(eq=False, kw_only=True)
+class TrainLoader(_Loader):
+    """Shuffled windows without end; the `n_dropped` tokens that fill none are never predicted.
 
     `sample` counts the samples all ranks have taken, and is all that must be stored. An iteration
     ends when it has reached a multiple of `len`, the micro-batches of as many whole optimizer steps
     as an epoch fills. Raises UserError when the stream is too short for one step.
     """
 
-    def __init__(
-        self,
-        tokens: Stream,
-        *,
-        seq_len: int,
-        batch_size: int,
-        accumulate: int,
-        seed: int,
-        rank: int = 0,
-        n_ranks: int = 1,
-    ) -> None:
-        self.tokens, self.seq_len, self.batch_size = tokens, seq_len, batch_size
-        self.accumulate, self.seed, self.rank = accumulate, seed, rank
-        self.n_windows = (len(tokens) - 1) // seq_len
-        self.n_dropped = len(tokens) - 1 - self.n_windows * seq_len  # tokens never predicted
-        self.sample = 0
-        self.global_batch = batch_size * n_ranks
-        per_step = self.global_batch * accumulate
+    accumulate: int
+    seed: int
+    sample: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        per_step = self.global_batch * self.accumulate
         if self.n_windows < per_step:
             raise UserError(
-                f"data.seq_len={seq_len}: {per_step} sequences of it need "
-                f"{per_step * seq_len + 1} tokens, the training split has {len(tokens)}"
+                f"data.seq_len={self.seq_len}: {per_step} sequences of it need "
+                f"{per_step * self.seq_len + 1} tokens, the training split has {len(self.tokens)}"
             )
 
     def __len__(self) -> int:
@@ -78,8 +83,7 @@ class TrainLoader:
         for _ in range(self.sample // self.global_batch % len(self), len(self)):
             first = self.sample + self.rank * self.batch_size
             self.sample += self.global_batch
-            chosen = [self._window(sample) for sample in range(first, first + self.batch_size)]
-            yield _windows(self.tokens, np.array(chosen) * self.seq_len, self.seq_len)
+            yield self._rows(map(self._window, range(first, first + self.batch_size)))
 
     def _window(self, sample: int) -> int:
         epoch, index = divmod(sample, self.n_windows)
@@ -94,32 +98,26 @@ class TrainLoader:
         self.sample = state["sample"]
 
 
-class EvalLoader:
+class EvalLoader(_Loader):
     """The windows in order; what is left behind the last whole one comes as a shorter batch.
 
     Ranks take batches round-robin; all have as many batches, the last ones of some are without a
     row. Raises UserError when the stream has fewer than two tokens.
     """
 
-    def __init__(
-        self, tokens: Stream, *, seq_len: int, batch_size: int, rank: int = 0, n_ranks: int = 1
-    ) -> None:
-        self.tokens, self.seq_len, self.batch_size = tokens, seq_len, batch_size
-        self.rank, self.global_batch = rank, batch_size * n_ranks
-        if len(tokens) < 2:
-            raise UserError(f"the validation split has {len(tokens)} token(s), nothing to predict")
-        self.n_windows = (len(tokens) - 1) // seq_len
-        self.has_rest = self.n_windows * seq_len + 1 < len(tokens)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (n_tokens := len(self.tokens)) < 2:
+            raise UserError(f"the validation split has {n_tokens} token(s), nothing to predict")
 
     def __len__(self) -> int:
-        return -(-self.n_windows // self.global_batch) + self.has_rest
+        return -(-self.n_windows // self.global_batch) + bool(self.n_dropped)
 
     def __iter__(self) -> Iterator[Tensor]:
-        starts = np.arange(self.n_windows, dtype=np.int64) * self.seq_len
         for first in range(0, self.n_windows, self.global_batch):
             first += self.rank * self.batch_size
-            yield _windows(self.tokens, starts[first : first + self.batch_size], self.seq_len)
-        if self.has_rest:
+            yield self._rows(range(first, min(first + self.batch_size, self.n_windows)))
+        if self.n_dropped:
             rest = self.tokens[self.n_windows * self.seq_len : len(self.tokens)]
             row = torch.from_numpy(rest.astype(np.int64)).unsqueeze(0)
             yield row if self.rank == 0 else row[:0]

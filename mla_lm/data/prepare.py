@@ -9,9 +9,7 @@
 
 import hashlib
 import os
-import platform
 import shutil
-import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,7 @@ from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
 from mla_lm.files import remove_temporaries, replacing
 
-VERSION = 3
+VERSION = 4
 NOT_IN_KEY = {"path", "val_path", "cache_dir", "verify", "seq_len", "batch_size", "mask_documents"}
 
 
@@ -107,13 +105,9 @@ def _prepare(
             "corpus": hashlib.sha256().hexdigest(),
             "empty_documents": 0,
             **{s: {"documents": 0, "tokens": 0, "bytes": 0, "shards": []} for s in SPLITS},
-            "python": platform.python_version(),
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "seconds": 0.0,
         }
         write_manifest(unfinished, manifest)
     encode(corpus, tokenizer, manifest, unfinished)
-    for split, purpose in (("train", "train on"), ("val", "validate on")):
-        if manifest[split]["documents"] == 0:
-            raise UserError(f"{corpus.name}: no text to {purpose}")
+    if manifest["val"]["documents"] == 0:
+        raise UserError(f"{corpus.name}: no text to validate on")
     unfinished.rename(folder)

@@ -1,24 +1,59 @@
 """A prepared corpus: a folder of token files, their tokenizer, and a manifest with their digests.
 
-The manifest, the tokenizer and the size of every shard are checked whenever the folder is opened,
-every byte with `verify="full"`.
+A split is a long sequence of ids in shards. The manifest, the tokenizer and the size of every
+shard are checked whenever the folder is opened, every byte with `verify="full"`.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mla_lm.data.shards import Shard, TokenStream
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
 from mla_lm.files import digest, read_object, replacing
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 SPLITS = ("train", "val")
+
+
+class TokenStream:
+    """The ids of a split, memory-mapped; a slice copies, across shards where it must.
+
+    Raises UserError naming the shard and the position of an id beyond the vocabulary.
+    """
+
+    def __init__(
+        self, folder: Path, shards: Sequence[dict[str, Any]], *, dtype: str, vocab_size: int
+    ) -> None:
+        self.paths = [folder / shard["path"] for shard in shards]
+        self.maps = [np.memmap(path, dtype=dtype, mode="r") for path in self.paths]
+        self.starts = np.cumsum([0, *map(len, self.maps)])
+        self.dtype, self.vocab_size = dtype, vocab_size
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, part: slice) -> NDArray[Any]:
+        start, stop, _ = part.indices(len(self))
+        found = [np.empty(0, self.dtype)]
+        first = int(np.searchsorted(self.starts, start, side="right")) - 1
+        for index in range(first, int(np.searchsorted(self.starts, stop))):
+            offset = int(self.starts[index])
+            begin = max(0, start - offset)
+            ids = self.maps[index][begin : stop - offset]
+            if ids.max(initial=0) >= self.vocab_size:
+                at, path = int((ids >= self.vocab_size).argmax()), self.paths[index]
+                raise UserError(
+                    f"{path}: id {ids[at]} at token {begin + at}, the vocabulary has "
+                    f"{self.vocab_size}; delete {path.parent}"
+                )
+            found.append(ids)
+        return np.concatenate(found)
 
 
 class PreparedData(NamedTuple):
@@ -56,14 +91,13 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
 def open_prepared(folder: Path, *, verify: str) -> PreparedData:
     """Map a prepared folder; raises UserError naming the file that is not as it was prepared."""
     try:
-        return _open(folder, verify=verify)
-    except UserError as error:
-        raise UserError(f"{error}; delete {folder}") from None
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; delete {folder}") from None
+        return _open(folder, full=verify == "full")
+    except (UserError, OSError) as error:
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        raise UserError(f"{reason}; delete {folder}") from None
 
 
-def _open(folder: Path, *, verify: str) -> PreparedData:
+def _open(folder: Path, *, full: bool) -> PreparedData:
     manifest = read_object(folder / MANIFEST)
     if manifest.pop("sha256", None) != sha256(manifest):
         raise UserError(f"{folder / MANIFEST}: edited or damaged")
@@ -72,15 +106,15 @@ def _open(folder: Path, *, verify: str) -> PreparedData:
     content = (folder / TOKENIZER).read_text(encoding="utf-8")
     end_of_text = manifest["settings"]["tokenizer"]["end_of_text"]
     tokenizer = Tokenizer(content, end_of_text=end_of_text)
-    dtype = np.dtype(manifest["dtype"])
-    streams = []
+    dtype, streams = manifest["dtype"], []
     for split in SPLITS:
-        entries = manifest[split]["shards"]
-        shards = [Shard(folder / e["path"], e["tokens"], e["sha256"]) for e in entries]
-        for path, tokens, sha in shards:
-            if (size := path.stat().st_size) != tokens * dtype.itemsize:
-                raise UserError(f"{path}: {size} bytes where {tokens * dtype.itemsize} belong")
-            if verify == "full" and digest(path) != sha:
+        shards = manifest[split]["shards"]
+        for shard in shards:
+            path, belong = folder / shard["path"], shard["tokens"] * np.dtype(dtype).itemsize
+            if (size := path.stat().st_size) != belong:
+                raise UserError(f"{path}: {size} bytes where {belong} belong")
+            if full and digest(path) != shard["sha256"]:
                 raise UserError(f"{path}: its bytes have changed")
-        streams.append(TokenStream(shards, dtype, vocab_size=tokenizer.vocab_size))
+        vocab_size = tokenizer.vocab_size
+        streams.append(TokenStream(folder, shards, dtype=dtype, vocab_size=vocab_size))
     return PreparedData(streams[0], streams[1], tokenizer, manifest)

@@ -7,11 +7,10 @@ learns from training documents only.
 
 import hashlib
 import re
-from itertools import chain
-from typing import NamedTuple
+from collections.abc import Iterable
 
 from mla_lm.config import DataConfig
-from mla_lm.data.corpora import Corpus, Document
+from mla_lm.data.corpora import Corpus
 from mla_lm.data.tokenizer import Tokenizer, pieces
 from mla_lm.errors import UserError
 
@@ -20,83 +19,56 @@ DISTINCT = 3_000_000  # characters of distinct words in it: BPE training holds 3
 WORD = re.compile(r"\w+")
 
 
-class Split(NamedTuple):
-    """Documents below `threshold` are held out; `tokenizer` has seen none of them."""
-
-    threshold: int
-    tokenizer: Tokenizer
-
-
 def hash_position(key: bytes) -> int:
     """The hash of a document's key as a number, uniform in 0 .. 2^64."""
     return int.from_bytes(hashlib.sha256(key).digest()[:8])
 
 
-def choose_split(cfg: DataConfig, corpus: Corpus, *, tokenizer: Tokenizer | None = None) -> Split:
-    """Read as much as is needed; raises UserError when there is too little text for two splits.
+def choose_split(
+    cfg: DataConfig, corpus: Corpus, *, tokenizer: Tokenizer | None = None
+) -> tuple[int, Tokenizer]:
+    """The threshold, and `tokenizer` or one that has seen no held-out document.
 
-    `tokenizer` is used as it is, where there is one already.
+    Reads as much as is needed; raises UserError when no text is left to train on.
     """
     has_val, learns = corpus.val is not None, cfg.tokenizer.kind == "bpe"
     threshold = 0 if has_val else int(cfg.val_fraction * 2**64)
-    kept: list[tuple[int, list[str]]] = []
-    n_documents, lowest, sample = 0, 2**64, _Sample()
+    kept, words = list[tuple[int, str]](), set[str]()
+    n_documents, n_characters, n_distinct, lowest = 0, 0, 0, 2**64
     for document in corpus.train():
         position = hash_position(document.key)
-        text = _start(document, SAMPLE if learns and position >= threshold else 1)
+        text = _start(document.parts, SAMPLE if learns and position >= threshold else 1)
         if not text:
             continue
         n_documents, lowest = n_documents + 1, min(lowest, position)
         if position >= threshold:
             kept.append((position, text))
-            sample.add(text)
-        enough = sample.full if learns else has_val or lowest < threshold
-        if n_documents >= 2 and kept and (enough or sample.full):
+            new = {*WORD.findall(text)} - words
+            words |= new
+            n_distinct += sum(map(len, new))
+            n_characters += len(text)
+        enough = not learns and (has_val or lowest < threshold)
+        full = n_characters >= SAMPLE or n_distinct >= DISTINCT
+        if n_documents >= 2 and kept and (enough or full):
             break
-    if n_documents < 2 - has_val:
-        raise UserError(
-            f"{corpus.name}: {n_documents} document(s), too little text to train and validate"
-        )
     if not has_val and lowest >= threshold:
         threshold = lowest + 1
     texts = [text for position, text in kept if position >= threshold]
-    if not texts and kept:
-        raise UserError(f"{corpus.name}: {n_documents} documents, all the same")
     if not texts:
-        raise UserError(f"data.val_fraction={cfg.val_fraction}: leaves no document to train on")
-    return Split(threshold, tokenizer or _trained(cfg, texts if learns else []))
+        held_out = f"{n_documents} document(s) with text, none left to train on"
+        raise UserError(f"{corpus.name}: {held_out} (data.val_fraction={cfg.val_fraction})")
+    if tokenizer is None:
+        learned = (piece for text in texts if learns for piece in pieces([text]))
+        keys = cfg.tokenizer.model_dump(include={"vocab_size", "end_of_text"})
+        tokenizer = Tokenizer.train(learned, **keys)
+    return threshold, tokenizer
 
 
-class _Sample:
-    """Counts the text the tokenizer learns from, until it is long or varied enough."""
-
-    def __init__(self) -> None:
-        self.size = self.distinct = 0
-        self.words: set[str] = set()
-
-    def add(self, text: list[str]) -> None:
-        new = set().union(*map(WORD.findall, text)) - self.words
-        self.words |= new
-        self.distinct += sum(map(len, new))
-        self.size += sum(map(len, text))
-
-    @property
-    def full(self) -> bool:
-        return self.size >= SAMPLE or self.distinct >= DISTINCT
-
-
-def _start(document: Document, n_characters: int) -> list[str]:
-    """The parts of a document up to a number of characters."""
-    start, size = [], 0
-    for part in filter(None, document.parts):
-        start.append(part)
-        size += len(part)
-        if size >= n_characters:
+def _start(parts: Iterable[str], n_characters: int) -> str:
+    """The first characters of a text, in whole parts."""
+    start = ""
+    for part in parts:
+        start += part
+        if len(start) >= n_characters:
             break
     return start
-
-
-def _trained(cfg: DataConfig, texts: list[list[str]]) -> Tokenizer:
-    learned = chain.from_iterable(map(pieces, texts))
-    options = cfg.tokenizer
-    return Tokenizer.train(learned, vocab_size=options.vocab_size, end_of_text=options.end_of_text)

@@ -14,7 +14,6 @@ import tokenizers
 from numpy.typing import NDArray
 
 from mla_lm.config import TokenizerConfig
-from mla_lm.data.cutting import cut
 from mla_lm.errors import UserError, one_line
 
 PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes written as themselves
@@ -73,7 +72,7 @@ class Tokenizer:
     @classmethod
     def pretrained(cls, cfg: TokenizerConfig) -> "Tokenizer":
         """The tokenizer that `cfg.path` names; raises UserError where it cannot be used."""
-        content = _read(str(cfg.path))
+        content = _read(str(cfg.path)).to_str()
         try:
             found = cls(content, end_of_text=cfg.end_of_text)
         except Exception as error:  # the library raises plain `Exception`
@@ -145,26 +144,48 @@ def pieces(parts: Iterable[str]) -> Iterator[str]:
     return cut(parts, (BETWEEN_WORDS, BEFORE_SPACE), at_least=PIECE, at_most=8 * PIECE)
 
 
+def cut(
+    parts: Iterable[str], boundaries: Sequence[re.Pattern[str]], *, at_least: int, at_most: int
+) -> Iterator[str]:
+    """Pieces of `at_least` to `at_most` characters (the last may be shorter) that join to `parts`.
+
+    A piece ends where the first of the `boundaries` matches in that range; only a text that is too
+    long without may end at the next of them. How the text was parted does not matter; no more than
+    one part and `at_most` characters are held.
+    """
+    text, start = "", 0
+
+    def end_of_piece(allowed: Sequence[re.Pattern[str]]) -> int:
+        latest = start + at_most
+        matches = (boundary.search(text, start + at_least, latest) for boundary in allowed)
+        return next((match.end() for match in matches if match), latest)
+
+    for part in parts:
+        text, start = text[start:] + part, 0
+        while len(text) - start > at_most:
+            yield text[start : (start := end_of_piece(boundaries))]
+    while start < len(text):
+        yield text[start : (start := end_of_piece(boundaries[:1]))]
+
+
 def vocabulary_of(path: str) -> int:
     """Size of the vocabulary of an existing tokenizer."""
-    return 1 + max(tokenizers.Tokenizer.from_str(_read(path)).get_vocab().values(), default=-1)
+    return 1 + max(_read(path).get_vocab().values(), default=-1)
 
 
-def _read(path: str) -> str:
-    """The JSON of a tokenizer: a file, a folder with a `tokenizer.json`, or a name on the hub."""
+def _read(path: str) -> tokenizers.Tokenizer:
+    """A file, a folder with a `tokenizer.json`, or a name on the hub."""
     where = Path(os.path.expanduser(path))
     where = where / "tokenizer.json" if where.is_dir() else where
     if not where.is_file() and not HUB_NAME.fullmatch(path):
         raise UserError(f"data.tokenizer.path={path}: no such file, and no name on the hub")
     try:
         if where.is_file():
-            content = where.read_text(encoding="utf-8")
-            tokenizers.Tokenizer.from_str(content)
-            return content
+            return tokenizers.Tokenizer.from_file(str(where))
         from huggingface_hub.utils import logging as of_hub
 
         of_hub.set_verbosity(logging.CRITICAL)  # it prints what it raises
-        return str(tokenizers.Tokenizer.from_pretrained(path).to_str())
+        return tokenizers.Tokenizer.from_pretrained(path)
     except Exception as error:  # the library raises plain `Exception`
         raise UserError(f"data.tokenizer.path={path}: no tokenizer ({one_line(error)})") from None
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mla_lm.config import EvalConfig
-from mla_lm.data import Annotator, EvalLoader
+from mla_lm.data.batch import Annotator
+from mla_lm.data.loader import EvalLoader
 from mla_lm.evaluation.expert_maps import draw_by_kind
 from mla_lm.evaluation.positions import by_position, draw_by_position, position_sums, sliding_loss
 from mla_lm.evaluation.progress import track

@@ -16,7 +16,8 @@ from mla_lm.config.explain import key_of
 from mla_lm.config.secret import public, public_overrides
 from mla_lm.config.section import leaves
 from mla_lm.cost import describe
-from mla_lm.data import EvalLoader, PreparedData, TrainLoader, prepare
+from mla_lm.data import PreparedData, prepare
+from mla_lm.data.loader import EvalLoader, TrainLoader
 from mla_lm.errors import UserError
 from mla_lm.files import claimed
 from mla_lm.machine import Hardware, hardware, keep_freed_memory, out_of_memory

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from mla_lm import load_config
@@ -43,14 +41,6 @@ def write_rows(path: Path, texts: Iterable[str | None]) -> Path:
     """JSON lines with the texts in `text`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
-
-
-def write_table(path: Path, texts: Any, *, column: str = "text", rows: int = 100) -> Path:
-    """A Parquet file with the texts in one of two columns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = {"id": list(range(len(texts))), column: texts}
-    pq.write_table(pa.table(columns), path, row_group_size=rows)
     return path
 
 
@@ -137,14 +127,7 @@ def prepared_folder(cfg: DataConfig) -> Path:
 
 def lasting(manifest: dict[str, Any]) -> dict[str, Any]:
     """What two preparations of the same text have in common."""
-    return {k: v for k, v in manifest.items() if k not in ("settings", "created", "seconds")}
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    return {k: v for k, v in manifest.items() if k != "settings"}
 
 
 def hashed(key: str) -> int:

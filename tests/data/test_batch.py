@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mla_lm.data import Annotator, Tokenizer
-from mla_lm.data.batch import IGNORED
+from mla_lm.data import Tokenizer
+from mla_lm.data.batch import IGNORED, Annotator
 from tests.data.conftest import END_OF_TEXT, corpus_config
 
 

@@ -1,22 +1,23 @@
-"""Which files a path names, their order and keys, and those held out by `val_path`."""
+"""Which files a path names, their order and keys, what `val_path` holds out; their exact text."""
 
 import errno
 import json
 import os
 import re
 import shutil
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mla_lm.config import DataConfig
-from mla_lm.data.corpora import open_corpus
-from tests.data.conftest import TWELVE, corpus_config, keys_of, one_line, texts_of, write_folder
+from mla_lm.data.corpora import files, open_corpus
+from tests.data.conftest import TWELVE, corpus_config, keys_of, refusal, texts_of, written
 
-REFUSED = os.strerror(errno.EACCES)
+MARK = b"\xef\xbb\xbf"
 
 
 def text(path: Path | str, **keys: Any) -> DataConfig:
@@ -24,134 +25,108 @@ def text(path: Path | str, **keys: Any) -> DataConfig:
 
 
 def names(cfg: DataConfig) -> list[str]:
-    return [key.decode() for key in keys_of(cfg)]
-
-
-def refusal(cfg: DataConfig) -> str:
-    return one_line(lambda: open_corpus(cfg))
+    return [os.fsdecode(key) for key in keys_of(cfg)]
 
 
 def source(path: Path) -> dict[str, Any]:
     return open_corpus(text(path)).source
 
 
-def test_stdlib_is_the_library_without_tests_tables_and_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stdlib_is_the_library_without_tests_and_tables() -> None:
     found = names(corpus_config("stdlib"))
     assert len(found) > 200
     assert {"argparse.py", "json/decoder.py"} <= set(found)
     assert found == sorted(set(found))
     left_out = r"(^|/)(tests?|idle_test|site-packages|encodings|pydoc_data)/"
     assert [n for n in found if re.search(left_out, n)] == []
-    corpus = open_corpus(corpus_config("stdlib"))
-    (document,) = (d for d in corpus.train() if d.key == b"json/decoder.py")
+    documents = open_corpus(corpus_config("stdlib")).train()
+    (document,) = (d for d in documents if d.key == b"json/decoder.py")
     assert "".join(document.parts).encode() == Path(json.decoder.__file__).read_bytes()
-    assert corpus.n_bytes == corpus.source["bytes"]
-    (tmp_path / "link.py").symlink_to(json.decoder.__file__)
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    assert str(tmp_path) in refusal(corpus_config("stdlib"))
 
 
-def test_folder_is_read_recursively_without_hidden_files(folder: Path) -> None:
-    write_folder(folder / "inner", n_documents=1)
-    (folder / ".hidden").write_text("hidden")
-    write_folder(folder / ".git", n_documents=1)
-    assert names(text(folder)) == [*TWELVE, "inner/00.txt"]
-    assert texts_of(text(folder / ".git")) == [(folder / ".git" / "00.txt").read_text()]
+INNER = ["inner/00.txt", "inner/01.txt"]
 
 
 @pytest.mark.parametrize(
-    ("pattern", "expected"),
+    ("path", "expected"),
     [
+        ("~/text", [*TWELVE, *INNER]),
+        (".", [*TWELVE, *INNER]),
+        ("../link", [*TWELVE, *INNER]),
         ("*.txt", TWELVE),
-        ("0[1-3].txt", TWELVE[1:4]),
-        ("**/*.txt", [*TWELVE, "inner/00.txt", "inner/01.txt"]),
-        ("**/**/0[01].txt", [*TWELVE[:2], "inner/00.txt", "inner/01.txt"]),
-        ("i*/*", ["inner/00.txt", "inner/01.txt"]),
+        ("../t*t/0[1-3].txt", ["text/01.txt", "text/02.txt", "text/03.txt"]),
+        ("**/**/*.txt", [*TWELVE, *INNER]),
+        ("~/text/i*/*", INNER),
+        (".git", ["02.txt", "03.txt"]),
     ],
 )
-def test_glob_takes_each_matching_file_once(
-    folder: Path, pattern: str, expected: list[str]
+def test_a_path_is_a_folder_or_a_glob_and_each_file_counts_once(
+    folder: Path, path: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "notes.md").write_text("not wanted")
-    write_folder(folder / "inner", n_documents=2)
-    assert names(text(folder / pattern)) == expected
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.chdir(folder)
+    for name in (*INNER, ".hidden", ".git/02.txt", ".git/03.txt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(name)
+    (folder / "zz.txt").symlink_to(folder / "03.txt")
+    (folder.parent / "link").symlink_to(folder)
+    assert names(text(path)) == expected
 
 
 @pytest.mark.parametrize("name", ["draft [1].txt", "what?.txt", "a*b.txt", "a\\b.txt"])
-def test_file_whose_name_looks_like_a_glob(tmp_path: Path, name: str) -> None:
+def test_a_file_whose_name_looks_like_a_glob(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("a line")
     assert texts_of(text(tmp_path / name)) == ["a line"]
 
 
-@pytest.mark.parametrize("path", ["~/text", "~/text/*.txt", ".", "*.txt", "../text", "../t*t/*"])
-def test_path_may_be_relative_or_below_home(
-    folder: Path, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(folder.parent))
-    monkeypatch.chdir(folder)
-    assert [Path(name).name for name in names(text(path))] == TWELVE
-
-
-@pytest.mark.parametrize("pattern", ["", "**/*.txt"])
-@pytest.mark.parametrize("target", ["secrets/00.txt", "secrets", "nothing"])
-def test_link_out_of_the_folder_or_to_nothing_is_refused(
-    folder: Path, pattern: str, target: str
-) -> None:
-    write_folder(folder.parent / "secrets", n_documents=1)
-    (folder / "zz.txt").symlink_to(folder.parent / target)
-    if (pattern, target) != ("**/*.txt", "nothing"):  # which no glob finds
-        assert refusal(text(folder / pattern)).startswith(f"{folder / 'zz.txt'}: links out of")
-
-
-@pytest.mark.parametrize("pattern", ["", "*.txt"])
-def test_a_file_is_read_once_whatever_links_to_it(folder: Path, pattern: str) -> None:
-    (folder / "00_link.txt").symlink_to(folder / "03.txt")
-    (folder / "here").symlink_to(folder)
-    (folder.parent / "to_folder").symlink_to(folder)
-    assert names(text(folder / pattern)) == TWELVE
-    assert names(text(folder.parent / "to_folder" / pattern)) == TWELVE
-
-
-def test_a_folder_that_cannot_be_read_is_named(
+def test_links_are_followed_and_files_that_cannot_be_read_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system's refusal is put in by hand: permissions do not stop root."""
-    (folder / "inner").mkdir()
-    honest = os.scandir
+    elsewhere = folder.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "more.txt").write_text("more")
+    (folder / "linked").symlink_to(elsewhere)
+    assert names(text(folder)) == [*TWELVE, "linked/more.txt"]
+    scandir = os.scandir
 
-    def refuse_inner(path: Any) -> Any:
-        if os.fspath(path).endswith("inner"):
-            raise PermissionError(errno.EACCES, REFUSED, os.fspath(path))
-        return honest(path)
+    def refuse_linked(path: Any) -> Any:
+        if os.fspath(path).endswith("linked"):
+            raise PermissionError(errno.EACCES, "refused", os.fspath(path))
+        return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", refuse_inner)
-    assert refusal(text(folder)) == f"{folder / 'inner'}: {REFUSED}"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse_linked)
+        with pytest.raises(PermissionError, match="linked"):
+            open_corpus(text(folder))
+    (folder / "dangling.txt").symlink_to("nothing")
+    with pytest.raises(FileNotFoundError, match=r"dangling\.txt"):
+        open_corpus(text(folder))
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
-@pytest.mark.parametrize("path", ["missing.txt", "x" * 300, "text/*.json", "bare", "~nobody_/x"])
-def test_path_without_files_is_named(
+@pytest.mark.parametrize("path", ["missing.txt", "text/*.json", "bare", "~nobody_/x"])
+def test_a_path_without_files_is_named(
     folder: Path, kind: str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder.parent)
     Path("bare/inner").mkdir(parents=True)
-    assert path in refusal(corpus_config(kind, path=path))
+    assert refusal(corpus_config(kind, path=path)).startswith(f"data.path={path}: ")
     if kind != "text":
         assert f"holds no files .{kind}" in refusal(corpus_config(kind, path=folder))
+    for held_out in ("text", "text/*.txt", path):  # all, all, none
+        said = refusal(text(folder, val_path=held_out))
+        assert said.startswith(f"data.val_path={held_out}: ")
 
 
 def test_keys_and_source_are_the_same_wherever_the_folder_lies(folder: Path) -> None:
     copy = shutil.copytree(folder, folder.parent / "elsewhere" / "copy")
     assert source(copy) == source(folder) == source(copy / "*.txt")
     assert source(folder)["files"] == 12
-    assert source(folder)["bytes"] == sum(p.stat().st_size for p in folder.iterdir())
     (copy / "04.txt").write_text("changed")
-    assert keys_of(text(copy)) == keys_of(text(folder)) == [name.encode() for name in TWELVE]
+    assert names(text(copy)) == names(text(folder)) == TWELVE
     os.rename(folder / "11.txt", os.fsencode(folder) + b"/\xff.txt")
     assert keys_of(text(folder))[-1] == b"\xff.txt"
-    assert source(folder)["files"] == 12
 
 
 def grow(path: Path) -> None:
@@ -160,63 +135,95 @@ def grow(path: Path) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def touch(path: Path) -> None:
-    stat = path.stat()
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
+CHANGES: list[Callable[[Path], object]] = [
+    grow,
+    lambda path: os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000)),
+    lambda path: path.rename(path.with_name("renamed.txt")),
+    Path.unlink,
+]
 
 
-def rename(path: Path) -> None:
-    path.rename(path.with_name("renamed.txt"))
-
-
-@pytest.mark.parametrize("change", [grow, touch, rename, Path.unlink])
-def test_source_changes_with_a_file(folder: Path, change: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("change", CHANGES, ids=["grow", "touch", "rename", "delete"])
+def test_source_changes_with_a_file(folder: Path, change: Callable[[Path], object]) -> None:
     before = source(folder)
     change(folder / "06.txt")
     assert source(folder)["listing"] != before["listing"]
 
 
-def linked(path: Path) -> str:
-    (path.parent.parent / "link.txt").symlink_to(path)
-    return str(path.parent.parent / "link.txt")
-
-
-def through_a_linked_folder(path: Path) -> str:
-    (path.parent.parent / "link").symlink_to(path.parent)
-    return str(path.parent.parent / "link" / path.name)
-
-
-@pytest.mark.parametrize("spelled", [str, os.path.relpath, linked, through_a_linked_folder])
+@pytest.mark.parametrize("spelled", ["text/05.txt", "text/../text/05.txt", "file", "folder/05.txt"])
 def test_files_to_validate_on_are_left_out_of_training(
-    folder: Path, spelled: Callable[[Path], str]
-) -> None:
-    (folder / "again.txt").symlink_to("05.txt")
-    cfg = text(folder, val_path=spelled(folder / "05.txt"))
-    corpus = open_corpus(cfg)
-    assert names(cfg) == [name for name in TWELVE if name != "05.txt"]
-    assert corpus.val is not None
-    held_out = ["".join(document.parts) for document in corpus.val()]
-    assert held_out == [(folder / "05.txt").read_text()]
-    assert corpus.n_bytes == source(folder)["bytes"]
-    other = text(folder, val_path=folder / "06.txt")
-    assert open_corpus(other).source != corpus.source
-
-
-def test_files_to_validate_on_are_documents_as_those_to_train_on(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.write_text("a line\n\n" * 3000)
-    counts = []
-    for path in (folder, folder / "00.txt"):
-        corpus = open_corpus(text(path, val_path=folder / "03.txt"))
-        assert corpus.val is not None
-        counts.append((len(list(corpus.train())), len(list(corpus.val()))))
-    assert counts == [(11, 1), (6, 6)]
-
-
-@pytest.mark.parametrize("val_path", ["text", "text/*.txt", "none"])
-def test_bad_files_to_validate_on_are_named(
-    folder: Path, val_path: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, spelled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder.parent)
-    assert refusal(text(folder, val_path=val_path)).startswith(f"data.val_path={val_path}: ")
-    assert names(text(folder, val_path="text/0*.txt")) == TWELVE[10:]
+    Path("file").symlink_to(folder / "05.txt")
+    Path("folder").symlink_to(folder)
+    (folder / "again.txt").symlink_to("05.txt")
+    corpus = open_corpus(text(folder, val_path=spelled))
+    assert [d.key.decode() for d in corpus.train()] == [n for n in TWELVE if n != "05.txt"]
+    assert corpus.val is not None
+    held_out = "".join(part for document in corpus.val() for part in document.parts)
+    assert held_out == (folder / "05.txt").read_text()
+    assert open_corpus(text(folder, val_path="text/06.txt")).source != corpus.source
+
+
+@pytest.fixture(params=[7, 2**20])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read in blocks of so many characters."""
+    monkeypatch.setattr(files, "BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("block")
+def test_a_single_file_is_cut_at_blank_lines(folder: Path) -> None:
+    content = "verse\n終わり\n \r\n" * 2000 + "no newline at the end"
+    path = written(folder / "book", content.encode())
+    found = texts_of(text(path))
+    assert "".join(found) == content
+    assert all(document.endswith("終わり\n \r\n") for document in found[:-1])
+    assert all(files.PIECE <= len(document) < files.PIECE + 20 for document in found[:-1])
+    assert keys_of(text(path)) == [document.encode() for document in found]
+    assert texts_of(text(folder / "b*k")) == found
+    assert texts_of(text(folder))[-1] == content
+
+
+any_lines = st.lists(st.text() | st.sampled_from(["", "a\r", "\x0c\u2028\x85"]), min_size=1)
+
+
+@settings(max_examples=50)
+@given(lines=any_lines, block=st.integers(1, 9))
+def test_a_single_file_is_cut_without_losing_a_character(
+    lines: list[str], block: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    content = ("x" + "\n".join(lines) * 9).replace("\0", "")
+    path = written(tmp_path_factory.mktemp("any") / "any.txt", content.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "BLOCK", block)
+        patch.setattr(files, "PIECE", 37)
+        assert "".join(texts_of(text(path))) == content
+
+
+@pytest.mark.usefixtures("block")
+def test_an_empty_file_is_an_empty_document_and_a_byte_order_mark_no_text(folder: Path) -> None:
+    (folder / "05.txt").write_bytes(b"")
+    (folder / "06.txt").write_bytes(MARK)
+    (folder / "07.txt").write_bytes(MARK + b"a line\n" + MARK + b"another\n")
+    assert texts_of(text(folder))[5:8] == ["", "", "a line\n\ufeffanother\n"]
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("before", ["", "é" * 3, MARK.decode() + "é" * 10_000 + "e"])
+@pytest.mark.parametrize(
+    "bad",
+    [b"\xff", b"\xe7\xb5A", b"\xed\xa0\x80", "🙂".encode()[:1], "🙂".encode()[:3]],
+    ids=["invalid byte", "broken character", "surrogate", "first byte", "three bytes"],
+)
+@pytest.mark.parametrize("after", [b"", b" and text" * 9999], ids=["at the end", "inside"])
+def test_a_bad_byte_is_named_with_its_position(
+    tmp_path: Path, before: str, bad: bytes, after: bytes
+) -> None:
+    path = written(tmp_path / "bad.txt", before.encode() + bad + after)
+    assert refusal(text(path)) == f"{path}: not UTF-8 text (byte {len(before.encode())})"
+
+
+def test_a_file_with_a_nul_among_good_ones_is_named(folder: Path) -> None:
+    path = written(folder / "bad.txt", b"text\0")
+    assert refusal(text(folder)) == f"{path}: not text, it has a NUL character"

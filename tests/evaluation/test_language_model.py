@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mla_lm import Transformer
-from mla_lm.data import Annotator, EvalLoader
-from mla_lm.data.batch import IGNORED, Batch
+from mla_lm.data.batch import IGNORED, Annotator, Batch
+from mla_lm.data.loader import EvalLoader
 from mla_lm.evaluation.language_model import _load_by_kind, evaluate
 from mla_lm.model import ModelOutput, Routing
 from mla_lm.objective.metrics import exact_matches, kept_drafts, loss_sums

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mla_lm.data import TrainLoader
+from mla_lm.data.loader import TrainLoader
 from mla_lm.errors import STOPPED
 from mla_lm.training.checkpoints import Checkpoints
 from mla_lm.training.exact_resume import ExactResume

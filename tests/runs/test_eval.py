@@ -14,8 +14,10 @@ from mla_lm.checkpoint.record import RECORD
 from mla_lm.commands import export
 from mla_lm.config import EvalConfig
 from mla_lm.config.compose import compose, validate
-from mla_lm.data import Annotator, EvalLoader, prepare
+from mla_lm.data import prepare
+from mla_lm.data.batch import Annotator
 from mla_lm.data.corpora import open_corpus
+from mla_lm.data.loader import EvalLoader
 from mla_lm.data.split import hash_position
 from mla_lm.evaluation import evaluate
 from tests.processes import run

@@ -13,7 +13,8 @@ from torch import Tensor
 from mla_lm import load_checkpoint, load_config
 from mla_lm.checkpoint.record import newest
 from mla_lm.config import RunConfig
-from mla_lm.data import Tokenizer, TrainLoader, prepare
+from mla_lm.data import Tokenizer, prepare
+from mla_lm.data.loader import TrainLoader
 from mla_lm.training.module import LanguageModel
 from tests.processes import run
 from tests.runs.conftest import (

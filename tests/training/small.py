@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mla_lm.checkpoint.record import Record
 from mla_lm.config import RunConfig
-from mla_lm.data import Annotator, Tokenizer
+from mla_lm.data import Tokenizer
+from mla_lm.data.batch import Annotator
 from mla_lm.data.corpora.synthetic import FILLER
 from mla_lm.model import Transformer
 from mla_lm.objective import balance

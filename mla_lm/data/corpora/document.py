@@ -18,25 +18,18 @@ class Corpus(NamedTuple):
 
     name: str  # for messages
     source: dict[str, Any]
-    n_bytes: int | None  # of text where it is known, for the progress bar
     train: Callable[[], Iterator[Document]]
     val: Callable[[], Iterator[Document]] | None  # None: a share of `train` is held out
 
 
-def row(text: str | None, where: str) -> Document:
-    """A document without a name: its own text is its key. None is an empty text."""
+def row(record: Any, field: str, where: str) -> Document:
+    """The string in one field of a record, its own key; null is empty. UserError for all else."""
+    if not isinstance(record, dict) or field not in record:
+        raise UserError(f"{where}: no {field!r} in {str(record)[:80]}")
+    text = "" if record[field] is None else record[field]
+    if not isinstance(text, str):
+        raise UserError(f"{where}: {field!r} is not a string")
     try:
-        return Document((text or "").encode(), (text,) if text else ())
+        return Document(text.encode(), [text])
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: half a surrogate pair at character {error.start}") from None
-
-
-def row_of(record: Any, field: str, where: str) -> Document:
-    """The string in one field of a record; UserError where there is none."""
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: not a JSON object")
-    if field not in record:
-        raise UserError(f"{where}: no {field!r} in {str([*record])[:80]}")
-    if not isinstance(record[field], str | None):
-        raise UserError(f"{where}: {field!r} is not a string")
-    return row(record[field], where)

@@ -5,7 +5,6 @@ key is its name, the same on every machine; a single file is cut at blank lines,
 are, like rows, their own keys.
 """
 
-import codecs
 import glob
 import gzip
 import hashlib
@@ -15,123 +14,87 @@ import os
 import re
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from mla_lm.data.corpora.document import Document, row, row_of
-from mla_lm.data.cutting import cut
+from mla_lm.data.corpora.document import Document, row
+from mla_lm.data.tokenizer import cut
 from mla_lm.errors import UserError
 
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 GENERATED = {"encodings", "pydoc_data"}  # character tables and a dump of the manual
-COMPRESSED = (".gz", ".parquet")
 BLOCK = 2**20  # characters
 PIECE = 4096  # characters: a single file is cut into documents of about this size
-BLANK_LINE, LINE_END = re.compile(r"\n[ \t\r]*\n"), re.compile(r"\n")
+BOUNDARIES = re.compile(r"\n[ \t\r]*\n"), re.compile(r"\n")  # a blank line, a line end
 
 
-class Files(NamedTuple):
-    """Files in the order of their names below `root`."""
-
-    root: Path
-    paths: list[Path]
-
-    @classmethod
-    def of(cls, root: Path, paths: Iterable[Path], *, missing: str) -> "Files":
-        """Files in their order; UserError says what is `missing` where there is none."""
-        files = cls(root, [path for path in paths if path.is_file()])
-        if not files.paths:
-            raise UserError(missing)
-        return files._replace(paths=sorted(files.paths, key=files.name))
-
-    def name(self, path: Path) -> str:
-        """The name of a file, the same wherever the folder lies."""
-        return path.relative_to(self.root).as_posix()
-
-    @property
-    def n_bytes(self) -> int | None:
-        """Bytes of text; None where a file is compressed."""
-        if any(path.suffix in COMPRESSED for path in self.paths):
-            return None
-        return sum(path.stat().st_size for path in self.paths)
-
-    def source(self) -> dict[str, Any]:
-        """Number and bytes of the files, and a digest of their names, sizes and times."""
-        listing, n_bytes = hashlib.sha256(), 0
-        for path in self.paths:
-            stat = path.stat()
-            listing.update(os.fsencode(f"{self.name(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
-            n_bytes += stat.st_size
-        return {"files": len(self.paths), "bytes": n_bytes, "listing": listing.hexdigest()}
+Files = dict[str, Path]  # by their names below a folder, the same wherever it lies, and in order
 
 
-def find_files(path: str, *, key: str, suffixes: Sequence[str] = ("",)) -> Files:
+def find_files(path: str, *, key: str, suffixes: tuple[str, ...] = ("",)) -> Files:
     """The file, the files below the folder, or those matching the glob that `key`=`path` names.
 
-    A folder gives those of one of the `suffixes`, hidden ones left out. Raises UserError where
-    there is none, or where a link in the folder leads out of it.
+    A folder gives those of one of the `suffixes`, hidden ones left out; a file with several names
+    counts once. Raises UserError where there is none.
     """
     where = Path(os.path.expanduser(path))
     if where.is_file():
-        return Files(where.parent, [where])
+        return {where.name: where}
     if where.is_dir():
-        found = _each_once(where, below(where, left_out=lambda name: name.startswith(".")))
-        found = [p for p in found if p.name.endswith(tuple(suffixes))]
-        kinds = " or ".join(filter(None, suffixes))
-        missing = f"{key}={path}: the folder holds no files {kinds}".rstrip()
-        return Files.of(where, found, missing=missing)
-    fixed = Path(*takewhile(lambda part: not glob.has_magic(part), where.parts))
-    found = _each_once(fixed, map(Path, glob.glob(str(where), recursive=True)))
-    missing = f"{key}={path}: no such file or folder, and no file matches"
-    return Files.of(fixed, found, missing=missing)
+        found = [p for p in below(where).values() if p.name.endswith(suffixes)]
+        missing = f"the folder holds no files {' or '.join(suffixes)}".rstrip()
+    else:
+        found = [p for p in map(Path, glob.glob(str(where), recursive=True)) if not p.is_dir()]
+        missing = "no such file or folder, and no file matches"
+        where = Path(*takewhile(lambda part: not glob.has_magic(part), where.parts))
+    if not found:
+        raise UserError(f"{key}={path}: {missing}")
+    return _named(where, {p.resolve(): p for p in sorted(found, reverse=True)}.values())
 
 
-def library_files() -> Files:
-    """The sources of this Python's standard library without tests and generated tables."""
-    root = Path(sysconfig.get_path("stdlib"))
-    found = below(root, left_out=(NOT_LIBRARY | GENERATED).__contains__)
-    sources = [p for p in found if p.suffix == ".py" and not p.is_symlink()]
-    missing = f"{root}: no library sources here; use data=text data.path=..."
-    return Files.of(root, sources, missing=missing)
-
-
-def below(root: Path, *, left_out: Callable[[str], bool]) -> list[Path]:
-    """Files and links below a folder, without those of some names and what lies in them."""
+def below(root: Path, *, left_out: Collection[str] = ()) -> Files:
+    """Files below a folder, also behind links, without hidden ones and those of some names."""
     found = []
 
     def refuse(error: OSError) -> None:
         raise error
 
-    for folder, folders, files in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if not left_out(name)]
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        found += [Path(folder, name) for name in (*files, *links) if not left_out(name)]
-    return found
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in folders if not (name[0] == "." or name in left_out)]
+        found += [Path(folder, name) for name in names if name[0] != "."]
+    return _named(root, found)
 
 
-def _each_once(root: Path, found: Iterable[Path]) -> list[Path]:
-    """Every file under one name, its own rather than that of a link; none outside of `root`."""
-    inside, once = root.resolve(), {}
-    for path in sorted(found):
-        target = path.resolve()
-        if not (target.exists() and target.is_relative_to(inside)):
-            raise UserError(f"{path}: links out of {root} or to nothing")
-        if target not in once or target == inside / path.relative_to(root):
-            once[target] = path
-    return list(once.values())
+def _named(root: Path, paths: Iterable[Path]) -> Files:
+    return dict(sorted((path.relative_to(root).as_posix(), path) for path in paths))
 
 
-def text_documents(files: Files, *, in_pieces: bool) -> Iterator[Document]:
-    """One document per file, or each cut into pieces of `PIECE` characters or more."""
-    boundaries = (BLANK_LINE, LINE_END)
-    for path in files.paths:
-        if in_pieces:
-            for piece in cut(read_text(path), boundaries, at_least=PIECE, at_most=4 * PIECE):
-                yield row(piece, str(path))
-        else:
-            yield Document(os.fsencode(files.name(path)), read_text(path))
+def library_files() -> Files:
+    """The sources of this Python's standard library without tests and generated tables."""
+    found = below(Path(sysconfig.get_path("stdlib")), left_out=NOT_LIBRARY | GENERATED)
+    return {n: p for n, p in found.items() if p.suffix == ".py" and not p.is_symlink()}
+
+
+def source(files: Files) -> dict[str, Any]:
+    """Number and bytes of the files, and a digest of their names, sizes and times."""
+    listing, n_bytes = hashlib.sha256(), 0
+    for name, path in files.items():
+        stat = path.stat()
+        listing.update(os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
+        n_bytes += stat.st_size
+    return {"files": len(files), "bytes": n_bytes, "listing": listing.hexdigest()}
+
+
+def text_documents(files: Files) -> Iterator[Document]:
+    """One document per file; a single file is cut into pieces of `PIECE` characters or more."""
+    for name, path in files.items():
+        if len(files) > 1:
+            yield Document(os.fsencode(name), read_text(path))
+            continue
+        for piece in cut(read_text(path), BOUNDARIES, at_least=PIECE, at_most=4 * PIECE):
+            yield Document(piece.encode(), [piece])
 
 
 def read_text(path: Path) -> Iterator[str]:
@@ -154,15 +117,13 @@ def jsonl_documents(files: Files, field: str) -> Iterator[Document]:
     Read by Python's own `json` and `gzip`: a UserError names file and line of whatever is not a
     JSON object with a string there.
     """
-    for path in files.paths:
+    for path in files.values():
         number = 0
         try:
             with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
                 for number, line in enumerate(file, start=1):
-                    line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                     if line.strip():
-                        record = json.loads(line.decode())
-                        yield row_of(record, field, f"{path}: line {number}")
+                        yield row(json.loads(line), field, f"{path}: line {number}")
         except UserError:
             raise
         except (ValueError, RecursionError) as error:

@@ -11,7 +11,7 @@ import string
 from collections.abc import Callable, Iterator
 
 from mla_lm.config import SyntheticConfig
-from mla_lm.data.corpora.document import Document, row
+from mla_lm.data.corpora.document import Document
 
 OPENING, CLOSING, FILLER = "=", ";", "."
 LETTERS = string.ascii_letters
@@ -23,8 +23,8 @@ def synthetic_documents(cfg: SyntheticConfig) -> Iterator[Document]:
     rng = random.Random(f"{cfg.task} {cfg.data_seed}")
     length = cfg.seq_len - 1
     for _ in range(cfg.n_documents):
-        text = TASKS[cfg.task](rng, length)
-        yield row(text.rjust(length, FILLER), cfg.task)
+        text = TASKS[cfg.task](rng, length).rjust(length, FILLER)
+        yield Document(text.encode(), [text])
 
 
 def _recall(rng: random.Random, length: int) -> str:

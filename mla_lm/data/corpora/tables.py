@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mla_lm.config import HubConfig
-from mla_lm.data.corpora.document import Document, row_of
+from mla_lm.data.corpora.document import Document, row
 from mla_lm.data.corpora.files import Files
 from mla_lm.errors import UserError, one_line
 
@@ -24,7 +24,7 @@ OFFLINE = (
 
 def parquet_documents(files: Files, column: str) -> Iterator[Document]:
     """The strings in `column` of every file."""
-    for path in files.paths:
+    for path in files.values():
         options = {"data_files": [glob.escape(str(path.resolve()))], "batch_size": ROWS}
         yield from _rows(str(path), column, path="parquet", split="train", **options)
 
@@ -58,7 +58,7 @@ def _rows(where: str, column: str, **options: Any) -> Iterator[Document]:
         if rows.features is not None and column in rows.features:
             rows = rows.select_columns([column])
         for number, record in enumerate(rows, start=1):
-            yield row_of(record, column, f"{where}: row {number}")
+            yield row(record, column, f"{where}: row {number}")
     except UserError:
         raise
     except ConnectionError:
