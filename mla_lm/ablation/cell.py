@@ -73,7 +73,7 @@ def train(cfg: RunConfig, name: str) -> None:
 def speeds(cfg: RunConfig) -> dict[str, float]:
     """Speeds of the trained model, as `eval.py parts=[profile]` measures them."""
     from mla_lm.checkpoint.record import load_checkpoint
-    from mla_lm.evaluation.profile import profile
+    from mla_lm.evaluation.samples import profile
     from mla_lm.machine import autocast, hardware
 
     here = hardware(cfg.precision, cfg.trainer.accelerator)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mla_lm.config import EvalConfig
-from mla_lm.config.compose import instantiate, load_config
 from mla_lm.errors import UserError, one_line
 from mla_lm.evaluation.subject import Subject
 from mla_lm.files import read_object, replacing
@@ -34,21 +33,13 @@ def write_results(
     except UserError:
         before = {}
     texts = {name: value for name, value in metrics.items() if name.endswith("/sha256")}
-    other_conditions = any(before.get(key) != value for key, value in conditions.items())
-    if other_conditions or any(before.get(name, value) != value for name, value in texts.items()):
+    fixed = (conditions | texts).items()
+    if any(before.get(name, value) != value for name, value in fixed):
         before = {}
     with replacing(target) as temporary:
         content = {**before, **conditions, **metrics}
         temporary.write_text(json.dumps(content, indent=2) + "\n")
     return target
-
-
-def make_loggers(subject: Subject, overrides: Sequence[str]) -> list[Any]:
-    """The loggers that overrides of the `logger` group name, in the run that is evaluated."""
-    if not overrides:
-        return []
-    cfg = load_config(overrides, run_dir=str(subject.folder), run_id=subject.run.run_id)
-    return instantiate("logger", cfg.logger)
 
 
 def log_results(

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from mla_lm.evaluation.expert_maps import draw_over_training
+from mla_lm.evaluation.figures import draw_over_training
 from mla_lm.training.module import LanguageModel
 from mla_lm.training.plots import FOLDER
 from mla_lm.training.publish import publish_picture

@@ -14,7 +14,8 @@ from mla_lm import load_config
 from mla_lm.config import SyntheticConfig
 from mla_lm.data import Tokenizer
 from mla_lm.data.corpora.synthetic import synthetic_documents
-from mla_lm.evaluation import long_context
+from mla_lm.evaluation import long_context, scoring
+from mla_lm.evaluation.figures import draw_passkeys
 from mla_lm.evaluation.long_context import DEPTHS, N_KEYS, passkey, passkey_trials, recall
 from mla_lm.evaluation.scoring import Request, Score
 from mla_lm.model import Transformer
@@ -95,7 +96,7 @@ def reader(requests: Sequence[Request], *, right: bool) -> list[Score]:
 
 @pytest.mark.parametrize("right", [True, False])
 def test_one_who_reads_finds_every_key(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(long_context, "score", lambda _, asked, **__: reader(asked, right=right))
+    monkeypatch.setattr(scoring, "score", lambda _, asked, **__: reader(asked, right=right))
     found = passkey(random_model(), trials())
     for length in LENGTHS:
         assert found[f"passkey/{length}"] == found[f"passkey/{length}/greedy"] == right
@@ -121,7 +122,7 @@ def test_one_who_remembers_recalls_every_partner(
     synthetic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        long_context, "score", lambda _, asked: remembered(asked, synthetic=synthetic)
+        scoring, "score", lambda _, asked, **__: remembered(asked, synthetic=synthetic)
     )
     model = random_model("data.seq_len=1024")
     found = recall(model, TOKENIZER, synthetic=synthetic, seed=1, n_texts=3)
@@ -154,10 +155,10 @@ def test_the_synthetic_texts_are_those_of_the_corpus() -> None:
 def test_errors_are_those_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of a text or nothing: as if there were three questions, not hundreds."""
 
-    def all_or_nothing(_: object, asked: Sequence[Request]) -> list[Score]:
+    def all_or_nothing(_: object, asked: Sequence[Request], **__: object) -> list[Score]:
         return [Score(0.0, i < len(asked) // 3) for i in range(len(asked))]
 
-    monkeypatch.setattr(long_context, "score", all_or_nothing)
+    monkeypatch.setattr(scoring, "score", all_or_nothing)
     model = random_model("data.seq_len=512")
     found = recall(model, TOKENIZER, synthetic=False, seed=1, n_texts=3)
     assert found["recall/512"] == pytest.approx(1 / 3)
@@ -194,5 +195,5 @@ def test_positions_as_they_are() -> None:
 
 def test_the_picture_is_written(tmp_path: Path) -> None:
     by_depth = {256: [0.1, 0.2, 0.3, 0.4, 1.0], 512: [0.0] * 5}
-    long_context.draw_passkeys(tmp_path / "a.png", {"YaRN": by_depth, "without": by_depth})
+    draw_passkeys(tmp_path / "a.png", {"YaRN": by_depth, "without": by_depth}, DEPTHS)
     assert (tmp_path / "a.png").stat().st_size > 1000

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mla_lm.data.batch import IGNORED, Annotator
-from mla_lm.evaluation.language_model import evaluate
-from mla_lm.evaluation.positions import by_position, position_sums, sliding_loss, window
+from mla_lm.evaluation.language_model import by_position, evaluate, position_sums, sliding_loss
+from mla_lm.evaluation.scoring import window
 from tests.conftest import tiny_config
 from tests.evaluation.conftest import N_DOCUMENTS, documents
 from tests.generation.conftest import random_model

@@ -90,7 +90,6 @@ def test_what_texts_share_is_read_once() -> None:
     (tree,) = plant([Request(context, (i // 2, i, 5)) for i in (2, 0, 3, 1)])
     assert len(tree) == 20 + 2 + 4
     assert sorted(tree.requests) == [0, 1, 2, 3]
-    assert tree.ends[19] == len(tree)
     assert sorted(tree.depths) == [*range(20), 20, 20, 21, 21, 21, 21]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mla_lm.data import Tokenizer
-from mla_lm.evaluation.expert_maps import draw_by_kind, draw_over_training, relative
+from mla_lm.evaluation.figures import draw_by_kind, draw_over_training, relative
 from mla_lm.evaluation.token_kinds import CODE, NO_TEXT, PROSE, token_kinds
 
 END = "<|endoftext|>"

@@ -281,7 +281,7 @@ def test_an_exported_folder_is_scored_as_the_run(trained: Run, own: Path, tmp_pa
         (["tasks=[none.jsonl]"], "none.jsonl: cannot be read"),
         (["tasks=[blimp]"], "data/eval/blimp.jsonl.gz: cannot be read"),
         (["parts=[]"], "nothing to do: name parts or tasks"),
-        (["tasks=[x]", "tasks_include=none"], "tasks_include=none: no such folder"),
+        (["tasks=[x]", "tasks_include=none"], "tasks_include=none: no such file or folder"),
         (["parts=[lm,speed]"], "parts"),
         (["parts=[profile]", "stride=8"], "belongs to part lm"),
         (["parts=[long_context]", "context=2"], "parts=long_context: 2 tokens hold no question"),
