@@ -228,8 +228,9 @@ def write(
     model: Transformer, prompt: Sequence[int], sampling: Sampling, n_drafts: int, seed: int
 ) -> tuple[list[int], float, Counts]:
     """New ids, tokens per second behind the first, and the decoder's counters."""
-    options = {"sampling": sampling, "n_drafts": n_drafts, "seed": seed}
-    decoder = Decoder(model, [prompt], max_new_tokens=NEW_TOKENS, **options)
+    decoder = Decoder(
+        model, [prompt], max_new_tokens=NEW_TOKENS, sampling=sampling, n_drafts=n_drafts, seed=seed
+    )
     decoded = iter(decoder)
     ids = next(decoded)[0]
     seconds = timed(lambda: ids.extend(token for new in decoded for token in new[0]))

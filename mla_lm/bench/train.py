@@ -12,6 +12,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -88,7 +89,7 @@ def run_gpu(overrides: tuple[str, ...] = GPU_MODEL, device: str = "cuda") -> lis
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("suite=gpu: torch finds no CUDA GPU")
     cfg = load_config(overrides)
-    how = {"precision": "bf16-mixed", "device": device}
+    how: dict[str, Any] = {"precision": "bf16-mixed", "device": device}
     builds: dict[str, Callable[[], Task]] = {}
     with TemporaryDirectory() as name:
         steps.write_equal_peer(cfg, Path(name))

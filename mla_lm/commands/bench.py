@@ -7,7 +7,7 @@ a GPU; all: those for which the machine and the command have what they need.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -41,11 +41,11 @@ def run(arguments: Sequence[str]) -> None:
         Path(options.out).touch()  # fails now rather than after the measurement
 
     from mla_lm.bench import decode, quality, train
-    from mla_lm.bench.report import show
+    from mla_lm.bench.report import Row, show
     from mla_lm.machine import keep_freed_memory
 
     keep_freed_memory()
-    suites = {
+    suites: dict[str, Callable[[], list[Row]]] = {
         "train": train.run,
         "decode": lambda: decode.run(options.ckpt),
         "quality": lambda: quality.run(options.minutes, options.text),

@@ -97,12 +97,6 @@ def test_a_named_file_has_its_delimiter(tmp_path: Path) -> None:
     assert len(found["mine/sha256"]) == 64
 
 
-def test_what_was_cut_is_counted(tmp_path: Path) -> None:
-    lines = [{"context": "x" * n, "continuation": "y"} for n in (5, 30, 31, 400)]
-    found = scored(random_model(), write(tmp_path / "x.jsonl", *lines))
-    assert (found["x/n_items"], found["x/n_truncated"]) == (4, 2)
-
-
 def test_compressed_files_blank_lines_and_a_limit(tmp_path: Path) -> None:
     text = "\n".join([json.dumps(CHOICE), "", json.dumps(CHOICE | {"gold": 0}), "bad"])
     (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(text.encode()))
