@@ -17,9 +17,8 @@ import numpy as np
 from mla_lm.config import EvalConfig, QuestionFile
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
-from mla_lm.evaluation.console import track
 from mla_lm.evaluation.questions import Question, read_questions
-from mla_lm.evaluation.scoring import encode, score, score_texts, window
+from mla_lm.evaluation.scoring import encode, score, score_texts, track, window
 from mla_lm.files import digest
 from mla_lm.generation import Completion, Sampling
 from mla_lm.model import Transformer
@@ -117,12 +116,9 @@ def _score(adapter: Any, tasks: Any, *, limit: int | None) -> Metrics:
     import lm_eval
 
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # the bootstrap must not fork beside threads
-    try:
-        found = lm_eval.evaluate(
-            adapter, tasks, limit=limit, bootstrap_iters=RESAMPLED, log_samples=False
-        )
-    except Exception as error:
-        raise UserError(f"tasks={','.join(tasks['tasks'])}: {one_line(error)}") from None
+    found = lm_eval.evaluate(
+        adapter, tasks, limit=limit, bootstrap_iters=RESAMPLED, log_samples=False
+    )
     assert found is not None
     metrics = {
         f"task/{task}/{_plain(name)}": value

@@ -18,9 +18,8 @@ from mla_lm.data import Annotator, EvalLoader
 from mla_lm.data.batch import IGNORED
 from mla_lm.data.loader import Stream
 from mla_lm.data.tokenizer import Tokenizer
-from mla_lm.evaluation.console import track
 from mla_lm.evaluation.figures import draw_by_kind, draw_by_position
-from mla_lm.evaluation.scoring import score, window
+from mla_lm.evaluation.scoring import score, track, window
 from mla_lm.evaluation.subject import Subject
 from mla_lm.evaluation.token_kinds import CODE, PROSE, token_kinds
 from mla_lm.model import Routing, Transformer
@@ -53,10 +52,9 @@ def language_model(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
     print(f"{subject.path}  {subject.precision}  {done}")
     ranges = by_position(found.positions)
     draw_by_position(subject.folder / f"loss_by_position{cfg.suffix}.png", ranges)
-    texts = {"val/loss_by_position": ranges, "val/sha256": data.val_sha256}
-    metrics: dict[str, Any] = found.metrics | texts
-    if found.load is not None and found.load_by_kind is not None:
-        metrics["moe/load"] = found.load.tolist()
+    of_text = {"val/loss_by_position": ranges, "val/sha256": data.val_sha256}
+    metrics = found.metrics | of_text
+    if found.load_by_kind is not None:
         picture = subject.folder / f"expert_kinds{cfg.suffix}.png"
         draw_by_kind(picture, found.load_by_kind, names, layers)
         print(f"which experts take which tokens: {picture}")
@@ -67,10 +65,9 @@ def language_model(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
 
 
 class Evaluation(NamedTuple):
-    """Metrics by name, the load of experts, and nats and tokens at each position."""
+    """Metrics by name, loads by kind of token, and nats and tokens at each position."""
 
-    metrics: dict[str, float]
-    load: Tensor | None  # (L, E)
+    metrics: dict[str, Any]
     load_by_kind: Tensor | None  # (Q, L, E)
     positions: Tensor  # (T, 2)
 
@@ -109,15 +106,17 @@ def evaluate(
             at = kind[:, :-1].to(batch.tokens.device)
             loads_by_kind.append(_load_by_kind(out.routing, at, n_kinds).cpu())
 
-    metrics = summarize(sums, graded=annotate.graded)
+    metrics: dict[str, Any] = summarize(sums, graded=annotate.graded)
     for depth, (accepted, drafts) in enumerate(agreed.tolist(), start=1):
         metrics[f"mtp/acceptance_{depth}"] = accepted / max(1, drafts)
-    load, by_kind = (torch.stack(one).sum(0) if one else None for one in (loads, loads_by_kind))
-    if load is not None:
+    by_kind = torch.stack(loads_by_kind).sum(0) if loads_by_kind else None
+    if loads:
+        load = torch.stack(loads).sum(0)
+        metrics["moe/load"] = load.tolist()
         metrics["moe/max_violation"] = float(balance.max_violation(load).mean())
         metrics["moe/load_entropy"] = float(balance.load_entropy(load).mean())
         metrics["moe/dead_experts"] = float(balance.dead_experts(load).sum())
-    return Evaluation(metrics, load, by_kind, pad_sequence(positions, batch_first=True).sum(0))
+    return Evaluation(metrics, by_kind, pad_sequence(positions, batch_first=True).sum(0))
 
 
 def _load_by_kind(routing: Sequence[Routing], kinds: Tensor, n_kinds: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 import gzip
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -105,8 +104,13 @@ SHAPES: dict[str, type[Question]] = {  # by the key that tells them
 
 def read_questions(path: Path, *, limit: int | None = None) -> list[Question]:
     """The first `limit` questions of a file; UserError names the file and line of a bad one."""
+    try:
+        content = path.read_bytes()
+        lines = (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
     questions: list[Question] = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(lines, start=1):
         if len(questions) == limit:
             break
         if line.strip():
@@ -124,16 +128,7 @@ def read_questions(path: Path, *, limit: int | None = None) -> list[Question]:
     return questions
 
 
-def _lines(path: Path) -> Iterator[str]:
-    opened: Any = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            yield from file
-    except (OSError, EOFError, UnicodeError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
-
-
-def _shape_of(line: str) -> type[Question]:
+def _shape_of(line: bytes) -> type[Question]:
     keys = from_json(line)
     for key, shape in SHAPES.items():
         if isinstance(keys, dict) and key in keys:

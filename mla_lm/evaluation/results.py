@@ -1,15 +1,39 @@
-"""`metrics.json`: metrics of a checkpoint and their conditions; the same to loggers."""
+"""Metrics on the console, in `metrics.json` with their conditions, and to loggers."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from mla_lm.config import EvalConfig
 from mla_lm.errors import UserError, one_line
 from mla_lm.evaluation.subject import Subject
 from mla_lm.files import read_object, replacing
 from mla_lm.machine import hardware
+
+LOAD, ERROR = "moe/load", "_stderr"
+
+
+def metrics_table(metrics: Mapping[str, Any], layers: Sequence[str]) -> None:
+    """Print numbers with their standard errors, and expert loads relative to the layer's mean."""
+    console = Console()
+    table = Table("metric", "value")
+    for name, value in metrics.items():
+        if isinstance(value, int | float) and not name.endswith(ERROR):
+            small = isinstance(value, float) and abs(value) < 1000
+            shown = f"{value:.4f}" if small else f"{value:,.0f}"
+            error = metrics.get(name + ERROR)
+            table.add_row(name, shown if error is None else f"{shown} ± {error:.4f}")
+    console.print(table)
+    if LOAD in metrics:
+        table = Table("layer", "load of each expert (1 = balanced)", title="expert load")
+        for layer, counts in zip(layers, metrics[LOAD], strict=True):
+            mean = sum(counts) / len(counts) or 1
+            table.add_row(layer, "  ".join(f"{count / mean:.2f}" for count in counts))
+        console.print(table)
 
 
 def write_results(

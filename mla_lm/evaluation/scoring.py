@@ -10,17 +10,17 @@ B rows, T tokens of a row, V vocabulary, N scored tokens.
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
+from rich import console, progress
 from torch import Tensor
 
 from mla_lm.data.loader import Stream
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.evaluation.console import track
 from mla_lm.model import Transformer
 
 BATCH = 2**13  # tokens per batch, padding included
@@ -29,6 +29,8 @@ LOGITS = 2**21  # logits computed at once: they fit the cache of a CPU
 ROW = 64  # tokens of a tree, unless its texts are longer
 OPEN = 2**31  # the end of a subtree that goes on
 SAVES = 6  # a text joins a tree that already holds at least 1/SAVES of its tokens
+
+T = TypeVar("T")
 
 
 class Request(NamedTuple):
@@ -43,6 +45,12 @@ class Score(NamedTuple):
 
     log_likelihood: float  # nats, summed over tokens
     greedy: bool  # every token is the most likely one
+
+
+def track(items: Iterable[T], name: str, *, total: int | None = None) -> Iterable[T]:
+    """The items, with a bar that goes when all are done; none without a name or a terminal."""
+    hidden = not (name and console.Console().is_terminal)
+    return progress.track(items, name, total=total, transient=True, disable=hidden)
 
 
 def encode(

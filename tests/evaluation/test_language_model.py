@@ -90,7 +90,6 @@ def test_uniform_model_scores_the_logarithm_of_the_vocabulary() -> None:
     bits = math.log2(vocab_size) * targets.numel() / int(byte_lengths[targets].sum())
     expected = {"val/loss": math.log(vocab_size), "val/perplexity": vocab_size, "val/bpb": bits}
     assert found.metrics == pytest.approx(expected, rel=1e-5)
-    assert found.load is None
     assert found.positions[:, 1].tolist() == [4.0] * 8 + [3.0] * 8  # the shorter row: 8
 
 

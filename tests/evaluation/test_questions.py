@@ -136,7 +136,7 @@ def test_files_without_questions_are_named(tmp_path: Path) -> None:
         "a.jsonl": (b"\n\n", "holds no questions"),
         "b.jsonl": (b'{"question": "x"}', r"b.jsonl:1: must have one of the keys query, "),
         "c.jsonl": (b"[" * 100_000, r"c.jsonl:1: "),
-        "d.jsonl": (b"\xff\xfe", "cannot be read"),
+        "d.jsonl": (b"\xff\xfe", "d.jsonl:1: "),
         "e.jsonl.gz": (gzip.compress(b"x" * 999)[:-9], "cannot be read"),
         "f.jsonl.gz": (bytes(flipped), "cannot be read"),
         "missing.jsonl": (None, "cannot be read"),
