@@ -112,13 +112,6 @@ def test_tied_embeddings_cost_the_same_flops() -> None:
     assert train_flops_per_token(tied, 24) == train_flops_per_token(untied, 24)
 
 
-def test_flops_of_a_dense_mha_by_hand() -> None:
-    cfg = tiny_config("model/attention=mha", "model/ffn=dense", "model.mtp_depth=0").model
-    per_layer = 4 * 36 * 4 * 14 + 3 * 36 * 44
-    core = 3 * 4 * 24 * (14 + 14)
-    assert train_flops_per_token(cfg, 24) == 3 * (2 * (3 * per_layer + 36 * 263) + core)
-
-
 @pytest.mark.parametrize(
     ("attention", "per_layer"),
     [("mla", 20 + 6), ("mha", 2 * 4 * 14), ("gqa", 2 * 2 * 14), ("mqa", 2 * 1 * 14)],

@@ -68,18 +68,19 @@ def in_processes(
     """
     spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
-        tasks, peaks = {}, {}
-        for name, build in builds.items():
-            process = stack.enter_context(ProcessPoolExecutor(1, spawn, _prepare, (build,)))
-            tasks[name], peaks[name] = (partial(_result, process, do) for do in (_act, _peak))
-            for _ in range(warm_up):
-                tasks[name]()
+        processes = {
+            name: stack.enter_context(ProcessPoolExecutor(1, spawn, _prepare, (build,)))
+            for name, build in builds.items()
+        }
+        tasks = {name: partial(_act_in, process) for name, process in processes.items()}
+        interleaved(tasks, rounds=warm_up)
         found = interleaved(tasks, rounds=rounds)
-        return found, {name: peak() / 2**20 for name, peak in peaks.items()}
+        peaks = {name: process.submit(_peak).result() for name, process in processes.items()}
+        return found, {name: peak / 2**20 for name, peak in peaks.items()}
 
 
-def _result(process: ProcessPoolExecutor, do: Callable[[], float]) -> float:
-    return process.submit(do).result()
+def _act_in(process: ProcessPoolExecutor) -> float:
+    return process.submit(_act).result()
 
 
 def _prepare(build: Callable[[], Task]) -> None:
