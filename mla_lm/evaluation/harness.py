@@ -156,7 +156,7 @@ def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
             for request, (ids, truncated) in zip(requests, encoded, strict=True):
                 self.n_truncated[request.task_name] += truncated
                 self.n_tokens[request.task_name] += len(ids.continuation)
-            scores = score(model, [ids for ids, _ in encoded], name="tasks")
+            scores = score(model, [ids for ids, _ in encoded])
             return [(one.log_likelihood, one.greedy) for one in scores]
 
         def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> list[float]:
@@ -166,7 +166,7 @@ def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
                 ids = np.array([tokenizer.end_of_text, *tokenizer.encode(*request.args)])
                 firsts = range(1, len(ids), longest)
                 texts.append([r for i in firsts for r in window(ids, i, longest, longest=longest)])
-            scores = score_texts(model, texts, name="texts")
+            scores = score_texts(model, texts)
             return [sum(part.log_likelihood for part in text) for text in scores]
 
         def generate_until(self, requests: list[Any], **_: Any) -> list[str]:

@@ -160,7 +160,7 @@ def sliding_loss(
     nats = n_tokens = n_bytes = 0.0
     longest = model.cfg.max_seq_len
     firsts = range(1, len(ids), min(stride, longest))
-    for i in track(range(0, len(firsts), AT_ONCE), "sliding context"):
+    for i in range(0, len(firsts), AT_ONCE):
         requests = [
             request
             for first in firsts[i : i + AT_ONCE]

@@ -42,7 +42,7 @@ def long_context(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
     models = {"": model} if plain is None else {"": model, "without_yarn/": plain}
     metrics: dict[str, Any] = {}
     for prefix, asked in models.items():
-        found = passkey(asked, trials, name=f"{prefix}passkey") if trials else {}
+        found = passkey(asked, trials) if trials else {}
         found |= recall(asked, tokenizer, synthetic=synthetic, seed=cfg.seed, n_texts=n_texts)
         metrics |= {prefix + name: value for name, value in found.items()}
     if not metrics:
@@ -102,12 +102,12 @@ def _trial(
     return Trial(length, depth, [Request(context, tuple(answer)) for answer in answers], gold)
 
 
-def passkey(model: Transformer, trials: list[Trial], *, name: str = "") -> dict[str, Any]:
+def passkey(model: Transformer, trials: list[Trial]) -> dict[str, Any]:
     """Accuracy: `passkey/LENGTH` (chance 0.1), `passkey/LENGTH/greedy` by greedy decoding.
 
     `passkey/by_depth` has a list over `DEPTHS` for each length.
     """
-    scores = score_texts(model, [trial.requests for trial in trials], name=name)
+    scores = score_texts(model, [trial.requests for trial in trials])
     metrics: dict[str, Any] = {}
     by_depth: dict[int, list[float]] = {}
     for length in dict.fromkeys(trial.length for trial in trials):

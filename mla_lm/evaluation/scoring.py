@@ -48,8 +48,8 @@ class Score(NamedTuple):
 
 
 def track(items: Iterable[T], name: str, *, total: int | None = None) -> Iterable[T]:
-    """The items, with a bar that goes when all are done; none without a name or a terminal."""
-    hidden = not (name and console.Console().is_terminal)
+    """The items, with a bar on a terminal that goes when all are done."""
+    hidden = not console.Console().is_terminal
     return progress.track(items, name, total=total, transient=True, disable=hidden)
 
 
@@ -93,8 +93,8 @@ def window(
 
 
 @torch.no_grad()
-def score(model: Transformer, requests: Sequence[Request], *, name: str = "") -> list[Score]:
-    """Scores in the order of `requests`; `name` is that of a progress bar.
+def score(model: Transformer, requests: Sequence[Request]) -> list[Score]:
+    """Scores in the order of `requests`.
 
     In float32 they do not depend on the batches, in bfloat16 by a rounding. Raises ValueError for a
     continuation without tokens, UserError for likelihoods that are not finite.
@@ -102,7 +102,7 @@ def score(model: Transformer, requests: Sequence[Request], *, name: str = "") ->
     if not all(request.continuation for request in requests):
         raise ValueError("a continuation has no tokens")
     found = [Score(0.0, True)] * len(requests)
-    for batch in track(list(_batches(plant(requests))), name):
+    for batch in track(list(_batches(plant(requests))), "scoring"):
         members = [i for tree in batch for i in tree.requests]
         scores = _score_trees(model, batch, [requests[i] for i in members])
         if not all(math.isfinite(one.log_likelihood) for one in scores):
@@ -112,11 +112,9 @@ def score(model: Transformer, requests: Sequence[Request], *, name: str = "") ->
     return found
 
 
-def score_texts(
-    model: Transformer, texts: Sequence[Sequence[Request]], *, name: str = ""
-) -> list[list[Score]]:
+def score_texts(model: Transformer, texts: Sequence[Sequence[Request]]) -> list[list[Score]]:
     """`score` of the requests of each text."""
-    scores = iter(score(model, [request for text in texts for request in text], name=name))
+    scores = iter(score(model, [request for text in texts for request in text]))
     return [list(islice(scores, len(text))) for text in texts]
 
 

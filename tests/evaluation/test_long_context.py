@@ -76,7 +76,7 @@ def test_a_length_has_all_its_depths_or_none(seq_len: int) -> None:
 
 @pytest.mark.parametrize("right", [True, False])
 def test_one_who_reads_finds_every_key(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def reader(_: object, requests: Sequence[Request], **__: object) -> list[Score]:
+    def reader(_: object, requests: Sequence[Request]) -> list[Score]:
         """One who believes, or never believes, what the text says."""
         texts = [tuple(map(TOKENIZER.decode, request)) for request in requests]
         believed = [(answer in context) == right for context, answer in texts]
@@ -96,7 +96,7 @@ def test_one_who_remembers_recalls_every_partner(
 ) -> None:
     (opening,), (filler,) = map(TOKENIZER.encode, "=.")
 
-    def remembered(_: object, requests: Sequence[Request], **__: object) -> list[Score]:
+    def remembered(_: object, requests: Sequence[Request]) -> list[Score]:
         """One who knows the pairs at the beginning of a text."""
         found = []
         for context, (answer,) in requests:
@@ -139,7 +139,7 @@ def test_the_synthetic_texts_are_those_of_the_corpus() -> None:
 def test_errors_are_those_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of a text or nothing: as if there were three questions, not hundreds."""
 
-    def all_or_nothing(_: object, asked: Sequence[Request], **__: object) -> list[Score]:
+    def all_or_nothing(_: object, asked: Sequence[Request]) -> list[Score]:
         return [Score(0.0, i < len(asked) // 3) for i in range(len(asked))]
 
     monkeypatch.setattr(scoring, "score", all_or_nothing)

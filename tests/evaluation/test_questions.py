@@ -71,7 +71,7 @@ def write(path: Path, *lines: object) -> Path:
 def _known_likelihoods(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model's are replaced by `LIKELIHOODS` of the whole text; above -1 it is greedy."""
 
-    def score(model: Any, requests: list[Request], **_: Any) -> list[Score]:
+    def score(model: Any, requests: list[Request]) -> list[Score]:
         decode = byte_tokenizer().decode
         likely = [LIKELIHOODS[decode([*r.context[1:], *r.continuation])] for r in requests]
         return [Score(value, value > -1) for value in likely]
