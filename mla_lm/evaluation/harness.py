@@ -187,7 +187,7 @@ def _continued(
     from lm_eval.models.utils import normalize_gen_kwargs
 
     options = normalize_gen_kwargs(options)
-    until, longest = options.get("until") or [], model.cfg.max_seq_len
+    longest = model.cfg.max_seq_len
     n_new = min(options["max_gen_toks"], longest - 2)
     room = longest - n_new  # `end_of_text` is one of them
     ids = tokenizer.encode(prompt)
@@ -199,6 +199,6 @@ def _continued(
         [prompt],
         max_new_tokens=n_new,
         sampling=Sampling(options["temperature"]),
-        stops=tuple([until] if isinstance(until, str) else until),
+        stops=tuple(options["until"]),
     )
     return "".join(piece for _, piece in completion), truncated

@@ -1,7 +1,6 @@
 """Metrics of a text: by hand, whatever the rows, the batches and their order; by position."""
 
 import math
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -45,26 +44,20 @@ def model_and_batches(*overrides: str) -> tuple[Transformer, list[Tensor], Tenso
     return model, batches, torch.arange(cfg.vocab_size) % 5
 
 
-def drafts_shifted_by(
-    extra: int, forward: Callable[..., ModelOutput]
-) -> Callable[..., ModelOutput]:
-    """MTP states of every depth k that are the main model's own, k + extra positions later."""
-
-    def shifted(tokens: Tensor, documents: Tensor | None) -> ModelOutput:
-        out = forward(tokens, documents=documents)
-        depths = range(1, len(out.mtp) + 1)
-        mtp = tuple(out.hidden.roll(-extra, dims=1)[:, depth:] for depth in depths)
-        return out._replace(mtp=mtp)
-
-    return shifted
-
-
 @pytest.mark.parametrize(("extra", "accepted"), [(0, True), (1, False), (-1, False)])
 def test_acceptance_is_one_exactly_for_drafts_of_the_right_token(
     extra: int, accepted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """MTP states of depth k are replaced by the main model's own, k + extra positions later."""
     model, batches, byte_lengths = model_and_batches("model.mtp_depth=2")
-    monkeypatch.setattr(model, "forward", drafts_shifted_by(extra, model.forward))
+    forward = model.forward
+
+    def shifted(tokens: Tensor, documents: Tensor | None) -> ModelOutput:
+        out = forward(tokens, documents=documents)
+        mtp = tuple(out.hidden.roll(-extra, dims=1)[:, depth:] for depth in (1, 2))
+        return out._replace(mtp=mtp)
+
+    monkeypatch.setattr(model, "forward", shifted)
     metrics = evaluate(model, batches, byte_lengths, annotator(masked=False)).metrics
     for depth in (1, 2):
         assert (metrics[f"mtp/acceptance_{depth}"] == 1.0) == accepted
