@@ -3,6 +3,7 @@
 from typing import Any
 
 from mla_lm.config import EvalConfig, cli
+from mla_lm.config.compose import instantiate, load_config
 
 DATA = ("data=", "data.", "data/")  # how overrides of that group begin
 LOGGER = ("logger=", "logger.", "logger/")
@@ -14,19 +15,21 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     The file keeps what it holds of the same checkpoint and conditions; `context=N` has its own.
     """
     cli.require_path("ckpt", cfg.ckpt)
+    if cfg.tasks_include:
+        cli.require_path("tasks_include", cfg.tasks_include)
 
+    from mla_lm.evaluation import PARTS
     from mla_lm.evaluation.harness import load_tasks
-    from mla_lm.evaluation.parts import PARTS
-    from mla_lm.evaluation.results import log_results, make_loggers, write_results
+    from mla_lm.evaluation.results import log_results, metrics_table, write_results
     from mla_lm.evaluation.subject import load_subject
-    from mla_lm.evaluation.table import metrics_table
     from mla_lm.machine import autocast, keep_freed_memory
 
     keep_freed_memory()
     of_data, of_logger = ([o for o in overrides if o.startswith(g)] for g in (DATA, LOGGER))
     subject = load_subject(cfg, data_overrides=of_data)
     score_tasks = load_tasks(subject.model, subject.tokenizer, cfg)
-    loggers = make_loggers(subject, of_logger)
+    own = {"run_dir": str(subject.folder), "run_id": subject.run.run_id}
+    loggers = instantiate("logger", load_config(of_logger, **own).logger) if of_logger else []
     metrics: dict[str, Any] = {}
     with autocast(subject.precision, subject.device):
         for name in dict.fromkeys(cfg.parts):

@@ -1,13 +1,14 @@
-"""Suite `decode`: decoding with a KV cache against `transformers`, and between attention kinds.
+"""Suite `decode`: against `transformers`, between attention kinds, with and without MTP drafts.
 
 The model has 43.7M parameters and random weights; speed does not depend on them. Every side runs
 in the number format that is faster for it, float32 or bfloat16. In float32 ours and the peer must
 first choose the same tokens, and absorbed and materialised MLA give the same logits. Our own kinds
-are compared behind a cache of noise instead of a long prompt.
+are compared behind a cache of noise instead of a long prompt. With `ckpt=`, drafts of its MTP
+modules against plain decoding: greedy texts are the same in float32, in bfloat16 not quite all.
 """
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
@@ -16,10 +17,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from mla_lm.bench import peer
+from mla_lm.bench import steps
 from mla_lm.bench.report import Row, Task, fastest, interleaved, ratio, row, timed
+from mla_lm.checkpoint.record import RECORD, load_checkpoint, locate, read, require_corpus
 from mla_lm.config.compose import load_config
-from mla_lm.generation import Decoder, Sampling
+from mla_lm.data import prepare
+from mla_lm.errors import UserError
+from mla_lm.generation import Counts, Decoder, Sampling
 from mla_lm.machine import kernels_for
 from mla_lm.model import Transformer
 from mla_lm.model.cache import Cache
@@ -57,17 +61,20 @@ COMPARED = (  # two sides, rows in the batch, cached tokens
 )
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ROUNDS, STEPS = 7, 8
+N_PROMPTS, PROMPT, NEW_TOKENS = 100, 32, 64  # with and without drafts
 GREEDY = Sampling(temperature=0)
+DRAFTED = {"greedy": GREEDY, "temperature 1": Sampling()}
 Writer = Callable[[Tensor], Iterator[int]]  # of greedy ids behind a prompt
 
 
-def run() -> list[Row]:
+def run(ckpt: str | None = None) -> list[Row]:
     """All figures."""
     with TemporaryDirectory() as name:
-        peer.write_peer(build("mla", "float32"), Path(name))
+        steps.write_peer(build("mla", "float32"), Path(name))
         rows = [*against_peer(Path(name))]
     assert_absorbed_equals_materialised()
-    return [*rows, *chain.from_iterable(between(*sides) for sides in COMPARED)]
+    rows += chain.from_iterable(between(*sides) for sides in COMPARED)
+    return [*rows, *(drafts(ckpt) if ckpt else ())]
 
 
 @cache
@@ -83,10 +90,10 @@ def against_peer(folder: Path) -> Iterator[Row]:
     ours = {f"ours, {name}": partial(greedy, build("mla", name)) for name in FORMATS}
     peers = {
         f"transformers, {name} {experts}": partial(
-            peer.greedy, peer.load_peer(folder, experts, dtype).eval()
+            steps.greedy, steps.load_peer(folder, experts, dtype).eval()
         )
         for name, dtype in FORMATS.items()
-        for experts in peer.EXPERTS
+        for experts in steps.EXPERTS
     }
     for context in CONTEXTS:
         prompt = torch.randint(VOCAB, (1, context))
@@ -177,3 +184,54 @@ def step(side: str, number_format: str, batch: int, context: int) -> Task:
             model(tokens, cache=cached)
 
     return lambda: statistics.median(timed(once) for _ in range(STEPS))
+
+
+def drafts(ckpt: str) -> Iterator[Row]:
+    """Equality, speed and acceptance in both number formats, greedy and sampled."""
+    path = locate(ckpt)
+    model, cfg, _ = load_checkpoint(path)
+    if not model.cfg.mtp_depth:
+        raise UserError(f"ckpt={ckpt}: has no MTP module to draft with (model.mtp_depth=0)")
+    corpus = prepare(cfg.data)
+    require_corpus(path, read(path, RECORD)[0], corpus.manifest)
+    stride = max(1, (len(corpus.val) - PROMPT) // N_PROMPTS)
+    starts = range(0, len(corpus.val) - PROMPT, stride)[:N_PROMPTS]
+    prompts = [corpus.val[start : start + PROMPT].tolist() for start in starts]
+    for name, dtype in FORMATS.items():
+        model = model.to(dtype)
+        for way, sampling in DRAFTED.items():
+            yield from gains(model, prompts, sampling, f"speculation, {way}, {name}")
+
+
+def gains(
+    model: Transformer, prompts: Sequence[Sequence[int]], sampling: Sampling, name: str
+) -> Iterator[Row]:
+    """Both ways prompt by prompt: equal texts, speeds, accepted drafts, tokens per step."""
+    pairs = [
+        [write(model, prompt, sampling, n, seed) for n in (0, model.cfg.mtp_depth)]
+        for seed, prompt in enumerate(prompts)
+    ]
+    if not sampling.temperature:
+        equal = sum(plain[0] == drafted[0] for plain, drafted in pairs) / len(pairs)
+        yield row(f"{name}: equal texts", [equal], "")
+    speeds = [[speed for _, speed, _ in texts] for texts in zip(*pairs, strict=True)]
+    yield row(f"{name}: plain", speeds[0], "tokens/s")
+    yield row(f"{name}: with drafts", speeds[1], "tokens/s")
+    yield ratio(f"{name}: ratio", *reversed(speeds))
+    counts = [drafted[2] for _, drafted in pairs]
+    for depth, kept in enumerate(zip(*(c.acceptance for c in counts), strict=True), start=1):
+        yield row(f"{name}: acceptance, depth {depth}", kept, "")
+    yield row(f"{name}: tokens per step", [c.tokens_per_step for c in counts], "")
+
+
+def write(
+    model: Transformer, prompt: Sequence[int], sampling: Sampling, n_drafts: int, seed: int
+) -> tuple[list[int], float, Counts]:
+    """New ids, tokens per second behind the first, and the decoder's counters."""
+    decoder = Decoder(
+        model, [prompt], max_new_tokens=NEW_TOKENS, sampling=sampling, n_drafts=n_drafts, seed=seed
+    )
+    decoded = iter(decoder)
+    ids = next(decoded)[0]
+    seconds = timed(lambda: ids.extend(token for new in decoded for token in new[0]))
+    return ids, (len(ids) - 1) / seconds, decoder.counts

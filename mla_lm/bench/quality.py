@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import chain, repeat
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,41 +49,34 @@ PROBED = 12  # steps that are timed to know how many fit
 TICKS = 10_000  # resolution of a schedule over time
 
 
-class Trained(NamedTuple):
-    """What a training came to."""
-
-    bpb: float
-    seconds: float
-    n_tokens: int
-
-
 def run(minutes: float, text: str | None) -> list[Row]:
     """Bits per byte, time and tokens of both sides."""
     if text is None:
         ours = train_ours((), 60 * minutes)
         theirs = train_peer(load_config(TIMED), TIMED_SHAPE, seconds=60 * minutes)
-        return [*figures("default run", ours), *figures("GPT-2", theirs)]
+        return [*figures("default run", *ours), *figures("GPT-2", *theirs)]
     of_text = f"data.path={text}"
-    cfg = load_config([*CPU_RECIPE, of_text])
-    theirs = train_peer(cfg, CPU_SHAPE, n_steps=N_STEPS)
-    rows = figures("nanoGPT's CPU recipe", theirs)
+    bpb, seconds, n_tokens = train_peer(
+        load_config([*CPU_RECIPE, of_text]), CPU_SHAPE, n_steps=N_STEPS
+    )
+    rows = figures("nanoGPT's CPU recipe", bpb, seconds, n_tokens)
     for name, share in SHARES.items():
-        ours = train_ours(("experiment=small_text", of_text), share * theirs.seconds)
-        rows += figures(f"ours, {name} of its time", ours)
+        ours = train_ours(("experiment=small_text", of_text), share * seconds)
+        rows += figures(f"ours, {name} of its time", *ours)
     return rows
 
 
-def figures(name: str, trained: Trained) -> list[Row]:
+def figures(name: str, bpb: float, seconds: float, n_tokens: int) -> list[Row]:
     """Rows of one training."""
     return [
-        row(f"{name}: training", [trained.seconds / 60], "min"),
-        row(f"{name}: tokens", [trained.n_tokens / 1e6], "M"),
-        row(f"{name}: validation", [trained.bpb], "bits/byte"),
+        row(f"{name}: training", [seconds / 60], "min"),
+        row(f"{name}: tokens", [n_tokens / 1e6], "M"),
+        row(f"{name}: validation", [bpb], "bits/byte"),
     ]
 
 
-def train_ours(overrides: Sequence[str], seconds: float) -> Trained:
-    """A run of `train.py` of as many steps as fit into the time."""
+def train_ours(overrides: Sequence[str], seconds: float) -> tuple[float, float, int]:
+    """Bits per byte, seconds and tokens of a run of as many steps as fit into the time."""
     import pandas
 
     from mla_lm.training.run import fit
@@ -99,12 +92,12 @@ def train_ours(overrides: Sequence[str], seconds: float) -> Trained:
         metrics = pandas.read_csv(f"{folder}/run/metrics/version_0/metrics.csv")
     n_tokens = n_steps * cfg.data.batch_size * cfg.data.seq_len
     per_token = (1 / metrics["train/tokens_per_second"].dropna()).mean()
-    return Trained(metrics["val/bpb"].dropna().iloc[-1], n_tokens * per_token, n_tokens)
+    return metrics["val/bpb"].dropna().iloc[-1], n_tokens * per_token, n_tokens
 
 
 def train_peer(
     cfg: RunConfig, shape: dict[str, int], *, seconds: float = math.inf, n_steps: float = math.inf
-) -> Trained:
+) -> tuple[float, float, int]:
     """GPT-2 on the corpus, optimizer and schedule of `cfg`, for a time or for some steps."""
     data, precision = prepare(cfg.data), resolve_precision(cfg.precision, "cpu")
     torch.manual_seed(cfg.seed)
@@ -122,7 +115,7 @@ def train_peer(
             group["lr"] = cfg.optim.lr * multiplier
         spent += timed(partial(side.step, tokens, precision))
         n_tokens += tokens[:, 1:].numel()
-    return Trained(validated(side.model, data, cfg), spent, n_tokens)
+    return validated(side.model, data, cfg), spent, n_tokens
 
 
 def gpt2(shape: dict[str, int], vocab_size: int, seq_len: int) -> nn.Module:

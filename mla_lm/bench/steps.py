@@ -1,22 +1,25 @@
-"""The training steps that are measured, without Lightning: ours, and of models of logits."""
+"""The sides that are measured, without Lightning: ours, and the model of `transformers`."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mla_lm.bench.peer import EXPERTS, load_peer, write_peer
 from mla_lm.bench.report import Task, timed
 from mla_lm.config import RunConfig
 from mla_lm.config.compose import load_config
+from mla_lm.interop import config_dict, to_hugging_face, write_shards
 from mla_lm.machine import Resolved, autocast
 from mla_lm.model import Transformer
 from mla_lm.objective import balance
 from mla_lm.objective.losses import head_loss, mtp_targets, next_token_loss
 from mla_lm.objective.optimizer import build_optimizer
+
+EXPERTS = ("eager", "grouped_mm")  # the peer's ways to run experts
 
 
 class Side(NamedTuple):
@@ -94,8 +97,7 @@ def batch(cfg: RunConfig, device: str = "cpu") -> Tensor:
 def our_step(overrides: Sequence[str], precision: Resolved, device: str = "cpu") -> Task:
     """Measures a step of the run that `overrides` compose."""
     cfg = load_config(overrides)
-    step = partial(ours(cfg, device).step, batch(cfg, device), precision)
-    return partial(timed, step)
+    return partial(timed, partial(ours(cfg, device).step, batch(cfg, device), precision))
 
 
 def peer_step(
@@ -108,9 +110,8 @@ def peer_step(
     compiled: bool = False,
 ) -> Task:
     """Measures a step of the peer on the batch of that run."""
-    side = peer(folder, experts, device, compiled=compiled)
-    step = partial(side.step, batch(load_config(overrides), device), precision)
-    return partial(timed, step)
+    step = peer(folder, experts, device, compiled=compiled).step
+    return partial(timed, partial(step, batch(load_config(overrides), device), precision))
 
 
 def write_equal_peer(cfg: RunConfig, folder: Path) -> None:
@@ -131,3 +132,33 @@ def assert_equal(one: Side, other: Side, tokens: Tensor) -> None:
         found.append(torch.stack([loss.detach(), torch.nn.utils.get_total_norm(grads)]))
         side.model.zero_grad()
     torch.testing.assert_close(*found, rtol=1e-4, atol=0)
+
+
+def write_peer(model: Transformer, folder: Path) -> None:
+    """A folder that `load_peer` reads."""
+    (folder / "config.json").write_text(json.dumps(config_dict(model.cfg)))
+    tensors = to_hugging_face(model.state_dict(), model.cfg)
+    write_shards(tensors, folder, dtype=torch.float32, max_bytes=10**10)
+
+
+def load_peer(folder: Path, experts: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The model, with one way to run its experts."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers.DeepseekV3ForCausalLM.from_pretrained(
+        folder, dtype=dtype, experts_implementation=experts
+    )
+
+
+@torch.inference_mode()
+def greedy(model: Any, prompt: Tensor) -> Iterator[int]:
+    """Ids behind a prompt (1, T), one forward pass with a KV cache for each."""
+    import transformers
+
+    cache, ids = transformers.DynamicCache(config=model.config), prompt
+    while True:
+        out = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        ids = out.logits.argmax(-1)
+        yield int(ids)

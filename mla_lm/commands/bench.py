@@ -7,17 +7,14 @@ a GPU; all: those for which the machine and the command have what they need.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.config.cli import parse_options
 from mla_lm.errors import UserError
-
-if TYPE_CHECKING:
-    from mla_lm.bench.report import Row
 
 Suite = Literal["train", "decode", "quality", "gpu"]
 Text = Annotated[str, Field(min_length=1)] | None
@@ -43,14 +40,21 @@ def run(arguments: Sequence[str]) -> None:
     if options.out:
         Path(options.out).touch()  # fails now rather than after the measurement
 
-    from mla_lm.bench.report import show
+    from mla_lm.bench import decode, quality, train
+    from mla_lm.bench.report import Row, show
     from mla_lm.machine import keep_freed_memory
 
     keep_freed_memory()
+    suites: dict[str, Callable[[], list[Row]]] = {
+        "train": train.run,
+        "decode": lambda: decode.run(options.ckpt),
+        "quality": lambda: quality.run(options.minutes, options.text),
+        "gpu": train.run_gpu,
+    }
     found: dict[str, Any] = {}
     for suite in get_args(Suite) if options.suite == "all" else (options.suite,):
         try:
-            rows = measure(suite, options)
+            rows = suites[suite]()
         except (UserError, ImportError) as error:
             if options.suite != "all":
                 raise
@@ -60,14 +64,3 @@ def run(arguments: Sequence[str]) -> None:
         found[suite] = [row._asdict() for row in rows]
         if options.out:
             Path(options.out).write_text(json.dumps(found, indent=2) + "\n")
-
-
-def measure(suite: str, options: Options) -> "list[Row]":
-    """The figures of a suite."""
-    from mla_lm.bench import decode, gpu, quality, speculation, train
-
-    if suite == "decode":
-        return [*decode.run(), *(speculation.run(options.ckpt) if options.ckpt else ())]
-    if suite == "quality":
-        return quality.run(options.minutes, options.text)
-    return train.run() if suite == "train" else gpu.run()

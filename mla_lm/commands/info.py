@@ -7,20 +7,22 @@ override of `train.py` changes the configuration.
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
-from mla_lm.config import CONFIGS
+from mla_lm.config import CONFIGS, RunConfig
 from mla_lm.config.cli import parse_options
 from mla_lm.config.compose import load_config
+from mla_lm.cost import (
+    cache_elements_per_token,
+    count_parameters,
+    parameters_by_part,
+    train_flops_per_token,
+)
 from mla_lm.errors import UserError
 
-if TYPE_CHECKING:
-    from mla_lm.config import RunConfig
-
 BFLOAT16 = 2  # bytes per element
-ROUNDED = 999.5  # what three digits show as 1,000
 Lengths = Annotated[
     tuple[PositiveInt, ...], BeforeValidator(lambda words: ",".join(words).split(","))
 ]
@@ -46,10 +48,8 @@ def run(arguments: Sequence[str]) -> None:
         _show(found, options.contexts)
 
 
-def costs(cfg: "RunConfig", overrides: Sequence[str]) -> dict[str, Any]:
+def costs(cfg: RunConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Everything that is shown; `overrides` composed `cfg`."""
-    from mla_lm.cost import count_parameters, parameters_by_part, train_flops_per_token
-
     parts = parameters_by_part(cfg.model).items()
     return {
         "parameters": {
@@ -62,7 +62,7 @@ def costs(cfg: "RunConfig", overrides: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def training_bytes(cfg: "RunConfig") -> dict[str, int]:
+def training_bytes(cfg: RunConfig) -> dict[str, int]:
     """Bytes of what a run holds in float32 besides its activations, MTP modules included."""
     import torch
 
@@ -77,29 +77,28 @@ def training_bytes(cfg: "RunConfig") -> dict[str, int]:
     return {"weights": weights, "gradients": weights, "optimizer state": moments}
 
 
-def kv_caches(cfg: "RunConfig", overrides: Sequence[str]) -> dict[str, int | None]:
+def kv_caches(cfg: RunConfig, overrides: Sequence[str]) -> dict[str, int | None]:
     """Bytes per token in bfloat16 of every attention kind with the same other overrides.
 
     None for a kind that these overrides do not fit.
     """
-    from mla_lm.cost import cache_elements_per_token
-
     chosen = ("model.attention", "model/attention")
     others = [word for word in overrides if not word.lstrip("+~").startswith(chosen)]
-
-    def per_token(kind: str) -> int | None:
+    options = {path.stem for path in (CONFIGS / "model" / "attention").glob("*.yaml")}
+    found: dict[str, int | None] = {}
+    for kind in sorted({*options, cfg.model.attention.kind}):
         try:
             same = kind == cfg.model.attention.kind
             other = cfg if same else load_config([*others, f"model/attention={kind}"])
+            found[kind] = BFLOAT16 * cache_elements_per_token(other.model)
         except UserError:
-            return None
-        return BFLOAT16 * cache_elements_per_token(other.model)
-
-    options = {path.stem for path in (CONFIGS / "model" / "attention").glob("*.yaml")}
-    return {kind: per_token(kind) for kind in sorted({*options, cfg.model.attention.kind})}
+            found[kind] = None
+    return found
 
 
 def _show(found: dict[str, Any], contexts: Sequence[int]) -> None:
+    from rich.filesize import decimal
+
     parameters, memory = found["parameters"], found["training_bytes"]
     by_part = {name: (part["total"], part["active"]) for name, part in parameters["parts"].items()}
     by_part["all"] = (parameters["total"], parameters["active"])
@@ -108,11 +107,11 @@ def _show(found: dict[str, Any], contexts: Sequence[int]) -> None:
     counts = {name: [f"{n:,}" for n in row] for name, row in by_part.items()}
     _table("Parameters", ["total", "active per token"], counts)
 
-    sizes = {name: [_bytes(size)] for name, size in {**memory, "all": sum(memory.values())}.items()}
-    _table("Training memory", ["float32"], sizes)
+    sizes = {**memory, "all": sum(memory.values())}
+    _table("Training memory", ["float32"], {name: [decimal(n)] for name, n in sizes.items()})
 
     caches = {
-        kind: [f"{size:,} B", *(_bytes(size * n) for n in contexts)] if size else ["-"]
+        kind: [f"{size:,} B", *(decimal(size * n) for n in contexts)] if size else ["-"]
         for kind, size in found["kv_cache_bytes_per_token"].items()
     }
     columns = ["per token", *(f"{n:,} tokens" for n in contexts)]
@@ -131,11 +130,3 @@ def _table(title: str, columns: Sequence[str], rows: dict[str, list[str]]) -> No
     for name, cells in rows.items():
         table.add_row(name, *cells)
     Console().print(table)
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < ROUNDED or unit == "TB":
-            break
-        size /= 1000
-    return f"{size:,.3g} {unit}" if size < ROUNDED else f"{size:,.0f} {unit}"

@@ -4,13 +4,11 @@ Its own tasks and question files alike: the harness (the optional extra `eval`) 
 computes the metrics, `scoring.py` the likelihoods.
 """
 
-import gc
 import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,8 @@ import numpy as np
 from mla_lm.config import EvalConfig, QuestionFile
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
-from mla_lm.evaluation.positions import window
-from mla_lm.evaluation.progress import track
 from mla_lm.evaluation.questions import Question, read_questions
-from mla_lm.evaluation.scoring import encode, score
+from mla_lm.evaluation.scoring import encode, score, score_texts, track, window
 from mla_lm.files import digest
 from mla_lm.generation import Completion, Sampling
 from mla_lm.model import Transformer
@@ -43,8 +39,6 @@ def load_tasks(model: Transformer, tokenizer: Tokenizer, cfg: EvalConfig) -> Cal
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise UserError('tasks: need lm-evaluation-harness: pip install "mla_lm[eval]"') from None
-    if cfg.tasks_include is not None and not Path(cfg.tasks_include).is_dir():
-        raise UserError(f"tasks_include={cfg.tasks_include}: no such folder")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     adapter = harness_model(model, tokenizer)
     tasks: dict[str, Any] = {}  # for the harness: a task, or the name of one of its own
@@ -122,13 +116,9 @@ def _score(adapter: Any, tasks: Any, *, limit: int | None) -> Metrics:
     import lm_eval
 
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # the bootstrap must not fork beside threads
-    try:
-        with _without_collector():
-            found = lm_eval.evaluate(
-                adapter, tasks, limit=limit, bootstrap_iters=RESAMPLED, log_samples=False
-            )
-    except Exception as error:
-        raise UserError(f"tasks={','.join(tasks['tasks'])}: {one_line(error)}") from None
+    found = lm_eval.evaluate(
+        adapter, tasks, limit=limit, bootstrap_iters=RESAMPLED, log_samples=False
+    )
     assert found is not None
     metrics = {
         f"task/{task}/{_plain(name)}": value
@@ -150,18 +140,6 @@ def _plain(name: str) -> str:
     return metric.removesuffix("_stderr") + filtered + error
 
 
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Scanning the many small objects of requests for cycles would cost a tenth of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
     """An `lm_eval.api.model.LM`; `n_truncated` and `n_tokens` count by task."""
     from lm_eval.api.model import LM
@@ -178,7 +156,7 @@ def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
             for request, (ids, truncated) in zip(requests, encoded, strict=True):
                 self.n_truncated[request.task_name] += truncated
                 self.n_tokens[request.task_name] += len(ids.continuation)
-            scores = score(model, [ids for ids, _ in encoded], name="tasks")
+            scores = score(model, [ids for ids, _ in encoded])
             return [(one.log_likelihood, one.greedy) for one in scores]
 
         def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> list[float]:
@@ -188,8 +166,8 @@ def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
                 ids = np.array([tokenizer.end_of_text, *tokenizer.encode(*request.args)])
                 firsts = range(1, len(ids), longest)
                 texts.append([r for i in firsts for r in window(ids, i, longest, longest=longest)])
-            scores = iter(score(model, [part for text in texts for part in text], name="texts"))
-            return [sum(next(scores).log_likelihood for _ in text) for text in texts]
+            scores = score_texts(model, texts)
+            return [sum(part.log_likelihood for part in text) for text in scores]
 
         def generate_until(self, requests: list[Any], **_: Any) -> list[str]:
             answers = []
@@ -209,7 +187,7 @@ def _continued(
     from lm_eval.models.utils import normalize_gen_kwargs
 
     options = normalize_gen_kwargs(options)
-    until, longest = options.get("until") or [], model.cfg.max_seq_len
+    longest = model.cfg.max_seq_len
     n_new = min(options["max_gen_toks"], longest - 2)
     room = longest - n_new  # `end_of_text` is one of them
     ids = tokenizer.encode(prompt)
@@ -221,6 +199,6 @@ def _continued(
         [prompt],
         max_new_tokens=n_new,
         sampling=Sampling(options["temperature"]),
-        stops=tuple([until] if isinstance(until, str) else until),
+        stops=tuple(options["until"]),
     )
     return "".join(piece for _, piece in completion), truncated

@@ -3,32 +3,35 @@
 B batch, T tokens, V vocabulary, L MoE layers, E experts, Q kinds of tokens.
 """
 
+import math
 from collections.abc import Iterable, Sequence
-from itertools import islice, repeat
+from itertools import islice, pairwise, repeat
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mla_lm.config import EvalConfig
-from mla_lm.data.batch import Annotator
-from mla_lm.data.loader import EvalLoader
-from mla_lm.evaluation.expert_maps import draw_by_kind
-from mla_lm.evaluation.positions import by_position, draw_by_position, position_sums, sliding_loss
-from mla_lm.evaluation.progress import track
+from mla_lm.data.batch import IGNORED, Annotator
+from mla_lm.data.loader import EvalLoader, Stream
+from mla_lm.data.tokenizer import Tokenizer
+from mla_lm.evaluation.figures import draw_by_kind, draw_by_position
+from mla_lm.evaluation.scoring import score, track, window
 from mla_lm.evaluation.subject import Subject
 from mla_lm.evaluation.token_kinds import CODE, PROSE, token_kinds
 from mla_lm.model import Routing, Transformer
 from mla_lm.objective import balance
 from mla_lm.objective.metrics import N_SUMS, kept_drafts, loss_sums, summarize
 
+AT_ONCE = 1024  # strides of a sliding context whose requests are held in memory
+
 
 def language_model(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
     """Metrics of the validation split; draws loss by position, and experts by kind of token."""
     model, run, tokenizer = subject.model, subject.run, subject.tokenizer
-    seq_len = cfg.context or run.data.seq_len
-    data = subject.data()
+    data, seq_len = subject.data(), cfg.context or run.data.seq_len
     batches = EvalLoader(data.val, seq_len=seq_len, batch_size=cfg.batch_size)
     n_batches = min(len(batches), cfg.limit or len(batches))
     ids = data.val[0 : n_batches * cfg.batch_size * seq_len + 1]
@@ -48,13 +51,9 @@ def language_model(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
     print(f"{subject.path}  {subject.precision}  {done}")
     ranges = by_position(found.positions)
     draw_by_position(subject.folder / f"loss_by_position{cfg.suffix}.png", ranges)
-    metrics: dict[str, Any] = {
-        **found.metrics,
-        "val/loss_by_position": ranges,
-        "val/sha256": data.val_sha256,
-    }
-    if found.load is not None and found.load_by_kind is not None:
-        metrics["moe/load"] = found.load.tolist()
+    of_text = {"val/loss_by_position": ranges, "val/sha256": data.val_sha256}
+    metrics = found.metrics | of_text
+    if found.load_by_kind is not None:
         picture = subject.folder / f"expert_kinds{cfg.suffix}.png"
         draw_by_kind(picture, found.load_by_kind, names, layers)
         print(f"which experts take which tokens: {picture}")
@@ -65,10 +64,9 @@ def language_model(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
 
 
 class Evaluation(NamedTuple):
-    """Metrics by name, the load of experts, and nats and tokens at each position."""
+    """Metrics by name, loads by kind of token, and nats and tokens at each position."""
 
-    metrics: dict[str, float]
-    load: Tensor | None  # (L, E)
+    metrics: dict[str, Any]
     load_by_kind: Tensor | None  # (Q, L, E)
     positions: Tensor  # (T, 2)
 
@@ -90,15 +88,13 @@ def evaluate(
     does not count are left out.
     """
     sums = torch.zeros(N_SUMS, dtype=torch.float64)
-    positions = torch.zeros(0, 2, dtype=torch.float64)
     agreed = torch.zeros(model.cfg.mtp_depth, 2, dtype=torch.int64)  # accepted drafts, drafts
-    loads: list[Tensor] = []
-    loads_by_kind: list[Tensor] = []
+    positions, loads, loads_by_kind = [], [], []
     for tokens, kind in zip(batches, repeat(None) if kinds is None else kinds, strict=False):
         batch = annotate(tokens.to(model.embed.weight.device))
         out = model(batch.inputs, documents=batch.input_documents)
         sums += loss_sums(out.logits, batch.labels[:, 1:], byte_lengths).cpu()
-        positions = _added(positions, position_sums(out.logits, batch.labels[:, 1:]).cpu())
+        positions.append(position_sums(out.logits, batch.labels[:, 1:]).cpu())
         greedy = out.logits.argmax(dim=-1)  # position i: the choice for token i + 1
         for depth, hidden in enumerate(out.mtp, start=1):
             drafts = model.lm_head(hidden).argmax(dim=-1)  # position i: for token i + 1 + depth
@@ -109,22 +105,17 @@ def evaluate(
             at = kind[:, :-1].to(batch.tokens.device)
             loads_by_kind.append(_load_by_kind(out.routing, at, n_kinds).cpu())
 
-    metrics = summarize(sums, graded=annotate.graded)
+    metrics: dict[str, Any] = summarize(sums, graded=annotate.graded)
     for depth, (accepted, drafts) in enumerate(agreed.tolist(), start=1):
         metrics[f"mtp/acceptance_{depth}"] = accepted / max(1, drafts)
-    load = torch.stack(loads).sum(0) if loads else None
     by_kind = torch.stack(loads_by_kind).sum(0) if loads_by_kind else None
-    if load is not None:
+    if loads:
+        load = torch.stack(loads).sum(0)
+        metrics["moe/load"] = load.tolist()
         metrics["moe/max_violation"] = float(balance.max_violation(load).mean())
         metrics["moe/load_entropy"] = float(balance.load_entropy(load).mean())
         metrics["moe/dead_experts"] = float(balance.dead_experts(load).sum())
-    return Evaluation(metrics, load, by_kind, positions)
-
-
-def _added(one: Tensor, other: Tensor) -> Tensor:
-    """The sum of tables (n, 2) and (m, 2), the shorter one continued by zeros."""
-    one, other = sorted((one, other), key=len)
-    return other + F.pad(one, (0, 0, 0, len(other) - len(one)))
+    return Evaluation(metrics, by_kind, pad_sequence(positions, batch_first=True).sum(0))
 
 
 def _load_by_kind(routing: Sequence[Routing], kinds: Tensor, n_kinds: int) -> Tensor:
@@ -136,3 +127,51 @@ def _load_by_kind(routing: Sequence[Routing], kinds: Tensor, n_kinds: int) -> Te
         cell = (kind * n_experts + layer.experts)[kind >= 0]
         loads.append(cell.bincount(minlength=n_kinds * n_experts).view(n_kinds, n_experts))
     return torch.stack(loads, dim=1)
+
+
+def position_sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """Nats and counted tokens at each position: logits (B, T, V), labels (B, T) -> (T, 2)."""
+    nats = F.cross_entropy(logits.float().mT, labels, ignore_index=IGNORED, reduction="none")
+    return torch.stack((nats, labels != IGNORED), dim=-1).double().sum(0)
+
+
+def by_position(sums: Tensor) -> list[tuple[int, int, float]]:
+    """First and last position and mean loss of 1, 2, 3 to 4, 5 to 8, ... of `position_sums`."""
+    n = len(sums)
+    edges = [0, *(2**k for k in range((n - 1).bit_length())), n]
+    found = ((i + 1, j, *sums[i:j].sum(0).tolist()) for i, j in pairwise(edges))
+    return [(first, last, nats / tokens) for first, last, nats, tokens in found if tokens]
+
+
+def sliding_loss(
+    model: Transformer,
+    ids: Stream,
+    tokenizer: Tokenizer,
+    *,
+    stride: int,
+    separator: int | None = None,
+) -> dict[str, float]:
+    """Loss, perplexity and bits per byte of a stream, `stride` tokens at a time.
+
+    Each token has a context of at least `max_seq_len - stride` tokens, except at the beginning and
+    behind a `separator`, where one is given.
+    """
+    nats = n_tokens = n_bytes = 0.0
+    longest = model.cfg.max_seq_len
+    firsts = range(1, len(ids), min(stride, longest))
+    for i in range(0, len(firsts), AT_ONCE):
+        requests = [
+            request
+            for first in firsts[i : i + AT_ONCE]
+            for request in window(ids, first, firsts.step, longest=longest, separator=separator)
+        ]
+        nats -= sum(one.log_likelihood for one in score(model, requests))
+        n_tokens += sum(len(request.continuation) for request in requests)
+        n_bytes += sum(tokenizer.n_bytes(request.continuation) for request in requests)
+    loss = nats / n_tokens
+    return {
+        "sliding/stride": stride,
+        "sliding/loss": loss,
+        "sliding/perplexity": math.exp(min(loss, 700.0)),
+        "sliding/bpb": nats / math.log(2) / n_bytes,
+    }

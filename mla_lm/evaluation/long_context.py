@@ -8,8 +8,6 @@ partner. A model of the synthetic corpus knows no text and gets the recall of th
 
 import random
 from collections.abc import Iterator
-from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +17,8 @@ from mla_lm.data.corpora.synthetic import FILLER, OPENING, TASKS
 from mla_lm.data.loader import Stream
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.evaluation.scoring import Request, score, with_stderr
+from mla_lm.evaluation.figures import draw_passkeys
+from mla_lm.evaluation.scoring import Request, score_texts, with_stderr
 from mla_lm.evaluation.subject import Subject
 from mla_lm.model import Transformer
 
@@ -43,7 +42,7 @@ def long_context(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
     models = {"": model} if plain is None else {"": model, "without_yarn/": plain}
     metrics: dict[str, Any] = {}
     for prefix, asked in models.items():
-        found = passkey(asked, trials, name=f"{prefix}passkey") if trials else {}
+        found = passkey(asked, trials) if trials else {}
         found |= recall(asked, tokenizer, synthetic=synthetic, seed=cfg.seed, n_texts=n_texts)
         metrics |= {prefix + name: value for name, value in found.items()}
     if not metrics:
@@ -52,7 +51,7 @@ def long_context(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
         titles = ("",) if plain is None else ("YaRN", "without YaRN")
         by_depth = [metrics[f"{prefix}passkey/by_depth"] for prefix in models]
         picture = subject.folder / f"passkey-{model.cfg.max_seq_len}.png"
-        draw_passkeys(picture, dict(zip(titles, by_depth, strict=True)))
+        draw_passkeys(picture, dict(zip(titles, by_depth, strict=True)), DEPTHS)
         print(f"pass keys found by length and depth: {picture}")
     return metrics | {"val/sha256": data.val_sha256}
 
@@ -103,25 +102,22 @@ def _trial(
     return Trial(length, depth, [Request(context, tuple(answer)) for answer in answers], gold)
 
 
-def passkey(model: Transformer, trials: list[Trial], *, name: str = "") -> dict[str, Any]:
+def passkey(model: Transformer, trials: list[Trial]) -> dict[str, Any]:
     """Accuracy: `passkey/LENGTH` (chance 0.1), `passkey/LENGTH/greedy` by greedy decoding.
 
     `passkey/by_depth` has a list over `DEPTHS` for each length.
     """
-    scores = iter(score(model, [one for trial in trials for one in trial.requests], name=name))
-    right: dict[int, list[bool]] = {}
-    greedy: dict[int, list[bool]] = {}
-    for trial in trials:
-        found = list(islice(scores, len(trial.requests)))
-        likelihoods = [one.log_likelihood for one in found]
-        best = likelihoods.index(max(likelihoods))
-        right.setdefault(trial.length, []).append(best == trial.gold)
-        greedy.setdefault(trial.length, []).append(found[trial.gold].greedy)
+    scores = score_texts(model, [trial.requests for trial in trials])
     metrics: dict[str, Any] = {}
-    for length in right:
-        metrics |= with_stderr(f"passkey/{length}", right[length])
-        metrics[f"passkey/{length}/greedy"] = float(np.mean(greedy[length]))
-    by_depth = {n: np.reshape(r, (len(DEPTHS), -1)).mean(1).tolist() for n, r in right.items()}
+    by_depth: dict[int, list[float]] = {}
+    for length in dict.fromkeys(trial.length for trial in trials):
+        asked = [pair for pair in zip(trials, scores, strict=True) if pair[0].length == length]
+        best = [np.argmax([one.log_likelihood for one in found]) for _, found in asked]
+        right = [int(i) == trial.gold for i, (trial, _) in zip(best, asked, strict=True)]
+        metrics |= with_stderr(f"passkey/{length}", right)
+        greedy = [found[trial.gold].greedy for trial, found in asked]
+        metrics[f"passkey/{length}/greedy"] = float(np.mean(greedy))
+        by_depth[length] = np.reshape(right, (len(DEPTHS), -1)).mean(1).tolist()
     return metrics | {"passkey/by_depth": by_depth}
 
 
@@ -139,8 +135,7 @@ def recall(
         rng = random.Random(f"recall {length} {seed}")
         texts = [list(text_of(tokenizer, rng, length)) for _ in range(n_texts)]
         if all(texts):
-            scores = iter(score(model, [request for text in texts for request in text]))
-            found = [[one.greedy for one in islice(scores, len(text))] for text in texts]
+            found = [[one.greedy for one in text] for text in score_texts(model, texts)]
             metrics |= with_stderr(f"recall/{length}", [sum(f) / len(f) for f in found])
     return metrics
 
@@ -181,22 +176,3 @@ def without_yarn(model: Transformer) -> Transformer | None:
     other = Transformer(cfg.model_copy(update={"rope": plain}))
     other.load_state_dict(model.state_dict())
     return other.to(model.embed.weight.device).eval()
-
-
-def draw_passkeys(path: Path, found: dict[str, dict[int, list[float]]]) -> None:
-    """One panel per title: depth down, length across."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.5 + 2.6 * len(found), 3), layout="constrained")
-    panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
-    for panel, (title, by_depth) in zip(panels, found.items(), strict=True):
-        cells = np.array(list(by_depth.values())).T  # (depths, lengths)
-        image = panel.imshow(cells, vmin=0, vmax=1, aspect="auto")
-        for (row, column), value in np.ndenumerate(cells):
-            colour = "black" if value > 0.6 else "white"
-            panel.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)
-        panel.set(title=title, xlabel="tokens", xticks=range(len(by_depth)))
-        panel.set(xticklabels=by_depth, yticks=range(len(DEPTHS)))
-    panels[0].set(ylabel="text before the key", yticklabels=[f"{d:.0%}" for d in DEPTHS])
-    figure.colorbar(image, ax=panels, label=f"right keys (chance {1 / N_KEYS})")
-    figure.savefig(path, dpi=110)

@@ -1,16 +1,39 @@
-"""`metrics.json`: metrics of a checkpoint and their conditions; the same to loggers."""
+"""Metrics on the console, in `metrics.json` with their conditions, and to loggers."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from mla_lm.config import EvalConfig
-from mla_lm.config.compose import instantiate, load_config
 from mla_lm.errors import UserError, one_line
 from mla_lm.evaluation.subject import Subject
 from mla_lm.files import read_object, replacing
 from mla_lm.machine import hardware
+
+LOAD, ERROR = "moe/load", "_stderr"
+
+
+def metrics_table(metrics: Mapping[str, Any], layers: Sequence[str]) -> None:
+    """Print numbers with their standard errors, and expert loads relative to the layer's mean."""
+    console = Console()
+    table = Table("metric", "value")
+    for name, value in metrics.items():
+        if isinstance(value, int | float) and not name.endswith(ERROR):
+            small = isinstance(value, float) and abs(value) < 1000
+            shown = f"{value:.4f}" if small else f"{value:,.0f}"
+            error = metrics.get(name + ERROR)
+            table.add_row(name, shown if error is None else f"{shown} ± {error:.4f}")
+    console.print(table)
+    if LOAD in metrics:
+        table = Table("layer", "load of each expert (1 = balanced)", title="expert load")
+        for layer, counts in zip(layers, metrics[LOAD], strict=True):
+            mean = sum(counts) / len(counts) or 1
+            table.add_row(layer, "  ".join(f"{count / mean:.2f}" for count in counts))
+        console.print(table)
 
 
 def write_results(
@@ -34,21 +57,13 @@ def write_results(
     except UserError:
         before = {}
     texts = {name: value for name, value in metrics.items() if name.endswith("/sha256")}
-    other_conditions = any(before.get(key) != value for key, value in conditions.items())
-    if other_conditions or any(before.get(name, value) != value for name, value in texts.items()):
+    fixed = (conditions | texts).items()
+    if any(before.get(name, value) != value for name, value in fixed):
         before = {}
     with replacing(target) as temporary:
         content = {**before, **conditions, **metrics}
         temporary.write_text(json.dumps(content, indent=2) + "\n")
     return target
-
-
-def make_loggers(subject: Subject, overrides: Sequence[str]) -> list[Any]:
-    """The loggers that overrides of the `logger` group name, in the run that is evaluated."""
-    if not overrides:
-        return []
-    cfg = load_config(overrides, run_dir=str(subject.folder), run_id=subject.run.run_id)
-    return instantiate("logger", cfg.logger)
 
 
 def log_results(

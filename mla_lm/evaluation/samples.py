@@ -1,12 +1,11 @@
-"""Parts `code` and `speculation`: what a model generates.
-
-`code/parsed` is the share of sampled texts that Python can parse; `mtp/tokens_per_forward` and
-`mtp/drafts_kept_K` are those of greedy self-speculation with the MTP modules.
-"""
+"""Parts `code`, `speculation` and `profile`: what a model generates, and how fast."""
 
 import ast
+import statistics
+import time
 import warnings
-from collections.abc import Sequence
+
+import torch
 
 from mla_lm.config import EvalConfig
 from mla_lm.data.loader import Stream
@@ -19,25 +18,12 @@ from mla_lm.model import Transformer
 
 BEGINNINGS = ("def ", "class ", "import ", "from ", "if ", "for ", "with ", "x = ")
 N_EACH = 8  # samples per beginning
-PROMPT, NEW = 64, 64  # tokens
-N_PROMPTS = 64
+N_PROMPTS, PROMPT, NEW = 64, 64, 64  # of speculation; tokens
+BATCHES, DECODED, ROUNDS = (1, 8), 16, 3  # of profile
 
 
-def code(subject: Subject, cfg: EvalConfig) -> dict[str, float]:
-    """Part `code`."""
-    return parsed_share(subject.model, subject.tokenizer, seed=cfg.seed)
-
-
-def speculation(subject: Subject, cfg: EvalConfig) -> dict[str, float | str]:
-    """Part `speculation`; UserError for a model without MTP modules."""
-    if not subject.model.cfg.mtp_depth:
-        raise UserError(f"parts=speculation: {subject.path} has no MTP module to draft with")
-    data = subject.data()
-    return {**draft(subject.model, data.val), "val/sha256": data.val_sha256}
-
-
-def parsed_share(model: Transformer, tokenizer: Tokenizer, *, seed: int) -> dict[str, float]:
-    """`code/parsed`: of sampled texts without their last, incomplete line."""
+def code(model: Transformer, tokenizer: Tokenizer, *, seed: int) -> dict[str, float]:
+    """`code/parsed`: share of sampled texts that Python parses, but for their incomplete line."""
     completion = Completion(
         model,
         tokenizer,
@@ -63,13 +49,22 @@ def parses(text: str) -> bool:
         return False
 
 
+def speculation(subject: Subject, _: EvalConfig) -> dict[str, float | str]:
+    """Greedy self-speculation after prompts of the validation split; UserError without MTP."""
+    if not subject.model.cfg.mtp_depth:
+        raise UserError(f"parts=speculation: {subject.path} has no MTP module to draft with")
+    data = subject.data()
+    return {**draft(subject.model, data.val), "val/sha256": data.val_sha256}
+
+
 def draft(model: Transformer, ids: Stream) -> dict[str, float]:
     """Tokens per forward pass, and share of drafts kept by depth, after prompts from a stream."""
     length = min(PROMPT, model.cfg.max_seq_len // 2)
-    prompts = spread(ids, length=length)
+    room = max(0, len(ids) - length)
+    n = min(N_PROMPTS, 1 + room // length)
     decoder = Decoder(
         model,
-        prompts,
+        [ids[room * i // n : room * i // n + length].tolist() for i in range(n)],
         max_new_tokens=min(NEW, model.cfg.max_seq_len - length),
         sampling=Sampling(temperature=0),
         n_drafts=model.cfg.mtp_depth,
@@ -81,8 +76,41 @@ def draft(model: Transformer, ids: Stream) -> dict[str, float]:
     return {"mtp/tokens_per_forward": counts.tokens_per_step, **accepted}
 
 
-def spread(ids: Stream, *, length: int) -> list[Sequence[int]]:
-    """Up to `N_PROMPTS` stretches of a stream, evenly spaced."""
-    room = max(0, len(ids) - length)
-    n = min(N_PROMPTS, 1 + room // length)
-    return [ids[room * i // n : room * i // n + length].tolist() for i in range(n)]
+@torch.no_grad()
+def profile(model: Transformer) -> dict[str, float]:
+    """`prefill/CONTEXT/BATCH` and `decode/CONTEXT/BATCH`, median tokens per second.
+
+    `cache/bytes_per_token` is measured, not computed.
+    """
+    longest = model.cfg.max_seq_len
+    contexts = sorted({max(1, longest // 4), max(1, longest // 2), max(1, longest - DECODED)})
+    n_new = min(DECODED, longest - contexts[-1])
+    metrics = {"cache/bytes_per_token": model.new_cache(1, longest).n_bytes / longest}
+    for context in contexts:
+        for batch in BATCHES:
+            rounds = [_seconds(model, context, batch, n_new) for _ in range(ROUNDS)]
+            prefill, decode = map(statistics.median, zip(*rounds, strict=True))
+            metrics[f"prefill/{context}/{batch}"] = batch * context / prefill
+            if n_new:
+                metrics[f"decode/{context}/{batch}"] = batch * n_new / decode
+    return metrics
+
+
+def _seconds(model: Transformer, context: int, batch: int, n_new: int) -> tuple[float, float]:
+    """Of prefill, and of decoding `n_new` tokens."""
+    device = model.embed.weight.device
+    tokens = torch.randint(model.cfg.vocab_size, (batch, context), device=device)
+    cache = model.new_cache(batch, context + n_new)
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    started = now()
+    hidden = model(tokens, cache=cache, logits=False).hidden[:, -1:]
+    read = now()
+    for _ in range(n_new):
+        token = model.lm_head(hidden).argmax(-1)
+        hidden = model(token, cache=cache, logits=False).hidden
+    return read - started, now() - read

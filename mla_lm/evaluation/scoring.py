@@ -10,22 +10,27 @@ B rows, T tokens of a row, V vocabulary, N scored tokens.
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, pairwise
+from typing import NamedTuple, TypeVar
 
 import torch
+from rich import console, progress
 from torch import Tensor
 
+from mla_lm.data.loader import Stream
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.evaluation.progress import track
 from mla_lm.model import Transformer
 
 BATCH = 2**13  # tokens per batch, padding included
 PAIRS = 2**24  # elements of a batch's attention mask
 LOGITS = 2**21  # logits computed at once: they fit the cache of a CPU
 ROW = 64  # tokens of a tree, unless its texts are longer
+OPEN = 2**31  # the end of a subtree that goes on
 SAVES = 6  # a text joins a tree that already holds at least 1/SAVES of its tokens
+
+T = TypeVar("T")
 
 
 class Request(NamedTuple):
@@ -40,6 +45,12 @@ class Score(NamedTuple):
 
     log_likelihood: float  # nats, summed over tokens
     greedy: bool  # every token is the most likely one
+
+
+def track(items: Iterable[T], name: str, *, total: int | None = None) -> Iterable[T]:
+    """The items, with a bar on a terminal that goes when all are done."""
+    hidden = not console.Console().is_terminal
+    return progress.track(items, name, total=total, transient=True, disable=hidden)
 
 
 def encode(
@@ -66,9 +77,24 @@ def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:
     return stripped, context[len(stripped) :] + continuation
 
 
+def window(
+    ids: Stream, first: int, n: int, *, longest: int, separator: int | None = None
+) -> Iterator[Request]:
+    """The `n` tokens from `first` on, behind as many as fit a model that reads `longest`."""
+    last = min(first + n, len(ids))
+    start = max(0, last - 1 - longest)
+    text = ids[start:last].tolist()
+    opened = [i for i, token in enumerate(text[:-1]) if token == separator]
+    first_new = first - start
+    cuts = [first_new, *(i + 1 for i in opened if i >= first_new), len(text)]
+    for begin, end in pairwise(cuts):
+        seen_from = max((i for i in opened if i < begin), default=0)
+        yield Request(tuple(text[seen_from:begin]), tuple(text[begin:end]))
+
+
 @torch.no_grad()
-def score(model: Transformer, requests: Sequence[Request], *, name: str = "") -> list[Score]:
-    """Scores in the order of `requests`; `name` is that of a progress bar.
+def score(model: Transformer, requests: Sequence[Request]) -> list[Score]:
+    """Scores in the order of `requests`.
 
     In float32 they do not depend on the batches, in bfloat16 by a rounding. Raises ValueError for a
     continuation without tokens, UserError for likelihoods that are not finite.
@@ -76,7 +102,7 @@ def score(model: Transformer, requests: Sequence[Request], *, name: str = "") ->
     if not all(request.continuation for request in requests):
         raise ValueError("a continuation has no tokens")
     found = [Score(0.0, True)] * len(requests)
-    for batch in track(list(_batches(plant(requests))), name):
+    for batch in track(list(_batches(plant(requests))), "scoring"):
         members = [i for tree in batch for i in tree.requests]
         scores = _score_trees(model, batch, [requests[i] for i in members])
         if not all(math.isfinite(one.log_likelihood) for one in scores):
@@ -84,6 +110,12 @@ def score(model: Transformer, requests: Sequence[Request], *, name: str = "") ->
         for i, one in zip(members, scores, strict=True):
             found[i] = one
     return found
+
+
+def score_texts(model: Transformer, texts: Sequence[Sequence[Request]]) -> list[list[Score]]:
+    """`score` of the requests of each text."""
+    scores = iter(score(model, [request for text in texts for request in text]))
+    return [list(islice(scores, len(text))) for text in texts]
 
 
 def with_stderr(name: str, values: Sequence[float]) -> dict[str, float]:
@@ -116,13 +148,9 @@ class Tree:
         self.tokens += text[n_shared:]
         self.depths += range(n_shared, len(text))
         self.path = [*self.path[:n_shared], *range(first, len(self.tokens))]
-        self.ends += [-1] * (len(self.tokens) - first)
+        self.ends += [OPEN] * (len(self.tokens) - first)
         self.requests.append(request)
         self.paths.append(self.path)
-
-    def close(self) -> None:
-        for node in self.path:
-            self.ends[node] = len(self.tokens)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -143,8 +171,6 @@ def plant(requests: Sequence[Request]) -> list[Tree]:
             n_shared = 0
         trees[-1].add(i, text, n_shared)
         before = text
-    for tree in trees:
-        tree.close()
     return trees
 
 
@@ -173,7 +199,7 @@ def _score_trees(model: Transformer, trees: list[Tree], requests: Sequence[Reque
     depths = padded([tree.depths for tree in trees], 0)
     seen = None
     if any(len(tree.paths) > 1 for tree in trees):  # else a token sees all that came before
-        ends = padded([tree.ends for tree in trees], width).unsqueeze(1)
+        ends = padded([tree.ends for tree in trees], OPEN).unsqueeze(1)
         node = torch.arange(width, device=device)
         seen = (node <= node.unsqueeze(1)) & (node.unsqueeze(1) < ends)  # (B, T, T)
     hidden = model.forward_tree(tokens, depths, seen).flatten(0, 1)  # (B * T, dim)

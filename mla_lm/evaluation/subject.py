@@ -5,17 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mla_lm.checkpoint import file as checkpoint_file
-from mla_lm.checkpoint.record import (
-    RECORD,
-    STEP,
-    Record,
-    load_checkpoint,
-    locate,
-    read,
-    require_corpus,
-    run_folder,
-)
+from mla_lm.checkpoint import record as records
+from mla_lm.checkpoint.file import digest_of
 from mla_lm.config import EvalConfig, RunConfig
 from mla_lm.config.compose import with_overrides
 from mla_lm.config.explain import key_of
@@ -40,7 +31,7 @@ class Subject(NamedTuple):
     model: Transformer
     run: RunConfig
     tokenizer: Tokenizer
-    record: Record | None
+    record: records.Record | None
     device: str
     precision: Resolved
 
@@ -48,7 +39,7 @@ class Subject(NamedTuple):
         """The corpus; UserError when it is the run's own and has changed since."""
         found = prepare(self.run.data, tokenizer=self.tokenizer)
         if self.record is not None:
-            require_corpus(self.path, self.record, found.manifest)
+            records.require_corpus(self.path, self.record, found.manifest)
         return found
 
 
@@ -69,10 +60,10 @@ def load_subject(cfg: EvalConfig, *, data_overrides: Sequence[str] = ()) -> Subj
         files = [*sorted(path.glob("*.safetensors")), path / "config.json", path / "tokenizer.json"]
         sha256 = hashlib.sha256("".join(map(digest, files)).encode()).hexdigest()
     else:
-        path = locate(cfg.ckpt)
-        model, run, tokenizer = load_checkpoint(path, context=cfg.context)
-        record, content = read(path, RECORD)
-        folder, step, sha256 = run_folder(path), content[STEP], checkpoint_file.digest_of(path)
+        path = records.locate(cfg.ckpt)
+        model, run, tokenizer = records.load_checkpoint(path, context=cfg.context)
+        record, content = records.read(path, records.RECORD)
+        folder, step, sha256 = records.run_folder(path), content[records.STEP], digest_of(path)
         if data_overrides:
             own = run.model_copy(update={"init_from": None})
             data = with_overrides(own, data_overrides, keep=KEPT).data

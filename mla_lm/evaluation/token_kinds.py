@@ -40,19 +40,15 @@ def _of_document(ids: Sequence[int], tokenizer: Tokenizer, *, code: bool) -> NDA
     names = CODE if code else PROSE
     pieces = [tokenizer.token_bytes[i] if i < tokenizer.vocab_size else b"" for i in ids]
     text = b"".join(pieces).decode("utf-8", "surrogateescape")
-    of_bytes = np.concatenate(
-        [
-            np.full(len(part.encode("utf-8", "surrogateescape")), names.index(kind))
-            for part, kind in (_lexed(text) if code else _words(text))
-        ]
-        or [np.empty(0, dtype=np.int64)]
-    )
-    starts = np.cumsum([0, *map(len, pieces)])
-    leading = np.array([len(p) - len(p.lstrip(b" ")) for p in pieces], dtype=np.int64)
-    sizes = np.diff(starts)
-    inside = starts[:-1] + np.minimum(leading, np.maximum(sizes - 1, 0))
-    kinds = np.full(len(ids), NO_TEXT, dtype=np.int64)
-    kinds[sizes > 0] = of_bytes[inside[sizes > 0]]
+    parts = list(_lexed(text) if code else _words(text))
+    sizes = [len(part.encode("utf-8", "surrogateescape")) for part, _ in parts]
+    of_bytes = np.repeat([names.index(kind) for _, kind in parts], sizes)
+    kinds, start = np.full(len(ids), NO_TEXT, dtype=np.int64), 0
+    for i, piece in enumerate(pieces):
+        if piece:
+            n_spaces = len(piece) - len(piece.lstrip(b" "))
+            kinds[i] = of_bytes[start + min(n_spaces, len(piece) - 1)]
+            start += len(piece)
     return kinds
 
 
@@ -67,13 +63,7 @@ def _lexed(text: str) -> Iterator[tuple[str, str]]:
     from pygments.lexers.python import PythonLexer
     from pygments.token import Comment, Keyword, Name, Number, String, Whitespace
 
-    families = {
-        Comment: "comment",
-        String: "string",
-        Number: "number",
-        Keyword: "keyword",
-        Name: "name",
-    }
-    for _, token_type, part in PythonLexer().get_tokens_unprocessed(text):
-        kind = next((name for family, name in families.items() if token_type in family), "operator")
-        yield part, "space" if token_type in Whitespace or part.isspace() else kind
+    families = dict(zip(CODE, (Keyword, Name, Number, String, Comment), strict=False))
+    for _, found, part in PythonLexer().get_tokens_unprocessed(text):
+        kind = next((kind for kind, family in families.items() if found in family), "operator")
+        yield part, "space" if found in Whitespace or part.isspace() else kind

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from mla_lm.evaluation.expert_maps import draw_over_training
+from mla_lm.evaluation.figures import draw_over_training
 from mla_lm.files import replacing
 from mla_lm.training.module import LanguageModel
 

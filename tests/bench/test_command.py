@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from mla_lm.bench import decode, quality, train
-from mla_lm.bench.report import Row, interleaved, ratio, row
-from mla_lm.bench.worker import in_processes
+from mla_lm.bench.report import Row, in_processes, interleaved, ratio, row
 from mla_lm.commands import bench
 from mla_lm.errors import UserError
 

@@ -17,67 +17,43 @@ from tests.interop.random_runs import checkpoint_of, model_of, random_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
 
-HEAD = """
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {path}}}}}
-test_split: test
-"""
-CHOICE = (
-    HEAD
-    + """
-task: {name}
-output_type: multiple_choice
-doc_to_text: "{{{{query}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{gold}}}}"
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
-"""
-)
-LAST = (
-    HEAD
-    + """
-task: {name}
-output_type: loglikelihood
-doc_to_text: "{{{{context}}}}"
-doc_to_target: " {{{{continuation}}}}"
-metric_list: [{{metric: perplexity}}, {{metric: acc}}]
-"""
-)
-PAIRS = (
-    HEAD
-    + """
-task: {name}
-output_type: multiple_choice
-doc_to_text: ""
-doc_to_choice: "{{{{[sentence_good, sentence_bad]}}}}"
-doc_to_target: 0
-target_delimiter: ""
-metric_list: [{{metric: acc}}]
-"""
-)
-WHOLE = (
-    HEAD
-    + """
-task: whole
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{{{text}}}}"
-metric_list: [{{metric: bits_per_byte}}]
-"""
-)
-UNTIL = (
-    HEAD
-    + """
-task: until
-output_type: generate_until
-doc_to_text: "{{{{text}}}}"
-doc_to_target: "{{{{text[:3]}}}}"
-generation_kwargs: {{until: [x], max_gen_toks: 5, do_sample: false}}
-metric_list: [{{metric: exact_match}}]
-"""
-)
-TASKS = {"choice": CHOICE, "last": LAST, "pairs": PAIRS}
-OTHERS = {"whole": WHOLE, "until": UNTIL}  # longer than the context, and to be continued
+TASKS: dict[str, dict[str, Any]] = {  # the last two: longer than the context, and to be continued
+    "choice": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{query}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{gold}}",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    },
+    "last": {
+        "output_type": "loglikelihood",
+        "doc_to_text": "{{context}}",
+        "doc_to_target": " {{continuation}}",
+        "metric_list": [{"metric": "perplexity"}, {"metric": "acc"}],
+    },
+    "pairs": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "",
+        "doc_to_choice": "{{[sentence_good, sentence_bad]}}",
+        "doc_to_target": 0,
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}],
+    },
+    "whole": {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "bits_per_byte"}],
+    },
+    "until": {
+        "output_type": "generate_until",
+        "doc_to_text": "{{text}}",
+        "doc_to_target": "{{text[:3]}}",
+        "generation_kwargs": {"until": ["x"], "max_gen_toks": 5, "do_sample": False},
+        "metric_list": [{"metric": "exact_match"}],
+    },
+}
+OF_QUESTIONS = ("choice", "last", "pairs")
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "near", "old", "trees", "while", "rain", "fell")
 
 
@@ -85,17 +61,26 @@ def sentence(seed: int, n: int) -> str:
     return " ".join(WORDS[(seed * 7 + k * (seed % 5 + 1)) % len(WORDS)] for k in range(n))
 
 
-def items(name: str, i: int) -> dict[str, Any]:
-    if name == "choice":
-        return {
+def item(kind: str, i: int) -> dict[str, Any]:
+    of_kind = {
+        "choice": {
             "query": sentence(i, 4),
             "choices": [sentence(i + k, 1 + k) for k in range(3)],
             "gold": i % 3,
-        }
-    if name == "last":
-        return {"context": sentence(i, 5), "continuation": sentence(i + 3, 1)}
-    # no text is that of another task: `hf` mistakes texts that are divided elsewhere for each other
-    return {"sentence_good": sentence(i, 6), "sentence_bad": sentence(i + 1, 6), "paradigm": "p"}
+        },
+        "last": {"context": sentence(i, 5), "continuation": sentence(i + 3, 1)},
+        "pairs": {"sentence_good": sentence(i, 5), "sentence_bad": sentence(i + 1, 5)},
+    }
+    return of_kind.get(kind, {"text": sentence(i, 40)})
+
+
+def write_task(folder: Path, name: str, kind: str, lines: list[dict[str, Any]]) -> None:
+    """A task of the harness, in YAML that is JSON, and its file of questions."""
+    path = folder / f"own_{name}.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path)}}}
+    task = {"task": name, "test_split": "test", **source, **TASKS[kind]}
+    (folder / f"{name}.yaml").write_text(json.dumps(task))
 
 
 @pytest.fixture(autouse=True)
@@ -111,14 +96,9 @@ def _own_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
-    for name, task in TASKS.items():
-        path = folder / f"own_{name}.jsonl"
-        path.write_text("".join(json.dumps(items(name, i)) + "\n" for i in range(24)))
-        (folder / f"{name}.yaml").write_text(task.format(path=path, name=name))
-    path = folder / "texts.jsonl"
-    path.write_text("".join(json.dumps({"text": sentence(i, 40)}) + "\n" for i in range(3)))
-    for name, task in OTHERS.items():
-        (folder / f"{name}.yaml").write_text(task.format(path=path))
+    for kind in TASKS:
+        n_items = 24 if kind in OF_QUESTIONS else 3
+        write_task(folder, kind, kind, [item(kind, i) for i in range(n_items)])
     return folder
 
 
@@ -128,8 +108,8 @@ def model() -> Transformer:
 
 
 def test_files_are_scored_as_tasks(model: Transformer, tasks: Path) -> None:
-    found = scored(model, *TASKS, tasks_include=str(tasks))
-    ours = scored(model, *(tasks / f"own_{name}.jsonl" for name in TASKS))
+    found = scored(model, *OF_QUESTIONS, tasks_include=str(tasks))
+    ours = scored(model, *(tasks / f"own_{name}.jsonl" for name in OF_QUESTIONS))
     for name in ("choice/acc", "choice/acc_norm", "choice/acc_stderr", "pairs/acc", "last/acc"):
         assert found[name] == ours[f"own_{name}"]
     n_tokens = sum(len(sentence(i + 3, 1)) + 1 for i in range(24)) / 24
@@ -146,7 +126,7 @@ def test_the_exported_folder_gives_the_same(
     def theirs(names: list[str], more: str = "") -> dict[str, Any]:
         found = lm_eval.simple_evaluate(
             "hf",
-            model_args=f"pretrained={tmp_path / 'out'},dtype=float32{more}",
+            model_args=f"pretrained={tmp_path / 'out'},dtype=float32,logits_cache=False{more}",
             tasks=names,
             task_manager=lm_eval.tasks.TaskManager(include_path=str(tasks)),
             device="cpu",
@@ -156,9 +136,9 @@ def test_the_exported_folder_gives_the_same(
         results: dict[str, Any] = found["results"]
         return results
 
-    wanted = theirs([*TASKS, "until"]) | theirs(["whole"], ",add_bos_token=False")
-    ours = scored(model, *TASKS, *OTHERS, tasks_include=str(tasks))
-    for task in (*TASKS, *OTHERS):
+    wanted = theirs([*OF_QUESTIONS, "until"]) | theirs(["whole"], ",add_bos_token=False")
+    ours = scored(model, *TASKS, tasks_include=str(tasks))
+    for task in TASKS:
         for name, value in wanted[task].items():
             if isinstance(value, float):
                 key = f"{task}/{name.removesuffix(',none')}"
@@ -170,11 +150,8 @@ def test_what_is_too_long_is_cut_and_counted_by_task(model: Transformer, tmp_pat
     texts = {"some": [40, 40, 40, 5], "none": [5]}
     for name, words in texts.items():
         lines = [{"context": sentence(i, n), "continuation": "end"} for i, n in enumerate(words)]
-        path = tmp_path / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (tmp_path / f"{name}.yaml").write_text(LAST.format(path=path, name=name))
-    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "🙂" * 60}) + "\n")
-    (tmp_path / "until.yaml").write_text(UNTIL.format(path=tmp_path / "texts.jsonl"))
+        write_task(tmp_path, name, "last", lines)
+    write_task(tmp_path, "until", "until", [{"text": "🙂" * 60}])
     found = scored(model, "some", "none", "until", tasks_include=str(tmp_path))
     counts = {name: found[f"{name}/n_truncated"] for name in ("some", "none", "until")}
     assert counts == {"some": 3, "none": 0, "until": 1}
@@ -195,7 +172,7 @@ def test_tasks_that_cannot_be_had_are_one_line(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read long ago
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
-    Path("own.jsonl").write_text(json.dumps(items("choice", 0)) + "\n")
+    Path("own.jsonl").write_text(json.dumps(item("choice", 0)) + "\n")
     with pytest.raises(UserError) as caught:
         scored(model, *names)
     assert str(caught.value).startswith(f"tasks={names[0]}: ")

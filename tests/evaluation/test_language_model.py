@@ -1,9 +1,7 @@
-"""Metrics of a text: summed by hand, whatever the rows, the batches and their order."""
+"""Metrics of a text: by hand, whatever the rows, the batches and their order; by position."""
 
 import math
-from collections.abc import Callable
 from functools import cache
-from itertools import product
 
 import numpy as np
 import pytest
@@ -16,7 +14,13 @@ from torch import Tensor
 from mla_lm import Transformer
 from mla_lm.data.batch import IGNORED, Annotator, Batch
 from mla_lm.data.loader import EvalLoader
-from mla_lm.evaluation.language_model import _load_by_kind, evaluate
+from mla_lm.evaluation.language_model import (
+    _load_by_kind,
+    by_position,
+    evaluate,
+    position_sums,
+    sliding_loss,
+)
 from mla_lm.model import ModelOutput, Routing
 from mla_lm.objective.metrics import exact_matches, kept_drafts, loss_sums
 from tests.conftest import ATTENTION, random_tokens, randomized, tiny_config
@@ -40,53 +44,23 @@ def model_and_batches(*overrides: str) -> tuple[Transformer, list[Tensor], Tenso
     return model, batches, torch.arange(cfg.vocab_size) % 5
 
 
-def drafts_shifted_by(
-    extra: int, forward: Callable[..., ModelOutput]
-) -> Callable[..., ModelOutput]:
-    """MTP states of every depth k that are the main model's own, k + extra positions later."""
-
-    def shifted(tokens: Tensor, documents: Tensor | None) -> ModelOutput:
-        out = forward(tokens, documents=documents)
-        depths = range(1, len(out.mtp) + 1)
-        mtp = tuple(out.hidden.roll(-extra, dims=1)[:, depth:] for depth in depths)
-        return out._replace(mtp=mtp)
-
-    return shifted
-
-
 @pytest.mark.parametrize(("extra", "accepted"), [(0, True), (1, False), (-1, False)])
 def test_acceptance_is_one_exactly_for_drafts_of_the_right_token(
     extra: int, accepted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """MTP states of depth k are replaced by the main model's own, k + extra positions later."""
     model, batches, byte_lengths = model_and_batches("model.mtp_depth=2")
-    monkeypatch.setattr(model, "forward", drafts_shifted_by(extra, model.forward))
+    forward = model.forward
+
+    def shifted(tokens: Tensor, documents: Tensor | None) -> ModelOutput:
+        out = forward(tokens, documents=documents)
+        mtp = tuple(out.hidden.roll(-extra, dims=1)[:, depth:] for depth in (1, 2))
+        return out._replace(mtp=mtp)
+
+    monkeypatch.setattr(model, "forward", shifted)
     metrics = evaluate(model, batches, byte_lengths, annotator(masked=False)).metrics
     for depth in (1, 2):
         assert (metrics[f"mtp/acceptance_{depth}"] == 1.0) == accepted
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_acceptance_by_hand(masked: bool) -> None:
-    """Masked: drafts count inside a document only."""
-    model, batches, byte_lengths = model_and_batches("model.mtp_depth=2")
-    annotate = annotator(masked=masked)
-    for tokens in batches:
-        tokens[:, 4::5] = TOKENIZER.end_of_text
-    metrics = evaluate(model, batches, byte_lengths, annotate).metrics
-    agreed, drafted = [0, 0], [0, 0]
-    for tokens in batches:
-        batch = annotate(tokens)
-        out = model(batch.inputs, documents=batch.input_documents)
-        for depth in (1, 2):
-            drafts = model.lm_head(out.mtp[depth - 1]).argmax(dim=-1)
-            for row, i in product(range(len(tokens)), range(drafts.shape[1])):
-                at = batch.documents
-                if at is None or at[row, i] == at[row, i + depth + 1]:
-                    agreed[depth - 1] += int(drafts[row, i] == out.logits[row, i + depth].argmax())
-                    drafted[depth - 1] += 1
-    for depth in (1, 2):
-        expected = agreed[depth - 1] / drafted[depth - 1]
-        assert metrics[f"mtp/acceptance_{depth}"] == pytest.approx(expected)
 
 
 def test_drafts_count_inside_documents_and_for_graded_tokens() -> None:
@@ -109,7 +83,7 @@ def test_uniform_model_scores_the_logarithm_of_the_vocabulary() -> None:
     bits = math.log2(vocab_size) * targets.numel() / int(byte_lengths[targets].sum())
     expected = {"val/loss": math.log(vocab_size), "val/perplexity": vocab_size, "val/bpb": bits}
     assert found.metrics == pytest.approx(expected, rel=1e-5)
-    assert found.load is None
+    assert found.positions[:, 1].tolist() == [4.0] * 8 + [3.0] * 8  # the shorter row: 8
 
 
 def test_evaluation_leaves_the_model_alone() -> None:
@@ -151,11 +125,13 @@ def test_load_by_kind_by_hand() -> None:
     assert load.tolist() == [[[0, 0, 0]] * 2, [[2, 1, 1], [1, 1, 0]]]
 
 
-def bits_per_byte(attention: tuple[str, ...], *, seq_len: int, batch_size: int, seed: int) -> float:
+def measured(
+    attention: tuple[str, ...], *, seq_len: int, batch_size: int, seed: int
+) -> tuple[float, float]:
     batches = list(EvalLoader(documents(), seq_len=seq_len, batch_size=batch_size))
     np.random.default_rng(seed).shuffle(batches)  # type: ignore[arg-type]
     found = evaluate(random_model(*attention), batches, BYTE_LENGTHS, annotator(masked=True))
-    return found.metrics["val/bpb"]
+    return found.metrics["val/bpb"], found.metrics["mtp/acceptance_1"]
 
 
 @given(
@@ -168,6 +144,70 @@ def bits_per_byte(attention: tuple[str, ...], *, seq_len: int, batch_size: int, 
 def test_neither_rows_nor_batches_nor_their_order_matter(
     attention: tuple[str, ...], seq_len: int, batch_size: int, seed: int
 ) -> None:
-    one = bits_per_byte(attention, seq_len=LENGTH, batch_size=1, seed=0)
-    other = bits_per_byte(attention, seq_len=seq_len, batch_size=batch_size, seed=seed)
+    one = measured(attention, seq_len=LENGTH, batch_size=1, seed=0)
+    other = measured(attention, seq_len=seq_len, batch_size=batch_size, seed=seed)
     assert other == pytest.approx(one, rel=2e-6)
+
+
+def test_positions_by_hand() -> None:
+    logits, labels = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
+    labels[0, 2] = IGNORED
+    sums = position_sums(logits, labels)
+    likely = logits.log_softmax(-1)
+    for t in range(5):
+        rows = [b for b in range(2) if labels[b, t] != IGNORED]
+        nats = -sum(float(likely[b, t, labels[b, t]]) for b in rows)
+        assert sums[t].tolist() == pytest.approx([nats, len(rows)])
+
+
+def test_ranges_double() -> None:
+    sums = torch.tensor([[float(t), 1.0] for t in range(1, 12)])
+    ranges = by_position(sums)
+    assert [(first, last) for first, last, _ in ranges] == [(1, 1), (2, 2), (3, 4), (5, 8), (9, 11)]
+    assert [loss for *_, loss in ranges] == [1, 2, 3.5, 6.5, 10]
+    assert by_position(torch.zeros(4, 2)) == []
+
+
+@pytest.mark.parametrize("stride", [1, 3, 8, 32, 100])
+@torch.no_grad()
+def test_a_sliding_context_by_hand(stride: int) -> None:
+    model = random_model()
+    ids = np.random.default_rng(0).integers(0, 257, 75)
+    longest, nats = model.cfg.max_seq_len, 0.0
+    step = min(stride, longest)
+    for first in range(1, len(ids), step):
+        after = len(ids[first : first + step])
+        start = max(0, first - (longest + 1 - after))
+        text = torch.from_numpy(ids[start : first + after])[None]
+        likely = model(text[:, :-1]).logits.log_softmax(-1).gather(2, text[:, 1:, None])
+        nats -= float(likely[0, -after:].sum())
+    found = sliding_loss(model, ids, TOKENIZER, stride=stride)
+    assert found["sliding/loss"] == pytest.approx(nats / 74, rel=1e-5)
+    n_bytes = TOKENIZER.n_bytes(ids[1:].tolist())
+    assert found["sliding/bpb"] == pytest.approx(nats / n_bytes / math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("stride", [5, 32])
+def test_documents_are_kept_apart_as_in_training(stride: int) -> None:
+    model = random_model()
+    ids = np.random.default_rng(0).integers(0, 256, model.cfg.max_seq_len + 1)
+    ids[[4, 5, 20]] = TOKENIZER.end_of_text
+    row = torch.from_numpy(ids)[None]
+    wanted = evaluate(model, [row], BYTE_LENGTHS, annotator(masked=True)).metrics
+    found = sliding_loss(model, ids, TOKENIZER, stride=stride, separator=TOKENIZER.end_of_text)
+    assert found["sliding/loss"] == pytest.approx(wanted["val/loss"], rel=1e-5)
+    joined = sliding_loss(model, ids, TOKENIZER, stride=stride)
+    assert abs(joined["sliding/loss"] - wanted["val/loss"]) > 1e-3
+
+
+@given(order=st.permutations(range(N_DOCUMENTS)), stride=st.integers(1, 24))
+@settings(max_examples=20)
+def test_a_sliding_context_does_not_see_the_order_of_documents(
+    order: list[int], stride: int
+) -> None:
+    model = random_model()
+    one, other = (
+        sliding_loss(model, ids, TOKENIZER, stride=s, separator=TOKENIZER.end_of_text)
+        for ids, s in ((documents(), 1), (documents(order), stride))
+    )
+    assert other["sliding/bpb"] == pytest.approx(one["sliding/bpb"], rel=2e-6)

@@ -3,7 +3,6 @@
 import random
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from mla_lm import load_config
 from mla_lm.config import SyntheticConfig
 from mla_lm.data import Tokenizer
 from mla_lm.data.corpora.synthetic import synthetic_documents
-from mla_lm.evaluation import long_context
+from mla_lm.evaluation import long_context, scoring
 from mla_lm.evaluation.long_context import DEPTHS, N_KEYS, passkey, passkey_trials, recall
 from mla_lm.evaluation.scoring import Request, Score
 from mla_lm.model import Transformer
@@ -36,6 +35,7 @@ def test_a_key_is_told_once_at_its_depth() -> None:
     found = trials()
     assert {trial.length for trial in found} == {*LENGTHS}
     assert len(found) == 4 * 2 * len(DEPTHS)
+    assert found == trials() != trials(seed=2)
     for trial in found:
         context = trial.requests[0].context
         assert all(request.context == context for request in trial.requests)
@@ -51,27 +51,17 @@ def test_a_key_is_told_once_at_its_depth() -> None:
         assert before / (before + after) == pytest.approx(trial.depth, abs=0.05)
 
 
-def test_texts_are_those_of_the_seed() -> None:
-    assert trials() == trials()
-    assert trials() != trials(seed=2)
-
-
 def test_short_and_divided_texts_are_joined() -> None:
     ids = IDS[:50].copy()  # repeated
     ids[::7] = TOKENIZER.end_of_text
-    found = passkey_trials(LONG, TOKENIZER, ids, seed=1, n_texts=1)
-    assert {trial.length for trial in found} == {*LENGTHS}
+    cfg = tiny_config("data.seq_len=400").model  # 50 and 100 tokens hold no key
+    found = passkey_trials(cfg, TOKENIZER, ids, seed=1, n_texts=1)
+    assert {trial.length for trial in found} == {200, 400}
     for trial in found:
         assert TOKENIZER.end_of_text not in trial.requests[0].context[1:]
 
 
-def test_lengths_that_hold_no_key_are_left_out() -> None:
-    cfg = tiny_config("data.seq_len=400").model
-    found = passkey_trials(cfg, TOKENIZER, IDS, seed=1, n_texts=1)
-    assert {trial.length for trial in found} == {200, 400}
-
-
-@pytest.mark.parametrize("seq_len", range(300, 800, 60))
+@pytest.mark.parametrize("seq_len", range(300, 800, 100))
 def test_a_length_has_all_its_depths_or_none(seq_len: int) -> None:
     """Of a tokenizer to which some keys are longer than others."""
     text = " ".join(f"The pass key is {n}. Remember it. What?" for n in range(10_000, 11_000, 7))
@@ -84,18 +74,15 @@ def test_a_length_has_all_its_depths_or_none(seq_len: int) -> None:
         assert depths == [depth for depth in DEPTHS for _ in range(3)]
 
 
-def reader(requests: Sequence[Request], *, right: bool) -> list[Score]:
-    """One who believes, or never believes, what the text says."""
-    found = []
-    for context, answer in requests:
-        told = TOKENIZER.decode(answer) in TOKENIZER.decode(context)
-        found.append(Score(0.0 if told == right else -9.0, told == right))
-    return found
-
-
 @pytest.mark.parametrize("right", [True, False])
 def test_one_who_reads_finds_every_key(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(long_context, "score", lambda _, asked, **__: reader(asked, right=right))
+    def reader(_: object, requests: Sequence[Request]) -> list[Score]:
+        """One who believes, or never believes, what the text says."""
+        texts = [tuple(map(TOKENIZER.decode, request)) for request in requests]
+        believed = [(answer in context) == right for context, answer in texts]
+        return [Score(0.0 if one else -9.0, one) for one in believed]
+
+    monkeypatch.setattr(scoring, "score", reader)
     found = passkey(random_model(), trials())
     for length in LENGTHS:
         assert found[f"passkey/{length}"] == found[f"passkey/{length}/greedy"] == right
@@ -103,26 +90,24 @@ def test_one_who_reads_finds_every_key(right: bool, monkeypatch: pytest.MonkeyPa
         assert found["passkey/by_depth"][length] == [right] * len(DEPTHS)
 
 
-def remembered(requests: Sequence[Request], *, synthetic: bool) -> list[Score]:
-    """One who knows the pairs at the beginning of a text."""
-    (opening,), (filler,) = map(TOKENIZER.encode, "=.")
-    found = []
-    for context, (answer,) in requests:
-        ids = [token for token in context[1:] if not (synthetic and token == filler)]
-        key = ids[-2] if synthetic else ids[-1]
-        n = ids.index(opening) - 1 if synthetic else len(ids)
-        partner = dict(zip(ids[:n:2], ids[1:n:2], strict=False))[key]
-        found.append(Score(0.0, partner == answer))
-    return found
-
-
 @pytest.mark.parametrize("synthetic", [True, False])
 def test_one_who_remembers_recalls_every_partner(
     synthetic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        long_context, "score", lambda _, asked: remembered(asked, synthetic=synthetic)
-    )
+    (opening,), (filler,) = map(TOKENIZER.encode, "=.")
+
+    def remembered(_: object, requests: Sequence[Request]) -> list[Score]:
+        """One who knows the pairs at the beginning of a text."""
+        found = []
+        for context, (answer,) in requests:
+            ids = [token for token in context[1:] if not (synthetic and token == filler)]
+            key = ids[-2] if synthetic else ids[-1]
+            n = ids.index(opening) - 1 if synthetic else len(ids)
+            partner = dict(zip(ids[:n:2], ids[1:n:2], strict=False))[key]
+            found.append(Score(0.0, partner == answer))
+        return found
+
+    monkeypatch.setattr(scoring, "score", remembered)
     model = random_model("data.seq_len=1024")
     found = recall(model, TOKENIZER, synthetic=synthetic, seed=1, n_texts=3)
     for length in LENGTHS if synthetic else LENGTHS[:-1]:  # 256 bytes fill no text of 1,024
@@ -157,7 +142,7 @@ def test_errors_are_those_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     def all_or_nothing(_: object, asked: Sequence[Request]) -> list[Score]:
         return [Score(0.0, i < len(asked) // 3) for i in range(len(asked))]
 
-    monkeypatch.setattr(long_context, "score", all_or_nothing)
+    monkeypatch.setattr(scoring, "score", all_or_nothing)
     model = random_model("data.seq_len=512")
     found = recall(model, TOKENIZER, synthetic=False, seed=1, n_texts=3)
     assert found["recall/512"] == pytest.approx(1 / 3)
@@ -190,9 +175,3 @@ def test_positions_as_they_are() -> None:
     logits = [model(tokens, mtp=False).logits for model in (found, longer, stretched)]
     assert torch.equal(logits[0], logits[1])
     assert not torch.allclose(logits[0], logits[2])
-
-
-def test_the_picture_is_written(tmp_path: Path) -> None:
-    by_depth = {256: [0.1, 0.2, 0.3, 0.4, 1.0], 512: [0.0] * 5}
-    long_context.draw_passkeys(tmp_path / "a.png", {"YaRN": by_depth, "without": by_depth})
-    assert (tmp_path / "a.png").stat().st_size > 1000

@@ -71,7 +71,7 @@ def write(path: Path, *lines: object) -> Path:
 def _known_likelihoods(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model's are replaced by `LIKELIHOODS` of the whole text; above -1 it is greedy."""
 
-    def score(model: Any, requests: list[Request], **_: Any) -> list[Score]:
+    def score(model: Any, requests: list[Request]) -> list[Score]:
         decode = byte_tokenizer().decode
         likely = [LIKELIHOODS[decode([*r.context[1:], *r.continuation])] for r in requests]
         return [Score(value, value > -1) for value in likely]
@@ -97,12 +97,6 @@ def test_a_named_file_has_its_delimiter(tmp_path: Path) -> None:
     assert len(found["mine/sha256"]) == 64
 
 
-def test_what_was_cut_is_counted(tmp_path: Path) -> None:
-    lines = [{"context": "x" * n, "continuation": "y"} for n in (5, 30, 31, 400)]
-    found = scored(random_model(), write(tmp_path / "x.jsonl", *lines))
-    assert (found["x/n_items"], found["x/n_truncated"]) == (4, 2)
-
-
 def test_compressed_files_blank_lines_and_a_limit(tmp_path: Path) -> None:
     text = "\n".join([json.dumps(CHOICE), "", json.dumps(CHOICE | {"gold": 0}), "bad"])
     (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(text.encode()))
@@ -121,7 +115,6 @@ BAD: dict[str, tuple[object, str]] = {
     "one choice": (CHOICE | {"choices": ["a"]}, "choices: "),
     "empty choice": (CHOICE | {"choices": ["a", ""]}, "choices: 1: "),
     "no Unicode": (CHOICE | {"query": "\ud800"}, "Invalid JSON"),
-    "nested deeply": ("[" * 100_000, "Invalid JSON"),
 }
 
 
@@ -140,9 +133,9 @@ def test_files_without_questions_are_named(tmp_path: Path) -> None:
     flipped[20] ^= 255
     contents = {
         "a.jsonl": (b"\n\n", "holds no questions"),
-        "b.jsonl": (b'{"question": "x"}', r"b.jsonl:1: must have the keys query, choices, gold"),
+        "b.jsonl": (b'{"question": "x"}', r"b.jsonl:1: must have one of the keys query, "),
         "c.jsonl": (b"[" * 100_000, r"c.jsonl:1: "),
-        "d.jsonl": (b"\xff\xfe", "cannot be read"),
+        "d.jsonl": (b"\xff\xfe", "d.jsonl:1: "),
         "e.jsonl.gz": (gzip.compress(b"x" * 999)[:-9], "cannot be read"),
         "f.jsonl.gz": (bytes(flipped), "cannot be read"),
         "missing.jsonl": (None, "cannot be read"),

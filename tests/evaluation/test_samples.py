@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from mla_lm.cost import cache_elements_per_token
-from mla_lm.evaluation.profile import profile
-from mla_lm.evaluation.samples import draft, parsed_share, parses, spread
+from mla_lm.evaluation.samples import code, draft, parses, profile
 from mla_lm.model import Transformer
 from tests.conftest import each_attention
 from tests.generation.conftest import (  # the fixture too
@@ -37,7 +36,7 @@ def test_what_python_accepts(text: str, whole: bool) -> None:
 
 def test_samples_are_those_of_the_seed() -> None:
     model, tokenizer = random_model("data.seq_len=64"), byte_tokenizer()
-    one, again = (parsed_share(model, tokenizer, seed=3) for _ in range(2))
+    one, again = (code(model, tokenizer, seed=3) for _ in range(2))
     assert one == again
     assert one["code/n_samples"] == 64
     assert 0 <= one["code/parsed"] <= 1
@@ -50,15 +49,6 @@ def test_drafts_of_a_model_that_guesses_right_carry_far(
     found = draft(trained, ids)
     assert found["mtp/tokens_per_forward"] > 2
     assert found["mtp/drafts_kept_1"] > 0.5
-
-
-def test_prompts_are_spread_over_the_text() -> None:
-    ids = np.arange(1000)
-    found = spread(ids, length=10)
-    assert len(found) == 64
-    assert (found[0][0], found[-1][0]) == (0, 990 * 63 // 64)
-    assert all(len(prompt) == 10 for prompt in found)
-    assert spread(ids[:10], length=10) == [list(range(10))]
 
 
 @each_attention

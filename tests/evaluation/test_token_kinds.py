@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mla_lm.data import Tokenizer
-from mla_lm.evaluation.expert_maps import draw_by_kind, draw_over_training, relative
+from mla_lm.evaluation.figures import draw_by_kind, draw_over_training, relative
 from mla_lm.evaluation.token_kinds import CODE, NO_TEXT, PROSE, token_kinds
 
 END = "<|endoftext|>"
@@ -18,58 +17,46 @@ BYTES = Tokenizer.train([], vocab_size=257, end_of_text=END)
 BPE = Tokenizer.train([SOURCE * 9], vocab_size=300, end_of_text=END)
 
 
-def by_character(text: str, *, code: bool) -> list[str]:
+def by_token(text: str, *, code: bool = True, tokenizer: Tokenizer = BYTES) -> list[str]:
     names = CODE if code else PROSE
-    kinds = token_kinds(BYTES.encode(text), BYTES, code=code)
+    kinds = token_kinds(tokenizer.encode(text), tokenizer, code=code)
     return [names[kind] for kind in kinds]
 
 
-def test_code_by_hand() -> None:
-    kinds = by_character(SOURCE, code=True)
-    found = {
-        part: set(kinds[SOURCE.index(part) : SOURCE.index(part) + len(part)])
-        for part in (
-            "def",
-            "f(",
-            "# why",
-            "return",
-            "12",
-            '"two  words"',
-        )
-    }
-    assert found["def"] == found["return"] == {"keyword"}
-    assert found["f("] == {"name", "operator"}
-    assert found["# why"] == {"comment"}
-    assert found["12"] == {"number"}
-    assert found['"two  words"'] == {"string"}
-    assert kinds[SOURCE.index("\n")] == "space"
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        ("def", "keyword"),
+        ("return", "keyword"),
+        ("f", "name"),
+        ("(", "operator"),
+        ("# why", "comment"),
+        ("12", "number"),
+        ('"two  words"', "string"),
+        ("\n    ", "space"),
+    ],
+)
+def test_code_by_hand(part: str, kind: str) -> None:
+    at = SOURCE.index("f(") if part == "f" else SOURCE.index(part)
+    assert set(by_token(SOURCE)[at : at + len(part)]) == {kind}
 
 
 def test_prose_by_hand() -> None:
-    text = "He said naïve 42!"
-    kinds = by_character("He said 42!", code=False)
-    expected = "capitalised " * 2 + "space " + "word " * 4 + "space " + "number " * 2
-    assert kinds == [*expected.split(), "punctuation"]
-    assert len(token_kinds(BYTES.encode(text), BYTES, code=False)) == len(text.encode())
+    expected = "capitalised " * 2 + "space " + "word " * 6 + "space " + "number " * 2
+    assert by_token("He naïve 42!", code=False) == [*expected.split(), "punctuation"]
 
 
 def test_a_token_is_of_the_kind_of_its_first_character_that_is_no_space() -> None:
-    ids = BPE.encode(SOURCE)
-    kinds = token_kinds(ids, BPE, code=True)
-    pieces = [BPE.decode([i]) for i in ids]
-    seen = {piece: CODE[kind] for piece, kind in zip(pieces, kinds, strict=True)}
-    assert {piece: kind for piece, kind in seen.items() if piece.strip() in ("return", "12")} == {
-        next(p for p in seen if p.strip() == "return"): "keyword",
-        next(p for p in seen if p.strip() == "12"): "number",
-    }
-    assert any(piece.startswith(" ") for piece in pieces)
+    pieces = [BPE.decode([i]) for i in BPE.encode(SOURCE)]
+    kinds = dict(zip(pieces, by_token(SOURCE, tokenizer=BPE), strict=True))
+    assert kinds[" return"] == "keyword"
+    assert kinds[" 12"] == "number"
 
 
 def test_documents_are_read_apart() -> None:
     """An open string ends with its document."""
     first, second = BYTES.encode('x = """open'), BYTES.encode("def f")
-    ids = [*first, BYTES.end_of_text, *second]
-    kinds = token_kinds(ids, BYTES, code=True)
+    kinds = token_kinds([*first, BYTES.end_of_text, *second], BYTES, code=True)
     assert kinds[len(first)] == NO_TEXT
     assert [CODE[k] for k in kinds[len(first) + 1 :][:3]] == ["keyword"] * 3
 
@@ -77,12 +64,9 @@ def test_documents_are_read_apart() -> None:
 @pytest.mark.parametrize("code", [True, False])
 @given(ids=st.lists(st.integers(0, 330), max_size=30))
 def test_any_ids_have_kinds(code: bool, ids: list[int]) -> None:
-    kinds = token_kinds(ids, BPE, code=code)
-    assert len(kinds) == len(ids)
-    for i, kind in zip(ids, kinds.tolist(), strict=True):
+    for i, kind in zip(ids, token_kinds(ids, BPE, code=code).tolist(), strict=True):
         assert (kind == NO_TEXT) == (i >= BPE.vocab_size or not BPE.token_bytes[i])
         assert kind < len(CODE if code else PROSE)
-    assert kinds.dtype == np.int64
 
 
 def test_maps_are_drawn_without_a_display(tmp_path: Path) -> None:

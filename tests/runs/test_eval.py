@@ -74,42 +74,43 @@ def own(trained: Run, tmp_path: Path) -> Path:
     return folder
 
 
-def test_metrics_are_written_and_shown(evaluated: tuple[dict[str, Any], str]) -> None:
+def test_metrics_are_shown_and_those_that_training_logged(
+    evaluated: tuple[dict[str, Any], str], trained: Run
+) -> None:
     metrics, stdout = evaluated
-    assert set(metrics) >= NAMES
+    last = [row for row in logged(trained.folder) if "val/bpb" in row][-1]
+    for name in ("val/loss", "val/bpb", "val/perplexity"):
+        assert metrics[name] == pytest.approx(float(last[name]), rel=1e-5)
     for name in NAMES:
         assert math.isfinite(metrics[name])
         assert any(name in line and f"{metrics[name]:.4f}" in line for line in stdout.splitlines())
 
-
-def test_expert_load_counts_every_choice(
-    evaluated: tuple[dict[str, Any], str], trained: Run
-) -> None:
     _, cfg, _ = load_checkpoint(trained.folder)
     n_targets = len(prepare(cfg.data).val) - 1
     n_rows = math.ceil(n_targets / cfg.data.seq_len)
-    load = torch.tensor(evaluated[0]["moe/load"])
+    load = torch.tensor(metrics["moe/load"])  # counts every choice
     assert load.shape == (2, 4)
     assert load.sum(dim=1).tolist() == [2 * n_targets, 2 * (n_targets - n_rows)]
 
 
-def test_evaluation_equals_what_training_logged(
-    evaluated: tuple[dict[str, Any], str], trained: Run
+def test_a_longer_context_has_metrics_of_its_own_with_and_without_yarn(
+    evaluated: tuple[dict[str, Any], str], trained: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    last = [row for row in logged(trained.folder) if "val/bpb" in row][-1]
-    for name in ("val/loss", "val/bpb", "val/perplexity"):
-        assert evaluated[0][name] == pytest.approx(float(last[name]), rel=1e-5)
-
-
-def test_a_longer_context_has_metrics_of_its_own(
-    evaluated: tuple[dict[str, Any], str], trained: Run
-) -> None:
-    evaluate_here(f"ckpt={trained.folder}", "context=96")
-    longer = json.loads((trained.folder / "metrics-context-96.json").read_text())
-    assert longer["seq_len"] == 96
+    words = ("parts=[lm,long_context]", "context=512", "limit=1")
+    evaluate_here(f"ckpt={trained.folder}", *words)
+    assert metrics_of(trained.folder) == evaluated[0]
+    longer = json.loads((trained.folder / "metrics-context-512.json").read_text())
+    assert longer["seq_len"] == 512
     assert math.isfinite(longer["val/loss"])
     assert longer["val/loss"] != evaluated[0]["val/loss"]
-    assert json.loads((trained.folder / "metrics.json").read_text()) == evaluated[0]
+    shown = capsys.readouterr().out
+    for prefix in ("", "without_yarn/"):
+        for name in ("passkey/512", "recall/512", "passkey/128/greedy"):
+            assert 0 <= longer[prefix + name] <= 1
+            assert f"│ {prefix}{name} " in shown
+        assert {len(shares) for shares in longer[f"{prefix}passkey/by_depth"].values()} == {5}
+    assert (trained.folder / "passkey-512.png").stat().st_size > 1000
+    assert len(longer["val/sha256"]) == 64
 
 
 def test_limit_takes_that_many_batches(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +128,7 @@ def test_changed_corpus_is_refused(trained: Run, tmp_path: Path, held_out: bool)
     moved = copied(trained.folder.parent, tmp_path / "moved")
     path = checkpoint(moved / "run", STEPS)
     stored = content(path)
-    stored["mla_lm"]["config"]["data"]["path"] = str(moved / "text")
+    stored[RECORD]["config"]["data"]["path"] = str(moved / "text")
     checkpoint_file.write(path, stored)
     evaluate_here(f"ckpt={path}")
 
@@ -164,29 +165,23 @@ def test_question_files_are_scored_and_kept_beside_other_results(
 
 
 def test_another_text_has_its_own_loss(own: Path, tmp_path: Path) -> None:
+    """And leaves nothing of the old one, such as its separate validation file."""
     evaluate_here(f"ckpt={own}")
     before = metrics_of(own)
-    other = write_corpus(tmp_path / "other", n_documents=4)
-    for path in other.iterdir():
-        path.write_text(path.read_text().replace("return", "yield"))
+    path = checkpoint(own, STEPS)
+    stored = content(path)
+    stored[RECORD]["config"]["data"]["val_path"] = str(tmp_path / "old")
+    checkpoint_file.write(path, stored)
+    other = write_corpus(tmp_path / "other", n_documents=6)
+    for document in other.iterdir():
+        document.write_text(document.read_text().replace("return", "yield"))
     evaluate_here(f"ckpt={own}", "data=text", f"data.path={other}")
     after = metrics_of(own)
     assert after["val/loss"] != before["val/loss"]
     assert after["data"] == ["data=text", f"data.path={other}"]
-    assert after["sha256"] == before["sha256"] != ""
+    assert after["sha256"] == checkpoint_file.digest_of(path)
     export.run([f"ckpt={own}", f"out={tmp_path / 'out'}"])
     assert "Not evaluated." in (tmp_path / "out" / "README.md").read_text()
-
-
-def test_another_text_leaves_nothing_of_the_old_one(own: Path, tmp_path: Path) -> None:
-    """Its separate validation file, for example."""
-    path = max((own / "checkpoints").iterdir())
-    stored = checkpoint_file.read(path)
-    stored[RECORD]["config"]["data"]["val_path"] = str(tmp_path / "old")
-    checkpoint_file.write(path, stored)
-    other = write_corpus(tmp_path / "other", n_documents=6)
-    evaluate_here(f"ckpt={own}", "data=text", f"data.path={other}")
-    assert metrics_of(own)["val/loss"] > 0
 
 
 def test_all_parts_at_once(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,21 +195,6 @@ def test_all_parts_at_once(own: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [part[:2] for part in ranges] == [[1, 1], [2, 2], [3, 4], [5, 8], [9, 16], [17, 32]]
     assert (own / "loss_by_position.png").stat().st_size > 1000
     assert metrics["seed"] == 1
-
-
-def test_keys_are_sought_with_and_without_yarn(
-    own: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    evaluate_here(f"ckpt={own}", "parts=[long_context]", "context=512", "limit=1")
-    metrics = json.loads((own / "metrics-context-512.json").read_text())
-    shown = capsys.readouterr().out
-    for prefix in ("", "without_yarn/"):
-        for name in ("passkey/512", "recall/512", "passkey/128/greedy"):
-            assert 0 <= metrics[prefix + name] <= 1
-            assert f"│ {prefix}{name} " in shown
-        assert {len(shares) for shares in metrics[f"{prefix}passkey/by_depth"].values()} == {5}
-    assert (own / "passkey-512.png").stat().st_size > 1000
-    assert len(metrics["val/sha256"]) == 64
 
 
 def test_loggers_are_told_the_same_names(own: Path) -> None:
@@ -239,17 +219,6 @@ def test_a_logger_that_fails_leaves_the_results(own: Path, monkeypatch: pytest.M
     assert metrics_of(own)["val/loss"] > 0
 
 
-def test_the_digest_is_of_the_whole_folder(own: Path, tmp_path: Path) -> None:
-    export.run([f"ckpt={own}", f"out={tmp_path / 'theirs'}"])
-    words = (f"ckpt={tmp_path / 'theirs'}", "parts=[profile]")
-    evaluate_here(*words)
-    before = metrics_of(tmp_path / "theirs")["sha256"]
-    config = tmp_path / "theirs" / "config.json"
-    config.write_text(config.read_text() + "\n")
-    evaluate_here(*words)
-    assert metrics_of(tmp_path / "theirs")["sha256"] != before
-
-
 def test_the_numbers_go_to_the_run_that_training_logged(own: Path) -> None:
     pytest.importorskip("wandb")
     words = (f"ckpt={own}", "logger=wandb", "precision=32-true")
@@ -266,14 +235,17 @@ def test_the_numbers_go_to_the_run_that_training_logged(own: Path) -> None:
 
 
 def test_an_exported_folder_is_scored_as_the_run(trained: Run, own: Path, tmp_path: Path) -> None:
-    export.run([f"ckpt={own}", f"out={tmp_path / 'theirs'}"])
+    theirs = tmp_path / "theirs"
+    export.run([f"ckpt={own}", f"out={theirs}"])
     words = [w for w in trained.overrides if w.startswith("data") and "tokenizer" not in w]
-    result = run("eval.py", "ckpt=theirs", *words, "precision=32-true", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    evaluate_here(f"ckpt={theirs}", *words)
     evaluate_here(f"ckpt={own}")
-    found, wanted = metrics_of(tmp_path / "theirs"), metrics_of(own)
+    found, wanted = metrics_of(theirs), metrics_of(own)
     for key in ("val/loss", "val/bpb", "mtp/acceptance_1", "moe/max_violation"):
         assert found[key] == pytest.approx(wanted[key], rel=1e-6)
+    (theirs / "config.json").write_text((theirs / "config.json").read_text() + "\n")
+    evaluate_here(f"ckpt={theirs}", "parts=[profile]")
+    assert metrics_of(theirs)["sha256"] != found["sha256"]  # of the whole folder
 
 
 @pytest.mark.parametrize(
@@ -282,7 +254,7 @@ def test_an_exported_folder_is_scored_as_the_run(trained: Run, own: Path, tmp_pa
         (["tasks=[none.jsonl]"], "none.jsonl: cannot be read"),
         (["tasks=[blimp]"], "data/eval/blimp.jsonl.gz: cannot be read"),
         (["parts=[]"], "nothing to do: name parts or tasks"),
-        (["tasks=[x]", "tasks_include=none"], "tasks_include=none: no such folder"),
+        (["tasks=[x]", "tasks_include=none"], "tasks_include=none: no such file or folder"),
         (["parts=[lm,speed]"], "parts"),
         (["parts=[profile]", "stride=8"], "belongs to part lm"),
         (["parts=[long_context]", "context=2"], "parts=long_context: 2 tokens hold no question"),
