@@ -8,7 +8,7 @@ from typing import Any
 
 _HOME = {
     "load_config": "mla_lm.config.compose",
-    "load_checkpoint": "mla_lm.checkpoint.record",
+    "load_checkpoint": "mla_lm.checkpoint.find",
     "Transformer": "mla_lm.model",
     "generate": "mla_lm.generation",
 }

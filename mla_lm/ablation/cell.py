@@ -59,7 +59,7 @@ def train(cfg: RunConfig, name: str) -> None:
 
 def measure(cfg: RunConfig) -> dict[str, float]:
     """Bytes of `peak_memory` of the training here, and the speeds of `eval.py parts=[profile]`."""
-    from mla_lm.checkpoint.record import load_checkpoint
+    from mla_lm.checkpoint.find import load_checkpoint
     from mla_lm.evaluation.samples import profile
     from mla_lm.machine import autocast, hardware, resident
 

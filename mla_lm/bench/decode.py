@@ -19,7 +19,8 @@ from torch import Tensor
 
 from mla_lm.bench import steps
 from mla_lm.bench.report import Row, Task, fastest, interleaved, ratio, row, timed
-from mla_lm.checkpoint.record import RECORD, load_checkpoint, locate, read, require_corpus
+from mla_lm.checkpoint.find import load_checkpoint, locate, read
+from mla_lm.checkpoint.record import RECORD, require_corpus
 from mla_lm.config.compose import load_config
 from mla_lm.data import prepare
 from mla_lm.errors import UserError

@@ -7,7 +7,8 @@ Only its context may grow: `model/rope=yarn` stretches the positions to `data.se
 from collections.abc import Sequence
 from typing import Any
 
-from mla_lm.checkpoint.record import RECORD, Record, locate, read
+from mla_lm.checkpoint.find import locate, read
+from mla_lm.checkpoint.record import RECORD, Record
 from mla_lm.config import ModelConfig, RunConfig
 from mla_lm.config.compose import validate
 from mla_lm.config.explain import key_of

@@ -11,18 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mla_lm.checkpoint.init_from import resolve_init
-from mla_lm.checkpoint.record import (
-    CONFIG_FILE,
-    RECORD,
-    STEP,
-    Record,
-    locate,
-    newest,
-    read,
-    run_folder,
-    saved,
-)
+from mla_lm.checkpoint.find import locate, newest, read, run_folder, saved
+from mla_lm.checkpoint.init_from import EXTEND, resolve_init
+from mla_lm.checkpoint.record import CONFIG_FILE, RECORD, STEP, Record
 from mla_lm.config import RunConfig
 from mla_lm.config.compose import load_config, with_overrides
 from mla_lm.config.explain import key_of, nearest, shown
@@ -105,8 +96,12 @@ def _merged(
     own = {"run_dir": str(run_dir), "run_id": run_id}
     if own != {"run_dir": cfg.run_dir, "run_id": cfg.run_id}:  # loggers interpolate both
         cfg = load_config(overrides, **own)
+    stored = record.run_config()
     merging = [override for override in overrides if key_of(override) not in GIVEN_ANEW]
-    resumed = with_overrides(record.run_config(), merging)
+    keep: tuple[str, ...] = ()
+    if stored.init_from:  # whose context was extended when the run started
+        merging, keep = [o for o in merging if o != EXTEND], ("model.rope",)
+    resumed = with_overrides(stored, merging, keep=keep)
     return resumed.model_copy(update=own | {"logger": cfg.logger, "callbacks": cfg.callbacks})
 
 

@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> None:
 
     import torch
 
-    from mla_lm.checkpoint.record import locate
+    from mla_lm.checkpoint.find import locate
     from mla_lm.interop.export import export
 
     path = locate(options.ckpt)

@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> None:
 
     import torch
 
-    from mla_lm.checkpoint.record import load_checkpoint
+    from mla_lm.checkpoint.find import load_checkpoint
     from mla_lm.machine import accelerator_type, resolve_precision
 
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mla_lm.checkpoint import find
 from mla_lm.checkpoint import record as records
 from mla_lm.checkpoint.file import digest_of
 from mla_lm.config import EvalConfig, RunConfig
@@ -60,10 +61,10 @@ def load_subject(cfg: EvalConfig, *, data_overrides: Sequence[str] = ()) -> Subj
         files = [*sorted(path.glob("*.safetensors")), path / "config.json", path / "tokenizer.json"]
         sha256 = hashlib.sha256("".join(map(digest, files)).encode()).hexdigest()
     else:
-        path = records.locate(cfg.ckpt)
-        model, run, tokenizer = records.load_checkpoint(path, context=cfg.context)
-        record, content = records.read(path, records.RECORD)
-        folder, step, sha256 = records.run_folder(path), content[records.STEP], digest_of(path)
+        path = find.locate(cfg.ckpt)
+        model, run, tokenizer = find.load_checkpoint(path, context=cfg.context)
+        record, content = find.read(path, records.RECORD)
+        folder, step, sha256 = find.run_folder(path), content[records.STEP], digest_of(path)
         if data_overrides:
             own = run.model_copy(update={"init_from": None})
             data = with_overrides(own, data_overrides, keep=KEPT).data

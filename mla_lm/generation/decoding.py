@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mla_lm.config import ModelConfig
 from mla_lm.errors import UserError
-from mla_lm.generation.drafting import Drafter
-from mla_lm.generation.sampling import Sampling, choose, verify
+from mla_lm.generation.sampling import Sampling, choose
+from mla_lm.generation.speculation import Drafter, verify
 from mla_lm.machine import kernels_for
 from mla_lm.model import Transformer
 

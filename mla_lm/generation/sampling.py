@@ -59,34 +59,3 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tu
 def draw(weights: Tensor, generator: torch.Generator) -> Tensor:
     """Sample one id per row (B,) int64 by weights (B, V), which need not sum to 1."""
     return torch.multinomial(weights, 1, generator=generator).squeeze(-1)
-
-
-def verify(
-    logits: Tensor, draft: Tensor, ids: Tensor, sampling: Sampling, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Accept a prefix of k drafts by the model's logits (B, k + 1, V); returns as `accept` does."""
-    if sampling.temperature > 0:
-        return accept(distribution(logits, sampling), draft, ids, generator)
-    best = logits.argmax(dim=-1)  # (B, k + 1)
-    n_accepted = (best[:, :-1] == ids).cumprod(dim=-1).sum(dim=-1)
-    return n_accepted, best.gather(1, n_accepted.unsqueeze(1)).squeeze(1)
-
-
-def accept(
-    target: Tensor, draft: Tensor, ids: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Rejection sampling (arXiv 2211.17192, algorithm 1): emitted ids are distributed as `target`.
-
-    target (B, k + 1, V) are the model's distributions; the drafts ids (B, k) were drawn from
-    draft (B, k, V). Returns the number of drafts each row accepts (B,) and the id after them (B,).
-    """
-    n_drafts = ids.shape[1]
-    p = target[:, :n_drafts].gather(-1, ids.unsqueeze(-1)).squeeze(-1)  # (B, k)
-    q = draft.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    chance = torch.rand(q.shape, generator=generator, device=q.device)
-    n_accepted = (chance * q < p).cumprod(dim=-1).sum(dim=-1)  # (B,)
-    residual = (target - F.pad(draft, (0, 0, 0, 1))).clamp(min=0)  # after k drafts: target itself
-    rows = torch.arange(len(ids), device=ids.device)
-    weights, full = residual[rows, n_accepted], target[rows, n_accepted]
-    weights = weights.where(weights.sum(dim=-1, keepdim=True) > 0, full)  # rounded to zero
-    return n_accepted, draw(weights, generator)

@@ -9,7 +9,8 @@ from typing import Any
 import tokenizers
 import torch
 
-from mla_lm.checkpoint.record import Record, read_weights, run_folder
+from mla_lm.checkpoint.find import read_weights, run_folder
+from mla_lm.checkpoint.record import Record
 from mla_lm.config import ModelConfig
 from mla_lm.cost import cache_elements_per_token, count_parameters
 from mla_lm.data.tokenizer import Tokenizer

@@ -8,12 +8,12 @@ the layer's KV cache, if any.
 import torch
 from torch import Tensor, nn
 
-from mla_lm.config import GroupedAttentionConfig, MLAConfig, ModelConfig
+from mla_lm.config import GroupedAttentionConfig, MLAConfig, ModelConfig, RopeConfig, YarnConfig
 from mla_lm.model.attend import attend
 from mla_lm.model.cache import LayerCache
 from mla_lm.model.layers import RMSNorm
 from mla_lm.model.positions import Positions
-from mla_lm.model.rope import rotate, softmax_scale
+from mla_lm.model.rope import rotate
 
 LATENT_NORM_EPS = 1e-6  # hard-wired in the released implementations, whatever the model's norm_eps
 
@@ -144,6 +144,14 @@ def per_head(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply by one matrix per head: x (B, T, H, n), weight (H, n, m) -> (B, T, H, m)."""
     y = torch.bmm(x.flatten(0, 1).transpose(0, 1), weight)  # (H, B * T, m)
     return y.transpose(0, 1).unflatten(0, x.shape[:2])
+
+
+def softmax_scale(width: int, rope: RopeConfig) -> float:
+    """Softmax scale for heads of this width; YaRN multiplies it by mscale^2."""
+    scale: float = width**-0.5
+    if isinstance(rope, YarnConfig):
+        scale *= rope.temperature(rope.mscale_all_dim) ** 2
+    return scale
 
 
 def build_attention(cfg: ModelConfig) -> nn.Module:

@@ -24,14 +24,6 @@ def rotary_tables(max_seq_len: int, width: int, rope: RopeConfig) -> tuple[Tenso
     return (amplitude * angles.cos()).float(), (amplitude * angles.sin()).float()
 
 
-def softmax_scale(width: int, rope: RopeConfig) -> float:
-    """Softmax scale for heads of this width; YaRN multiplies it by mscale^2."""
-    scale: float = width**-0.5
-    if isinstance(rope, YarnConfig):
-        scale *= rope.temperature(rope.mscale_all_dim) ** 2
-    return scale
-
-
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the last dimension of `x` (..., T, H, width) by tables (..., T, width / 2).
 

@@ -20,7 +20,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from mla_lm.checkpoint.record import RECORD, read, saved, step_of
+from mla_lm.checkpoint.find import read, saved, step_of
+from mla_lm.checkpoint.record import RECORD
 from mla_lm.config import CheckpointConfig
 from mla_lm.errors import INTERRUPTED, STOPPED, UserError
 from mla_lm.files import remove_temporaries

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import lightning as L
 
+from mla_lm.checkpoint import find
 from mla_lm.checkpoint import record as checkpoint
 from mla_lm.checkpoint.resume import resolve_origin, warn_of_environment
 from mla_lm.config import RunConfig, compose
@@ -78,14 +79,14 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     with ExitStack() as claim, memory_explained(cfg):
         module = LanguageModel(cfg, data.tokenizer, record)
         if cfg.init_from and not cfg.resume:
-            module.model.load_state_dict(checkpoint.read_weights(Path(cfg.init_from))[1])
+            module.model.load_state_dict(find.read_weights(Path(cfg.init_from))[1])
             print(f"starts with the weights of {cfg.init_from}")
         ranks.broadcast_from_rank0(begin)
         for logger in trainer.loggers:
             logger.log_hyperparams(public(cfg.model_dump(mode="json")))
         trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
     if ranks.rank() == 0:
-        path = checkpoint.newest(run_dir)
+        path = find.newest(run_dir)
         print(f"saved {path}" if path else f"{cfg.resume} is the end of the run already")
 
 

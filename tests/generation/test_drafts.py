@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from mla_lm.generation import Counts, Decoder, Sampling
-from mla_lm.generation.drafting import Drafter
 from mla_lm.generation.sampling import distribution
+from mla_lm.generation.speculation import Drafter
 from mla_lm.model import Transformer
 from mla_lm.model.cache import Cache
 from tests.conftest import each_attention

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from mla_lm.generation import Decoder, Sampling, sampling
-from mla_lm.generation.drafting import Drafter
-from mla_lm.generation.sampling import accept, distribution, draw
+from mla_lm.generation.sampling import distribution, draw
+from mla_lm.generation.speculation import Drafter, accept
 from mla_lm.model import Transformer
 from tests.generation.conftest import chi_square, random_model
 

@@ -16,7 +16,8 @@ from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
 from mla_lm.model import Transformer
 from mla_lm.model import rope as rope_module
-from mla_lm.model.rope import rotary_tables, softmax_scale
+from mla_lm.model.attention import softmax_scale
+from mla_lm.model.rope import rotary_tables
 from tests.conftest import each_attention, random_tokens, randomized, tiny_config, write_checkpoint
 from tests.model.test_cache import CONTEXT as TRAINED
 from tests.model.test_cache import SMALL

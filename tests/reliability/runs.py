@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 
 from mla_lm.checkpoint import file as checkpoint_file
-from mla_lm.checkpoint.record import RECORD, newest, step_of
+from mla_lm.checkpoint.find import newest, step_of
+from mla_lm.checkpoint.record import RECORD
 from tests.processes import ROOT
 from tests.reliability import child
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mla_lm.checkpoint.record import newest, read
+from mla_lm.checkpoint.find import newest, read
 from mla_lm.errors import UserError
 from tests.reliability.conftest import Reference
 from tests.reliability.record import record

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mla_lm.checkpoint import file as checkpoint_file
-from mla_lm.checkpoint.record import newest, read
+from mla_lm.checkpoint.find import newest, read
 from mla_lm.errors import UserError
 from tests.reliability.conftest import Reference
 from tests.reliability.record import record

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mla_lm.checkpoint import file as checkpoint_file
-from mla_lm.checkpoint.record import newest, saved, step_of
+from mla_lm.checkpoint.find import newest, saved, step_of
 from mla_lm.errors import INTERRUPTED, STOPPED
 from mla_lm.training.module import LanguageModel
 from tests.reliability.child import tell_myself

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mla_lm.checkpoint import file as checkpoint_file
-from mla_lm.checkpoint.record import load_checkpoint, locate, newest, read
+from mla_lm.checkpoint.find import load_checkpoint, locate, newest, read
 from tests.runs.conftest import STEPS, Run, checkpoint, content, refusal, resolve
 
 

@@ -37,10 +37,11 @@ def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
 
 @pytest.fixture(scope="module")
 def extended(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One step on longer rows, then another after a resume."""
+    """One step on longer rows, then another, resumed by the same command."""
     folder = tmp_path_factory.mktemp("extended") / "run"
-    train_here(*begun(trained, trained.folder, folder, *LONGER, *STILL, "trainer.max_steps=1"))
-    train_here("trainer.max_steps=2", f"run_dir={folder}", "resume=auto")
+    words = begun(trained, trained.folder, folder, *LONGER, *STILL, "resume=auto")
+    train_here(*words, "trainer.max_steps=1")
+    train_here(*words, "trainer.max_steps=2")
     return folder
 
 

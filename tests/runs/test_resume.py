@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mla_lm.checkpoint import file as checkpoint_file
-from mla_lm.checkpoint.record import read
+from mla_lm.checkpoint.find import read
 from mla_lm.checkpoint.resume import warn_of_environment
 from mla_lm.files import claimed
 from mla_lm.machine import hardware

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mla_lm import load_checkpoint, load_config
-from mla_lm.checkpoint.record import newest
+from mla_lm.checkpoint.find import newest
 from mla_lm.config import RunConfig
 from mla_lm.data import Tokenizer, prepare
 from mla_lm.data.loader import TrainLoader

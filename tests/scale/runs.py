@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from mla_lm.checkpoint import file as checkpoint_file
-from mla_lm.checkpoint.record import newest
+from mla_lm.checkpoint.find import newest
 from tests.processes import command, environment
 
 STEPS = 20

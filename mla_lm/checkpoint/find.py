@@ -1,0 +1,126 @@
+"""Find, verify and load a checkpoint: the newest good one of a run, its record, its model."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.record import CONFIG_FILE, PREFIX, RECORD, STEP, WEIGHTS, Record
+from mla_lm.config import RunConfig
+from mla_lm.data.tokenizer import Tokenizer
+from mla_lm.errors import UserError
+from mla_lm.model import Transformer
+
+
+def newest(run_dir: Path) -> Path | None:
+    """The checkpoint of the highest step in a run folder that verifies; bad ones are named."""
+    for path in saved(run_dir / "checkpoints"):
+        try:
+            read(path, RECORD)
+        except UserError as error:
+            print(f"skipped {error}", file=sys.stderr)
+        else:
+            return path
+    return None
+
+
+def locate(path: str) -> Path:
+    """A checkpoint from a file or a run folder; raises UserError where there is none."""
+    where = Path(os.path.expanduser(path))
+    if not where.is_dir():
+        return where
+    found = newest(where)
+    if found is None:
+        raise UserError(f"{path}: no checkpoint in this folder")
+    return found
+
+
+def saved(folder: Path) -> list[Path]:
+    """The checkpoint files of a folder, the highest step first, good or not."""
+    steps = {path: step_of(path) for path in folder.glob("*.ckpt")}
+    return sorted((p for p in steps if steps[p] is not None), key=lambda p: -(steps[p] or 0))
+
+
+def run_folder(path: Path) -> Path:
+    """The run a checkpoint file belongs to; its own folder when it lies outside of a run."""
+    folder = path.resolve().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+def step_of(path: Path) -> int | None:
+    """The step in the name of a checkpoint, `step-000200.ckpt`."""
+    match = re.fullmatch(r"step-(\d+)\.ckpt", path.name)
+    return int(match[1]) if match else None
+
+
+def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:
+    """The record and the content below those of `keys` that are there, all without any.
+
+    Raises UserError when `path` is no checkpoint of a run, is damaged, or is that of another step
+    or run than its name and folder say.
+    """
+    content = checkpoint_file.read(path, *({RECORD, STEP, *keys} if keys else ()))
+    try:
+        record = Record.from_stored(content[RECORD])
+        if type(content[STEP]) is not int:
+            raise ValueError(f"{STEP} is no number")
+    except Exception as error:  # a record made by hand fails in many ways
+        raise _unfit(path, error) from None
+    named = step_of(path)
+    if named not in (None, content[STEP]):
+        raise UserError(f"{path}: holds step {content[STEP]}, not {named}")
+    here, own = _run_id(run_folder(path)), record.config["run_id"]
+    if here not in (None, own):
+        raise UserError(f"{path}: belongs to run_id={own}, the run here is {here}")
+    return record, content
+
+
+def read_weights(path: Path) -> tuple[Record, dict[str, Tensor], int]:
+    """The record, the network's state dict and the optimizer steps done; UserError as `read`."""
+    record, content = read(path, WEIGHTS)
+    try:
+        state = {name.removeprefix(PREFIX): t for name, t in content[WEIGHTS].items()}
+    except (KeyError, AttributeError) as error:
+        raise _unfit(path, error) from None
+    return record, state, content[STEP]
+
+
+def load_checkpoint(
+    path: str | Path, *, context: int | None = None
+) -> tuple[Transformer, RunConfig, Tokenizer]:
+    """The model in evaluation mode, its run's configuration and its tokenizer.
+
+    `path` is a checkpoint or a run folder; `context` the tokens the model is to read at once, by
+    YaRN where they are more than it was trained on. Raises UserError when the checkpoint is
+    damaged or does not fit.
+    """
+    found = locate(str(path))
+    record, state, _ = read_weights(found)
+    try:
+        cfg = record.run_config()
+        if context is not None:
+            cfg = cfg.model_copy(update={"model": cfg.model.extended(context)})
+        model = Transformer(cfg.model)
+        model.load_state_dict(state)
+        tokenizer = record.own_tokenizer()
+    except Exception as error:  # a record made by hand fails in many ways
+        raise _unfit(found, error) from None
+    return model.eval(), cfg, tokenizer
+
+
+def _run_id(run_dir: Path) -> str | None:
+    """The id of the run in a folder; None where it has left none."""
+    try:
+        return str(json.loads((run_dir / CONFIG_FILE).read_text())["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _unfit(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:160]
+    return UserError(f"{path}: does not fit this version of mla_lm ({reason})")
