@@ -125,6 +125,7 @@ def trainer_of(cfg: RunConfig, here: Hardware, repeat: Sequence[str]) -> L.Train
     accumulate = cfg.trainer.accumulate_grad_batches
     saves = Checkpoints(Path(cfg.run_dir) / "checkpoints", cfg.checkpoint, repeat=repeat)
     callbacks = compose.instantiate("callbacks", cfg.callbacks)
+    loggers = compose.instantiate("logger", cfg.logger)
     return L.Trainer(
         **strategy_of(cfg.trainer),
         accelerator=here.device,
@@ -141,7 +142,7 @@ def trainer_of(cfg: RunConfig, here: Hardware, repeat: Sequence[str]) -> L.Train
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=cfg.run_dir,
-        logger=compose.instantiate("logger", cfg.logger),
+        logger=loggers,
         callbacks=[ExactResume(), *callbacks, saves],
     )
 
