@@ -32,7 +32,7 @@ FREE = (
     "model.ffn.execution",
 )
 GLOBAL_BATCH = ("data.batch_size", "trainer.accumulate_grad_batches")  # their product: of a step
-GIVEN_ANEW = ("resume", "resume_allow", "init_from", "run_dir", "run_id")
+PER_START = ("resume", "resume_allow", "init_from", "run_dir", "run_id")
 BITS = ("world_size", "threads", "precision", "device", "python", "torch", "lightning")
 TRAINING = ("loops", "lr_schedulers", "callbacks", "n_skipped")  # not in a file of weights only
 
@@ -97,7 +97,7 @@ def _merged(
     if own != {"run_dir": cfg.run_dir, "run_id": cfg.run_id}:  # loggers interpolate both
         cfg = load_config(overrides, **own)
     stored = record.run_config()
-    merging = [override for override in overrides if key_of(override) not in GIVEN_ANEW]
+    merging = [override for override in overrides if key_of(override) not in PER_START]
     keep: tuple[str, ...] = ()
     if stored.init_from:  # whose context was extended when the run started
         merging, keep = [o for o in merging if o != EXTEND], ("model.rope",)
@@ -143,15 +143,15 @@ def _refuse_changes(
                 f"resume_allow={shown(key)}: no such key; the nearest known one is "
                 f"{nearest(key, known)}"
             )
-    same_batch = len({math.prod(of[key] for key in GLOBAL_BATCH) for of in (before, after)}) == 1
+    same_product = len({math.prod(of[key] for key in GLOBAL_BATCH) for of in (before, after)}) == 1
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) == after.get(key) or key in FREE:
             continue
         difference = f"{key}={after.get(key)}: {path} was trained with {before.get(key)}"
         if key.startswith(NEVER):
             raise UserError(f"{difference}; start a new run")
-        divided_anew = key in GLOBAL_BATCH and same_batch
-        if key.startswith(UNLESS_ALLOWED) and key not in allowed and not divided_anew:
+        same_global_batch = key in GLOBAL_BATCH and same_product
+        if key.startswith(UNLESS_ALLOWED) and key not in allowed and not same_global_batch:
             raise UserError(f"{difference}; start a new run, or pass resume_allow=[{key}]")
         if key.startswith(("trainer.", *GLOBAL_BATCH)) and key not in allowed:
             print(f"warning: {difference}, so not bit for bit", file=sys.stderr)

@@ -51,7 +51,7 @@ class StdlibConfig(CorpusConfig):
 
 
 class FilesConfig(CorpusConfig):
-    """Files by name: a file, a folder or a glob; those of `val_path` are to validate on."""
+    """Files by name: a file, a folder or a glob; those of `val_path` are the validation split."""
 
     path: Name
     val_path: Name | None
@@ -90,7 +90,7 @@ class HubConfig(CorpusConfig):
     max_bytes: Size | None
 
     def rules(self) -> Rules:
-        yield "val_split", self.val_split != self.split, "must not be the split to train on"
+        yield "val_split", self.val_split != self.split, "must not be the training split"
 
 
 class SyntheticConfig(CorpusConfig):

@@ -109,5 +109,5 @@ def _prepare(
         write_manifest(unfinished, manifest)
     encode(corpus, tokenizer, manifest, unfinished)
     if manifest["val"]["documents"] == 0:
-        raise UserError(f"{corpus.name}: no text to validate on")
+        raise UserError(f"{corpus.name}: no validation text")
     unfinished.rename(folder)

@@ -70,9 +70,9 @@ class PreparedData(NamedTuple):
         return sha256("".join(shard["sha256"] for shard in self.manifest["val"]["shards"]))
 
     def describe(self, *, n_dropped: int) -> str:
-        """A line for the console; `n_dropped` tokens fill no row of a batch."""
-        tokens = f"{len(self.train):,} tokens to train on ({n_dropped} fill no row)"
-        return f"{'corpus':11} {self.manifest['name']}, {tokens}, {len(self.val):,} to validate on"
+        """A line for the console; `n_dropped` training tokens are left over after the last row."""
+        train = f"{len(self.train):,} training tokens ({n_dropped} left over)"
+        return f"{'corpus':11} {self.manifest['name']}, {train}, {len(self.val):,} for validation"
 
 
 def sha256(content: Mapping[str, Any] | str) -> str:

@@ -29,7 +29,7 @@ def choose_split(
 ) -> tuple[int, Tokenizer]:
     """The threshold, and `tokenizer` or one that has seen no held-out document.
 
-    Reads as much as is needed; raises UserError when no text is left to train on.
+    Reads as much as is needed; raises UserError when no training text is left.
     """
     has_val, learns = corpus.val is not None, cfg.tokenizer.kind == "bpe"
     threshold = 0 if has_val else int(cfg.val_fraction * 2**64)
@@ -55,7 +55,7 @@ def choose_split(
         threshold = lowest + 1
     texts = [text for position, text in kept if position >= threshold]
     if not texts:
-        held_out = f"{n_documents} document(s) with text, none left to train on"
+        held_out = f"{n_documents} document(s) with text, none left for training"
         raise UserError(f"{corpus.name}: {held_out} (data.val_fraction={cfg.val_fraction})")
     if tokenizer is None:
         learned = (piece for text in texts if learns for piece in pieces([text]))

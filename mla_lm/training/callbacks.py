@@ -1,6 +1,7 @@
 """What a user is told during a run: progress, samples, loss spikes."""
 
 import os
+import sys
 import textwrap
 import time
 from collections import deque
@@ -10,6 +11,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 import lightning as L
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from mla_lm.cost import train_flops_per_token
 from mla_lm.generation import Completion, Sampling
@@ -19,13 +22,14 @@ from mla_lm.training.plots import publish
 
 
 class Progress(L.Callback):
-    """A line with loss, speed and time left for every logged step, and one for every validation.
+    """Loss, speed and time left: in a bar on a terminal, else in a line for every logged step.
 
     `train/mfu` is the model's FLOPs per second over those of a large matrix product in the run's
     number format, measured at its start: MFU on a GPU, share of matmul peak on a CPU.
     """
 
     def __init__(self) -> None:
+        self.bar = Bar(disable=True)
         self.since: float | None = None  # None from a validation to the next batch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -35,6 +39,10 @@ class Progress(L.Callback):
         self.ceiling = product_ceiling(precision, pl_module.device)
         self.unit = "MFU" if pl_module.device.type == "cuda" else "of matmul peak"
         self.flops_per_token = train_flops_per_token(cfg.model, cfg.data.seq_len)
+        columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+        self.bar = Bar(*columns, TimeRemainingColumn(), disable=not sys.stdout.isatty())
+        self.bar.add_task("", total=trainer.max_steps, completed=trainer.global_step)
+        self.bar.start()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, idx: int
@@ -48,6 +56,7 @@ class Progress(L.Callback):
         assert self.since is not None
         self.tokens += batch[:, 1:].numel() * trainer.world_size
         step, steps = trainer.global_step, trainer.global_step - self.step
+        self.bar.update(TaskID(0), completed=step)
         if steps == 0 or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         seconds = time.perf_counter() - self.since
@@ -56,8 +65,10 @@ class Progress(L.Callback):
         pl_module.log_dict({"train/tokens_per_second": speed, "train/mfu": mfu})
         loss, bpb = (float(trainer.callback_metrics[f"train/{name}"]) for name in ("ce", "bpb"))
         text = f"loss {loss:.3f}  {bpb:.3f} bits/byte  {speed:,.0f} tokens/s  {mfu:.0%} {self.unit}"
-        left = (trainer.max_steps - step) * seconds / steps
-        print(f"step {step}/{trainer.max_steps}  {text}  {left / 60:.1f} min left", flush=True)
+        self.bar.update(TaskID(0), description=text)
+        if self.bar.disable:
+            left = (trainer.max_steps - step) * seconds / steps / 60
+            print(f"step {step}/{trainer.max_steps}  {text}  {left:.1f} min left", flush=True)
         self._restart_clock(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -66,6 +77,14 @@ class Progress(L.Callback):
         text = "  ".join(f"{name} {float(value):.4f}" for name, value in values.items())
         print(f"step {trainer.global_step}  {text}", flush=True)
         self.since = None
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.bar.stop()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self.bar.stop()  # Lightning leaves teardown out: the cursor would stay hidden
 
     def _restart_clock(self, trainer: L.Trainer) -> None:
         self.tokens, self.step, self.since = 0, trainer.global_step, time.perf_counter()

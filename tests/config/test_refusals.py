@@ -93,7 +93,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "train model/rope=yarn model.rope.original_max_seq_len=0": (
         "model.rope.original_max_seq_len=0: must be greater than 0",
     ),
-    "train data=hub data.name=x data.val_split=train": ("data.val_split=train", "train on"),
+    "train data=hub data.name=x data.val_split=train": ("data.val_split=train", "training split"),
     "train data=synthetic data/tokenizer=bpe": ("data.tokenizer.kind=bpe: must be bytes",),
     "train trainer=fsdp trainer.compile=true": ("trainer.compile=True", "strategy=ddp"),
     # what Hydra cannot read

@@ -293,5 +293,5 @@ def test_a_corpus_with_a_bad_row_or_nothing_to_validate_on_is_not_finished(
         assert one_line(lambda: prepare(cfg)).startswith(f"{path}: line 31: not JSON")
     path.write_text(whole)
     for _ in range(2):
-        assert one_line(lambda: prepare(cfg)) == f"{path}: no text to validate on"
+        assert one_line(lambda: prepare(cfg)) == f"{path}: no validation text"
     assert not list(Path(cfg.cache_dir).glob("jsonl-*[!.tmp]/manifest.json"))

@@ -1,9 +1,11 @@
 """What a user is told on the way: progress, Ctrl-C, refusals, memory that is out."""
 
 import os
+import pty
 import re
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +133,27 @@ def test_a_run_folder_in_use_is_refused_untouched(trained: Run) -> None:
     said = refusal(lambda: train_here(*trained.overrides, run_dir))
     assert said.startswith(f"{run_dir}: not empty")
     assert state() == before
+
+
+def test_a_terminal_shows_one_bar(trained: Run, tmp_path: Path) -> None:
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        command("train.py", *trained.overrides, f"run_dir={tmp_path / 'run'}"),
+        cwd=tmp_path,
+        env=environment(TERM="xterm", COLUMNS="140"),
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+    )
+    os.close(terminal)
+    seen = b""
+    with suppress(OSError):  # the other side is closed
+        while piece := os.read(controller, 65536):
+            seen += piece
+    os.close(controller)
+    assert process.communicate()[1] == b""
+    assert process.returncode == 0
+    text = seen.decode()
+    assert re.search(PROGRESS, text)
+    assert f"{STEPS}/{STEPS}" in text
+    assert "\x1b[?25h" in text  # the cursor is shown again
+    assert not re.search(rf"step \d+/{STEPS}", text)

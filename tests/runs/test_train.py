@@ -54,8 +54,6 @@ def test_the_folder_holds_what_made_the_run(trained: Run) -> None:
     cfg = load_config([*trained.overrides, *places])
     assert stored.model_dump() == cfg.model_dump()
     data = json.loads((trained.folder / "data.json").read_text())
-    ran = json.loads((trained.folder / "run.json").read_text())
-    assert ran["environment"]["python"].count(".") == 2
     assert data == prepare(cfg.data).manifest
     content = (trained.folder / "tokenizer.json").read_text()
     assert Tokenizer(content, end_of_text="<|endoftext|>").vocab_size == 300

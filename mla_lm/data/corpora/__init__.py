@@ -39,7 +39,7 @@ def open_corpus(cfg: config.DataConfig) -> Corpus:
 def _from_files(
     cfg: config.FilesConfig, suffixes: tuple[str, ...], read: Callable[[Files], Iterator[Document]]
 ) -> Corpus:
-    """Files of `path` to train on, without those of `val_path`, which are to validate on."""
+    """Training files of `path`, and those of `val_path`, which are left out of them."""
     train = files.find_files(cfg.path, key="data.path", suffixes=suffixes)
     if cfg.val_path is None:
         return Corpus(cfg.path, files.source(train), partial(read, train), None)
