@@ -64,12 +64,15 @@ def read(path: Path, *keys: str) -> dict[str, Any]:
         with safe_open(path, "pt") as tensors:
             document = json.loads(tensors.metadata()[KEY])
             if document["format"] != FORMAT:
-                raise ValueError(f"format {document['format']}, here it is {FORMAT}")
+                other = f"has format {document['format']}, this version reads {FORMAT}"
+                raise UserError(f"{path}: {other}; train anew, or use the version that wrote it")
             content = document["content"]
             wanted = {key: content[key] for key in keys if key in content} if keys else content
             return _Unpacker(tensors).unpack(wanted)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
+    except UserError:
+        raise
     except Exception as error:  # a damaged file fails in many ways, all of them mean the same
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:100]
         raise UserError(f"{path}: not a checkpoint of mla_lm, or damaged ({reason})") from None

@@ -37,6 +37,17 @@ def test_a_record_made_by_hand_is_refused(
     assert str(path) in refusal(lambda: load_checkpoint(path))
 
 
+def test_another_format_is_said_to_be_one(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = content(checkpoint(trained.folder, STEPS))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_file, "FORMAT", 1)
+        checkpoint_file.write(tmp_path / "x.ckpt", stored)
+    message = refusal(lambda: load_checkpoint(tmp_path / "x.ckpt"))
+    assert "has format 1, this version reads 2" in message
+
+
 def test_highest_step_is_newest_whatever_its_digits(trained: Run, tmp_path: Path) -> None:
     folder, stored = tmp_path / "checkpoints", content(checkpoint(trained.folder, STEPS))
     for step, name in ((999_999, "999999"), (1_000_000, "1000000"), (7_000_000, "foo")):
