@@ -18,8 +18,8 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     if cfg.tasks_include:
         cli.require_path("tasks_include", cfg.tasks_include)
 
-    from mla_lm.evaluation import PARTS
     from mla_lm.evaluation.harness import load_tasks
+    from mla_lm.evaluation.parts import PARTS
     from mla_lm.evaluation.results import log_results, metrics_table, write_results
     from mla_lm.evaluation.subject import load_subject
     from mla_lm.machine import autocast, keep_freed_memory

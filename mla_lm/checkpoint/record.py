@@ -1,6 +1,6 @@
-"""Checkpoints of a run: which is the newest good one, what it records, and the model inside.
+"""What a checkpoint says of its run, besides tensors: configuration, tokenizer, data, machine.
 
-Knows the record the project adds to Lightning's checkpoint, not Lightning.
+The project adds this record to Lightning's checkpoint; this file knows nothing of Lightning.
 """
 
 import json

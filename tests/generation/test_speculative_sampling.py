@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mla_lm.generation import Decoder, Sampling, sampling
+from mla_lm.generation import Decoder, Sampling, speculation
 from mla_lm.generation.sampling import distribution, draw
 from mla_lm.generation.speculation import Drafter, accept
 from mla_lm.model import Transformer
@@ -104,9 +104,9 @@ def hotter(self: Drafter, *rest: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("owner", "name", "wrong"),
     [
-        (sampling, "accept", always),
-        (sampling, "accept", replaced_from_target),
-        (sampling, "accept", mixed_rows),
+        (speculation, "accept", always),
+        (speculation, "accept", replaced_from_target),
+        (speculation, "accept", mixed_rows),
         (Drafter, "propose", hotter),
     ],
 )
