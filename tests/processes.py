@@ -29,7 +29,7 @@ def run(*words: str, cwd: Path, stdin: str = "", **extra: str) -> subprocess.Com
         input=stdin,
         capture_output=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=600,
     )
 
 

@@ -199,7 +199,7 @@ def read_line(process: Process) -> str:
 
 
 def finish(process: Process) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 

@@ -87,7 +87,7 @@ def status(process: BaseProcess) -> int | None:
 
 def wait(process: BaseProcess) -> int:
     """The exit status at the end."""
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600
     while (ended := status(process)) is None:
         assert time.monotonic() < until, "a run does not end"
         time.sleep(0.002)

@@ -82,7 +82,7 @@ def test_ctrl_c_saves_and_prints_the_command_to_resume(trained: Run, tmp_path: P
         if line.startswith("step 7/"):
             break
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=600)
     assert process.returncode == INTERRUPTED
     stopped, resume = printed.splitlines()[-2:]
     assert checkpoint(folder, int(stopped.removeprefix("stopped and saved at step "))).exists()

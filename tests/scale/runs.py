@@ -80,7 +80,7 @@ def start(
 
 
 def ended(process: subprocess.Popen[str]) -> Ended:
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=600)
     return Ended(process.returncode, out, err)
 
 

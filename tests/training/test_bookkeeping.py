@@ -34,7 +34,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
         for rank, variables in enumerate(torchrun_variables(2))
     ]
     for process in running:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
     return [json.loads((place / f"{rank}.json").read_text()) for rank in range(2)]
 
