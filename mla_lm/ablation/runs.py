@@ -22,7 +22,7 @@ from mla_lm.checkpoint.record import CONFIG_FILE
 from mla_lm.config import RunConfig
 from mla_lm.config.compose import validate
 from mla_lm.config.section import leaves
-from mla_lm.errors import UserError
+from mla_lm.errors import UserError, one_line
 from mla_lm.files import read_object
 
 FREE = (  # keys that runs of one arm may differ in
@@ -165,9 +165,12 @@ def _logged(folder: Path) -> dict[int, dict[str, float]]:
     files = folder.glob("metrics/version_*/metrics.csv")
     for path in sorted(files, key=lambda path: int(path.parent.name.partition("_")[2])):
         whole, _, _ = path.read_text().rpartition("\n")  # without a line that was cut short
-        for row in csv.DictReader(whole.splitlines()):
-            values = {key: float(value) for key, value in row.items() if value}
-            found.setdefault(int(values.pop("step")) + 1, {}).update(values)
+        try:
+            for row in csv.DictReader(whole.splitlines()):
+                values = {key: float(value) for key, value in row.items() if value}
+                found.setdefault(int(values.pop("step")) + 1, {}).update(values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not the metrics of a run ({one_line(error)})") from None
     return found
 
 

@@ -72,6 +72,12 @@ def test_a_damaged_run_is_refused(tmp_path: Path) -> None:
         (folder / "config.json").write_text(text)
         with pytest.raises(UserError, match=message):
             read(folder)
+    (folder / "config.json").write_text(whole)
+    (folder / "metrics" / "version_0").mkdir(parents=True)
+    for text in ("step,val/bpb\n0,no number\n", "val/bpb\n1.5\n"):
+        (folder / "metrics" / "version_0" / "metrics.csv").write_text(text)
+        with pytest.raises(UserError, match="not the metrics of a run"):
+            read(folder)
 
 
 def test_runs_below_finds_sweeps_and_only_runs(tmp_path: Path) -> None:
