@@ -90,6 +90,7 @@ class MuonAdamW(Optimizer):
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
                 self.state[p]["exp_avg"] = torch.zeros_like(p)
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+            self.state[p]["step"] = self.state[p]["step"].to(p.device)  # read from a file: on CPU
         states = [self.state[p] for p in parameters]
         beta1, beta2 = group["betas"]
         adamw(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mla_lm.config import LossConfig, OptimConfig
@@ -138,6 +138,23 @@ def test_state_survives_a_file_bit_for_bit(kind: str) -> None:
     assert all(map(torch.equal, first.parameters(), second.parameters()))
     step_all(6, (first, forgetful), (second, restored))
     assert not any(map(torch.equal, first.parameters(), second.parameters()))
+
+
+def test_counts_of_steps_read_from_a_file_follow_their_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The meta device in place of a GPU: torch leaves `step` where the file put it."""
+    steps: list[Tensor] = []
+    monkeypatch.setattr(optim, "adamw", lambda *given, **_: steps.extend(given[5]))
+    layer = nn.Linear(3, 2, device="meta")
+    optimizer = build_optimizer(layer, optim_config(kind="adamw"))
+    moments = {"exp_avg": torch.zeros(2), "exp_avg_sq": torch.zeros(2)}
+    state = {number: {"step": torch.tensor(3.0), **moments} for number in range(2)}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for p in layer.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert [step.device.type for step in steps] == ["meta", "meta"]
 
 
 @pytest.mark.parametrize("shape", [(1, 24, 40), (1, 40, 24), (3, 16, 16), (5, 12, 31)])
