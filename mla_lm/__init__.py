@@ -3,8 +3,12 @@
 The public names are loaded on first use, so that `import mla_lm` costs nothing.
 """
 
+import os
 from importlib import import_module
 from typing import Any
+
+# Before torch is imported: what it lacks on Apple GPUs then runs on the CPU, with one warning.
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 _HOME = {
     "load_config": "mla_lm.config.compose",

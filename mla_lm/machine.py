@@ -18,37 +18,55 @@ import torch
 from mla_lm.config import Precision
 from mla_lm.errors import UserError
 
-Resolved = Literal["32-true", "bf16-mixed"]
-DeviceType = Literal["cuda", "cpu"]
+Resolved = Literal["32-true", "bf16-mixed", "16-mixed"]
+DeviceType = Literal["cuda", "mps", "cpu"]
+MATMULS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 STATUS = Path("/proc/self/status")
 
 
-def accelerator_type(accelerator: str = "auto") -> DeviceType:
-    """The device that `trainer.accelerator` means; UserError for a GPU that torch cannot find."""
-    available = torch.cuda.is_available()
-    if accelerator == "gpu" and not available:
-        raise UserError("trainer.accelerator=gpu: torch finds no CUDA GPU; use auto or cpu")
-    return "cuda" if accelerator != "cpu" and available else "cpu"
+def accelerator_type(accelerator: str = "auto", *, key: str = "trainer.accelerator") -> DeviceType:
+    """The device that `key=accelerator` means; UserError for a GPU that torch cannot find."""
+    if accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        return "cuda"
+    if accelerator in ("auto", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    if accelerator in ("gpu", "mps"):
+        kind = "CUDA" if accelerator == "gpu" else "Apple"
+        raise UserError(f"{key}={accelerator}: torch finds no {kind} GPU; use auto or cpu")
+    return "cpu"
 
 
 def resolve_precision(precision: Precision, device_type: str) -> Resolved:
-    """Turn `auto` into bf16-mixed where matmul units support bfloat16, else 32-true.
+    """Turn `auto` into the fastest format here; UserError for one that does not work here."""
+    choices = _precisions(device_type)
+    if precision == "auto":
+        return choices[0]
+    if precision not in choices:
+        allowed = " or ".join(choices)
+        raise UserError(f"precision={precision}: must be {allowed} on this device ({device_type})")
+    return precision
 
-    On a CPU without AMX or AVX512-BF16 bfloat16 is emulated, and slower than float32.
+
+def _precisions(device_type: str) -> tuple[Resolved, ...]:
+    """Those that work on a device, the fastest first.
+
+    Without AMX or AVX512-BF16 a CPU emulates bfloat16, slower than float32. float16 needs loss
+    scaling, which Lightning has for CUDA; Apple GPUs stay at float32.
     """
-    if precision != "auto":
-        return precision
+    if device_type == "mps":
+        return ("32-true",)
     if device_type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        supported: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = supported.get("amx_bf16", False) or supported.get("avx512_bf16", False)
-    return "bf16-mixed" if fast else "32-true"
+        return ("bf16-mixed", "16-mixed", "32-true") if fast else ("16-mixed", "32-true")
+    supported: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    fast = supported.get("amx_bf16", False) or supported.get("avx512_bf16", False)
+    return ("bf16-mixed", "32-true") if fast else ("32-true", "bf16-mixed")
 
 
 def autocast(precision: Resolved, device_type: str) -> torch.autocast:
     """The context to run a model in at a resolved `precision`, outside Lightning."""
-    return torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")
+    enabled = precision != "32-true"
+    return torch.autocast(device_type, dtype=MATMULS[precision], enabled=enabled)
 
 
 @contextmanager
@@ -89,14 +107,13 @@ def resident(which: str) -> int:
 def out_of_memory(error: Exception) -> bool:
     """Whether an error came from the GPU's or the CPU's allocator."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or "DefaultCPUAllocator" in str(error)
+    return known or "DefaultCPUAllocator" in str(error) or "MPS backend out of" in str(error)
 
 
 def product_ceiling(precision: Resolved, device: torch.device, seconds: float = 0.2) -> float:
     """FLOP/s of large square matmuls here: the peak that a training step is compared with."""
-    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
-    side = 8192 if device.type == "cuda" else 1024
-    a = torch.ones(side, side, dtype=dtype, device=device)
+    side = {"cuda": 8192, "mps": 4096}.get(device.type, 1024)
+    a = torch.ones(side, side, dtype=MATMULS[precision], device=device)
     fastest = float("inf")
     started = time.perf_counter()
     while time.perf_counter() - started < seconds:
@@ -115,15 +132,16 @@ class Hardware(NamedTuple):
 
 
 def hardware(precision: Precision = "auto", accelerator: str = "auto") -> Hardware:
-    """Device and number format here; UserError for a GPU that torch cannot find."""
+    """Device and number format here; UserError for those that this machine does not have."""
     device = accelerator_type(accelerator)
     resolved = resolve_precision(precision, device)
-    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    chip = "Apple GPU" if device == "mps" else torch.backends.cpu.get_cpu_capability()
+    chip = f"{platform.machine()} {chip}"
     environment: dict[str, str | int] = {
         "threads": torch.get_num_threads(),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
         "precision": resolved,
-        "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
+        "device": torch.cuda.get_device_name() if device == "cuda" else chip,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "lightning": version("lightning"),

@@ -1,9 +1,11 @@
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
 
-from mla_lm.machine import kernels_for
+from mla_lm.errors import UserError
+from mla_lm.machine import hardware, kernels_for, out_of_memory
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -18,3 +20,48 @@ def test_few_rows_of_bfloat16_take_torchs_own_kernels(
             assert torch.backends.mkldnn.enabled == (before and of_onednn)
             raise RuntimeError
         assert torch.backends.mkldnn.enabled == before
+
+
+def be(patch: pytest.MonkeyPatch, device: str) -> None:
+    """A machine with that device, whose CPU has no bfloat16."""
+    patch.setattr(torch.cuda, "is_available", lambda: device in ("H200", "T4"))
+    patch.setattr(torch.cuda, "is_bf16_supported", lambda **_: device == "H200")
+    patch.setattr(torch.cuda, "get_device_name", lambda: device)
+    patch.setattr(torch.backends.mps, "is_available", lambda: device == "Mac")
+    patch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("machine", "precision", "accelerator", "found"),
+    [
+        ("Mac", "auto", "auto", ("mps", "32-true")),
+        ("Mac", "32-true", "mps", ("mps", "32-true")),
+        ("Mac", "bf16-mixed", "cpu", ("cpu", "bf16-mixed")),
+        ("T4", "auto", "auto", ("cuda", "16-mixed")),
+        ("T4", "32-true", "gpu", ("cuda", "32-true")),
+        ("H200", "auto", "auto", ("cuda", "bf16-mixed")),
+        ("H200", "16-mixed", "auto", ("cuda", "16-mixed")),
+        ("neither", "auto", "auto", ("cpu", "32-true")),
+        ("Mac", "bf16-mixed", "auto", "precision=bf16-mixed: must be 32-true on"),
+        ("Mac", "auto", "gpu", "trainer.accelerator=gpu: torch finds no CUDA GPU"),
+        ("T4", "bf16-mixed", "auto", "precision=bf16-mixed: must be 16-mixed or 32-true on"),
+        ("T4", "auto", "mps", "trainer.accelerator=mps: torch finds no Apple GPU"),
+        ("neither", "16-mixed", "auto", "precision=16-mixed: must be 32-true or bf16-mixed on"),
+    ],
+)
+def test_device_and_number_format_of_a_machine(
+    machine: str, precision: Any, accelerator: str, found: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be(monkeypatch, machine)
+    if isinstance(found, tuple):
+        here = hardware(precision, accelerator)
+        assert (here.device, here.precision) == found
+        return
+    with pytest.raises(UserError, match=found) as caught:
+        hardware(precision, accelerator)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_apple_gpu_out_of_memory_is_recognised() -> None:
+    assert out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9.03 GB)"))
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

@@ -49,6 +49,9 @@ class Options(BaseModel):
     precision: Literal["auto", "32-true", "bf16-true"] = Field(
         "auto", description="auto | 32-true | bf16-true"
     )
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field(
+        "auto", description="auto | cpu | gpu (CUDA) | mps (Apple)"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="sampling seed")
 
 
@@ -66,7 +69,7 @@ def run(arguments: Sequence[str]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     model, _, tokenizer = load_checkpoint(options.ckpt, context=options.context)
-    device = accelerator_type()
+    device = accelerator_type(options.accelerator, key="accelerator")
     in_bf16 = options.precision == "bf16-true" or (
         options.precision == "auto" and resolve_precision("auto", device) == "bf16-mixed"
     )

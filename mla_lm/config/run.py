@@ -18,7 +18,8 @@ from mla_lm.config.section import (
     at_most,
 )
 
-Precision = Literal["auto", "32-true", "bf16-mixed"]
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+Accelerator = Literal["auto", "cpu", "gpu", "mps"]
 Checkpointing = Literal["none", "reentrant", "non_reentrant"]
 
 
@@ -70,7 +71,7 @@ class TrainerConfig(Section):
     strategy: Literal["ddp", "fsdp"]
     devices: Literal["auto"] | Size
     timeout_minutes: Positive
-    accelerator: Literal["auto", "cpu", "gpu"]
+    accelerator: Accelerator
     max_steps: Size
     accumulate_grad_batches: Size
     gradient_clip_val: Positive | None
@@ -151,6 +152,7 @@ class EvalConfig(Section):
     ]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     precision: Precision
+    accelerator: Accelerator
     batch_size: Size
     limit: Size | None
     context: Size | None

@@ -93,8 +93,8 @@ def evaluate(
     for tokens, kind in zip(batches, repeat(None) if kinds is None else kinds, strict=False):
         batch = annotate(tokens.to(model.embed.weight.device))
         out = model(batch.inputs, documents=batch.input_documents)
-        sums += loss_sums(out.logits, batch.labels[:, 1:], byte_lengths).cpu()
-        positions.append(position_sums(out.logits, batch.labels[:, 1:]).cpu())
+        sums += loss_sums(out.logits, batch.labels[:, 1:], byte_lengths)
+        positions.append(position_sums(out.logits, batch.labels[:, 1:]))
         greedy = out.logits.argmax(dim=-1)  # position i: the choice for token i + 1
         for depth, hidden in enumerate(out.mtp, start=1):
             drafts = model.lm_head(hidden).argmax(dim=-1)  # position i: for token i + 1 + depth
@@ -130,9 +130,9 @@ def _load_by_kind(routing: Sequence[Routing], kinds: Tensor, n_kinds: int) -> Te
 
 
 def position_sums(logits: Tensor, labels: Tensor) -> Tensor:
-    """Nats and counted tokens at each position: logits (B, T, V), labels (B, T) -> (T, 2)."""
+    """Nats and counted tokens by position: logits (B, T, V), labels (B, T) -> (T, 2) float64."""
     nats = F.cross_entropy(logits.float().mT, labels, ignore_index=IGNORED, reduction="none")
-    return torch.stack((nats, labels != IGNORED), dim=-1).double().sum(0)
+    return torch.stack((nats, labels != IGNORED), dim=-1).cpu().double().sum(0)
 
 
 def by_position(sums: Tensor) -> list[tuple[int, int, float]]:

@@ -50,7 +50,7 @@ def write_results(
         "seed": cfg.seed,
         "seq_len": cfg.context or subject.run.data.seq_len,
         "data": list(data_overrides),
-        "environment": hardware(subject.precision).environment,
+        "environment": hardware(subject.precision, cfg.accelerator).environment,
     }
     try:
         before = read_object(target)

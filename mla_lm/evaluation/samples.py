@@ -103,8 +103,8 @@ def _seconds(model: Transformer, context: int, batch: int, n_new: int) -> tuple[
     cache = model.new_cache(batch, context + n_new)
 
     def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         return time.perf_counter()
 
     started = now()

@@ -217,8 +217,8 @@ def _score_trees(model: Transformer, trees: list[Tree], requests: Sequence[Reque
     )
     row_of = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     zeros = torch.zeros(len(counts), dtype=torch.float64)
-    sums = zeros.index_add(0, row_of, likely.double().cpu()).tolist()
-    missed = zeros.index_add(0, row_of, (~best).double().cpu()).tolist()
+    sums = zeros.index_add(0, row_of, likely.cpu().double()).tolist()
+    missed = zeros.index_add(0, row_of, (~best).cpu().double()).tolist()
     return [Score(s, m == 0) for s, m in zip(sums, missed, strict=True)]
 
 

@@ -70,7 +70,7 @@ def load_subject(cfg: EvalConfig, *, data_overrides: Sequence[str] = ()) -> Subj
             data = with_overrides(own, data_overrides, keep=KEPT).data
             data = data.model_copy(update={"tokenizer": run.data.tokenizer.of_checkpoint()})
             run, record = run.model_copy(update={"data": data}), None
-    device = accelerator_type()
+    device = accelerator_type(cfg.accelerator, key="accelerator")
     precision = resolve_precision(cfg.precision, device)
     return Subject(
         path, folder, step, sha256, model.to(device), run, tokenizer, record, device, precision

@@ -37,7 +37,7 @@ class Progress(L.Callback):
         cfg = pl_module.cfg
         precision = resolve_precision(cfg.precision, pl_module.device.type)
         self.ceiling = product_ceiling(precision, pl_module.device)
-        self.unit = "MFU" if pl_module.device.type == "cuda" else "of matmul peak"
+        self.unit = "of matmul peak" if pl_module.device.type == "cpu" else "MFU"
         self.flops_per_token = train_flops_per_token(cfg.model, cfg.data.seq_len)
         columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
         self.bar = Bar(*columns, TimeRemainingColumn(), disable=not sys.stdout.isatty())

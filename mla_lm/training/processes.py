@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from mla_lm.config import TrainerConfig
 from mla_lm.errors import INTERRUPTED, STOPPED, UNREAD, UserError
-from mla_lm.machine import accelerator_type
+from mla_lm.machine import DeviceType, accelerator_type
 
 EXPLAINED = {2, STOPPED, INTERRUPTED, UNREAD}  # exit codes of a rank that has printed why
 HEAD_START = 2  # seconds for rank zero to print an error, and for torchrun to end the others
@@ -51,10 +51,11 @@ def launched(cfg: TrainerConfig, overrides: Sequence[str]) -> bool:
     """
     if "WORLD_SIZE" in os.environ:
         return False
-    on_gpus = accelerator_type(cfg.accelerator) == "cuda"
-    n = (torch.cuda.device_count() if on_gpus else 1) if cfg.devices == "auto" else cfg.devices
-    if on_gpus:
-        _require_gpus(n)
+    device = accelerator_type(cfg.accelerator)
+    n = cfg.devices
+    if n == "auto":
+        n = torch.cuda.device_count() if device == "cuda" else 1
+    _require_gpus(device, n)
     if n == 1:
         return False
     from torch.distributed import run
@@ -94,10 +95,13 @@ def _restored() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _require_gpus(n: int) -> None:
-    there = torch.cuda.device_count()
+def _require_gpus(device: DeviceType, n: int) -> None:
+    there = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": n}[device]
     if n > there:
-        raise UserError(f"trainer.devices: {n} processes need a GPU each, there are {there}")
+        raise UserError(
+            f"trainer.devices: {n} processes need a GPU each, there are {there}; use fewer, or "
+            "trainer.accelerator=cpu"
+        )
 
 
 @contextmanager
@@ -126,11 +130,11 @@ def joined(cfg: TrainerConfig) -> Iterator[None]:
 
 
 def _join(cfg: TrainerConfig) -> None:
-    on_gpus = accelerator_type(cfg.accelerator) == "cuda"
-    if on_gpus:
-        _require_gpus(local_world_size())
+    device = accelerator_type(cfg.accelerator)
+    _require_gpus(device, world_size() if device == "mps" else local_world_size())  # no NCCL
+    if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     timeout = timedelta(minutes=cfg.timeout_minutes)
     try:
         store, number, size = next(rendezvous("env://", timeout=timeout))

@@ -59,6 +59,8 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     if ranks.world_size() > 1:
         print(f"{ranks.world_size()} processes, {cfg.trainer.strategy}")
     print(describe(cfg, here.precision))
+    if here.device == "mps":
+        print("Apple GPU: float32, no autocast, no torch.compile; untested, reports welcome")
     print(data.describe(n_dropped=train_batches.n_dropped))
 
     L.seed_everything(cfg.seed, verbose=False)
@@ -127,7 +129,7 @@ def trainer_of(cfg: RunConfig, here: Hardware, repeat: Sequence[str]) -> L.Train
     callbacks = compose.instantiate("callbacks", cfg.callbacks)
     loggers = compose.instantiate("logger", cfg.logger)
     return L.Trainer(
-        **strategy_of(cfg.trainer),
+        **strategy_of(cfg.trainer, here.precision),
         accelerator=here.device,
         precision=here.precision,
         max_epochs=-1,

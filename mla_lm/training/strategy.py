@@ -15,15 +15,18 @@ from torch.optim import Optimizer
 
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.config import TrainerConfig
+from mla_lm.errors import UserError
 from mla_lm.model.sharding import part, whole
 from mla_lm.training import processes as ranks
 
 
-def strategy_of(cfg: TrainerConfig) -> dict[str, Any]:
+def strategy_of(cfg: TrainerConfig, precision: str) -> dict[str, Any]:
     """Arguments of the trainer: ranks, how they divide the work, and which files they write."""
     n, here = ranks.world_size(), ranks.local_world_size()
     if n == 1:
         return {"devices": 1, "plugins": [CheckpointFiles()]}
+    if cfg.strategy == "fsdp" and precision == "16-mixed":
+        raise UserError("precision=16-mixed: FSDP2 has no loss scaling; use 32-true or trainer=ddp")
     return {
         "devices": here,
         "num_nodes": n // here,

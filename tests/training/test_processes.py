@@ -20,6 +20,7 @@ from mla_lm.errors import INTERRUPTED, STOPPED, UNREAD, UserError
 from mla_lm.training import processes
 from mla_lm.training.processes import launched
 from mla_lm.training.run import loaders
+from mla_lm.training.strategy import strategy_of
 from tests.processes import free_port, torchrun_variables
 from tests.scale.runs import DDP, ended, start, write_text
 
@@ -160,6 +161,22 @@ def launch_on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     launched(trainer("trainer.devices=4", "trainer.accelerator=auto"), [])
 
 
+def launch_on_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    launched(trainer("trainer.devices=2", "trainer.accelerator=auto"), [])
+
+
+def join_from_two_macs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    be_rank(monkeypatch, 0, LOCAL_WORLD_SIZE="1")
+    join("trainer.accelerator=auto")
+
+
+def shard_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_rank(monkeypatch, 0)
+    strategy_of(trainer("trainer=fsdp"), "16-mixed")
+
+
 def launch_on_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     give_gpus(monkeypatch, 0)
     launched(trainer("trainer.devices=4", "trainer.accelerator=gpu"), [])
@@ -173,6 +190,9 @@ def launch_on_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (join_without_a_rank, "RANK expected, but not set"),
         (divide_five_rows, "data.batch_size=5: must be a multiple of the 2 processes"),
         (launch_on_one_gpu, "trainer.devices: 4 processes need a GPU each, there are 1"),
+        (launch_on_a_mac, "trainer.devices: 2 processes .* there are 1; use fewer, or"),
+        (join_from_two_macs, "trainer.devices: 2 processes .* there are 1; use fewer, or"),
+        (shard_in_float16, "precision=16-mixed: FSDP2 has no loss scaling; use 32-true or"),
         (launch_on_no_gpu, "trainer.accelerator=gpu: torch finds no CUDA GPU"),
     ],
 )
