@@ -15,6 +15,7 @@ from mla_lm.model.moe import Routing
 from mla_lm.objective.balance import count, of_layer
 
 LOGITS = 2**23  # per chunk
+HALF_ROWS = 256  # per chunk in float16, whose largest number is 65504
 IN_CACHE = 2**19  # per softmax on a CPU, to stay in its cache
 
 
@@ -64,6 +65,8 @@ class HeadLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         n_rows = max(1, LOGITS // len(weight))
+        if hidden.dtype == torch.float16:  # sums over more rows overflow at any loss scale
+            n_rows = min(n_rows, HALF_ROWS)
         for x, grad_x, target in zip(
             hidden.split(n_rows), grad_hidden.split(n_rows), targets.split(n_rows), strict=True
         ):
@@ -82,8 +85,10 @@ class HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        grad_hidden = grad_hidden * grads[0].type_as(grad_hidden)
-        return grad_hidden, (grad_weight * grads[0]).to(ctx.dtype), None
+        half = grad_hidden.dtype == torch.float16  # in which a scaled grads[0] may be infinite
+        exact = grad_hidden.float() if half else grad_hidden
+        exact = exact * grads[0].type_as(exact)
+        return exact.type_as(grad_hidden), (grad_weight * grads[0]).to(ctx.dtype), None
 
 
 def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Knows neither files nor the command line. B batch, T tokens, L MoE layers, E exp
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -59,7 +60,7 @@ class LanguageModel(L.LightningModule):
             self.model.shard_blocks(self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
-        if self.cfg.trainer.compile:
+        if self.cfg.trainer.compile and self.device.type != "mps":
             self.model.compile_blocks(whole=self.device.type == "cuda")
 
     def training_step(self, tokens: Tensor, batch_idx: int) -> Tensor:
@@ -127,7 +128,11 @@ class LanguageModel(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the global norm, or drop a gradient that is not finite, on all ranks alike."""
+        """Clip by the global norm, or drop a gradient that is not finite, on all ranks alike.
+
+        Lightning has undone the loss scale of 16-mixed before.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         parameters = [p for p in self.parameters() if p.grad is not None]
         grads = [p.grad for p in parameters if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm(grads))
@@ -138,9 +143,13 @@ class LanguageModel(L.LightningModule):
         if self.is_logged:
             found["bpb"] = found["ce"] / math.log(2) / max(found.pop("bytes"), 1e-9)
             found |= {"grad_norm": length, "lr": optimizer.param_groups[0]["lr"]}
+            if scaler is not None:
+                found["loss_scale"] = scaler.get_scale()
             self.log_dict({f"train/{name}": value for name, value in found.items()})
         if not (math.isfinite(loss) and math.isfinite(length)):
             optimizer.zero_grad()
+            if scaler is not None and math.isfinite(loss) and scaler.get_scale() > 1:
+                return  # an overflow in float16: the scaler skips the step and lowers its scale
             self.n_skipped += 1
             what = "loss" if math.isfinite(length) else "gradient"
             self.print(f"step {self.global_step + 1} skipped: the {what} is not finite")
@@ -167,7 +176,7 @@ class LanguageModel(L.LightningModule):
                 f"stopped at step {self.global_step + 1}: trainer.max_skipped_steps="
                 f"{self.n_skipped} in a row had a loss or gradient that is not finite"
             )
-        if not row_loads or self.n_skipped:
+        if not row_loads or self.loss is None:
             return
         rows = torch.cat(row_loads, dim=1)
         self.load = self.over_ranks(rows.sum(dim=1), "sum")
@@ -204,22 +213,24 @@ class LanguageModel(L.LightningModule):
         out = self.model(batch.inputs, documents=batch.input_documents, mtp=first)
         if first:
             drafts = self.model.lm_head(out.mtp[0]).argmax(-1)
-            kept = kept_drafts(drafts, out.logits.argmax(-1), batch, depth=1)
+            kept = kept_drafts(drafts, out.logits.argmax(-1), batch, depth=1).cpu().double()
             self.drafted = torch.zeros_like(kept) if none_left else kept
         if none_left:
             return
-        self.val_sums += loss_sums(out.logits, batch.labels[:, 1:], self.byte_lengths).cpu()
+        self.val_sums += loss_sums(out.logits, batch.labels[:, 1:], self.byte_lengths)
 
     def on_validation_epoch_end(self) -> None:
         if self.cfg.model.mtp_depth:
-            kept, drafts = self.over_ranks(self.drafted.double(), "sum")
+            kept, drafts = self.over_ranks(self.drafted, "sum")
             self.log("mtp/acceptance", kept / drafts.clamp(min=1))
-        sums = self.over_ranks(self.val_sums.to(self.device), "sum")
+        sums = self.over_ranks(self.val_sums, "sum")
         self.log_dict(summarize(sums, graded=self.annotate.graded))
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.model, self.cfg.optim)
         schedule = build_schedule(optimizer, self.cfg.optim, max_steps=self.cfg.trainer.max_steps)
+        # A first step that a loss scale skips looks to torch like a schedule without an optimizer.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

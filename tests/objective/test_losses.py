@@ -156,6 +156,27 @@ def test_the_head_loss_of_far_logits_is_exact() -> None:
     assert head_loss(hidden, weight, torch.tensor([[1]])) == 300
 
 
+@pytest.mark.parametrize(("n_rows", "scale"), [(1024, 1.0), (1, 2.0**17)])
+def test_the_head_loss_in_float16_overflows_only_where_a_smaller_scale_helps(
+    n_rows: int, scale: float
+) -> None:
+    """Neither the sum over many rows, which is made before scaling, nor a scale above 65504."""
+    weight = torch.zeros(5, 8)
+    weight[1] = 2.0**-8  # almost every row prefers this token to its target
+    exact = [t.requires_grad_() for t in (torch.full((1, n_rows, 8), 100.0), weight)]
+    half = [t.detach().half().requires_grad_() for t in exact]
+    targets = torch.zeros(1, n_rows, dtype=torch.int64)
+    (scale * head_loss(*half, targets)).backward()
+    (scale * next_token_loss(exact[0] @ weight.T, targets)).backward()
+    for found, wanted in zip(half, exact, strict=True):
+        assert found.grad is not None
+        assert wanted.grad is not None
+        representable = wanted.grad.abs() < 65504  # of the hidden states all are
+        assert representable.all() or found is half[1]
+        wanted_half = wanted.grad[representable].half()
+        torch.testing.assert_close(found.grad[representable], wanted_half, rtol=4e-3, atol=1e-4)
+
+
 def test_the_head_loss_under_autocast_is_that_of_rounded_factors() -> None:
     hidden = torch.randn(2, 9, 16, requires_grad=True)
     weight = torch.randn(40, 16, requires_grad=True)
