@@ -25,8 +25,8 @@ def loss_sums(logits: Tensor, labels: Tensor, byte_lengths: Tensor) -> Tensor:
     nats = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
     counted = labels[labels != IGNORED]
     sums = (nats, nats.new_tensor(counted.numel()), byte_lengths[counted].sum())
-    sums += exact_matches(logits, labels)
-    return torch.stack([part.cpu().double() for part in sums])  # Apple GPUs have no float64
+    # From the device first: Apple GPUs have no float64.
+    return torch.stack([part.cpu().double() for part in (*sums, *exact_matches(logits, labels))])
 
 
 def bytes_per_target(labels: Tensor, byte_lengths: Tensor) -> Tensor:
