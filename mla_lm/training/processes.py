@@ -51,10 +51,9 @@ def launched(cfg: TrainerConfig, overrides: Sequence[str]) -> bool:
     """
     if "WORLD_SIZE" in os.environ:
         return False
-    on_gpus = accelerator_type(cfg.accelerator) == "cuda"
-    n = (torch.cuda.device_count() if on_gpus else 1) if cfg.devices == "auto" else cfg.devices
-    if on_gpus:
-        _require_gpus(n)
+    wanted = 0 if cfg.devices == "auto" else cfg.devices
+    n_gpus = _n_gpus(cfg, n_ranks=wanted)
+    n = wanted or n_gpus or 1
     if n == 1:
         return False
     from torch.distributed import run
@@ -65,6 +64,7 @@ def launched(cfg: TrainerConfig, overrides: Sequence[str]) -> bool:
     try:
         with _restored():
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // n)))
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a rank says why in one line
             logging.disable()  # torchrun logs a page for each failure
             run.run(run.parse_args(options))
     except ChildFailedError as error:
@@ -94,10 +94,14 @@ def _restored() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _require_gpus(n: int) -> None:
+def _n_gpus(cfg: TrainerConfig, *, n_ranks: int) -> int:
+    """GPUs for the ranks on this machine, 0 where they run on the CPU; UserError for too few."""
+    if accelerator_type(cfg.accelerator) == "cpu":
+        return 0
     there = torch.cuda.device_count()
-    if n > there:
-        raise UserError(f"trainer.devices: {n} processes need a GPU each, there are {there}")
+    if n_ranks > there:
+        raise UserError(f"trainer.devices: {n_ranks} processes need a GPU each, there are {there}")
+    return there
 
 
 @contextmanager
@@ -126,11 +130,10 @@ def joined(cfg: TrainerConfig) -> Iterator[None]:
 
 
 def _join(cfg: TrainerConfig) -> None:
-    on_gpus = accelerator_type(cfg.accelerator) == "cuda"
-    if on_gpus:
-        _require_gpus(local_world_size())
+    n_gpus = _n_gpus(cfg, n_ranks=local_world_size())
+    if n_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if n_gpus else "gloo"
     timeout = timedelta(minutes=cfg.timeout_minutes)
     try:
         store, number, size = next(rendezvous("env://", timeout=timeout))

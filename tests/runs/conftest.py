@@ -11,7 +11,7 @@ import pytest
 
 from mla_lm import load_config
 from mla_lm.checkpoint import file as checkpoint_file
-from mla_lm.checkpoint.resume import resolve_resume
+from mla_lm.checkpoint.resume import resolve_origin
 from mla_lm.errors import UserError
 from tests.processes import run
 
@@ -82,7 +82,7 @@ def logged(folder: Path, *, version: int = 0) -> list[dict[str, str]]:
 
 def resolve(trained: Run, *overrides: str) -> Any:
     words = [*trained.overrides, *overrides]
-    return resolve_resume(load_config(words), words).cfg
+    return resolve_origin(load_config(words), words).cfg
 
 
 def refusal(action: Callable[[], object]) -> str:

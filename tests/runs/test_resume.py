@@ -11,7 +11,7 @@ import pytest
 
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.find import read
-from mla_lm.checkpoint.resume import warn_of_environment
+from mla_lm.checkpoint.resume import Origin
 from mla_lm.files import claimed
 from mla_lm.machine import hardware
 from tests.reliability.runs import differences, state
@@ -150,7 +150,8 @@ def test_what_changes_the_bits_is_told_unless_allowed(
     for more in ((), (f"resume_allow=[{key}]",)):
         cfg = resolve(trained, f"resume={path}", f"run_dir={tmp_path / 'new'}", *more)
         here = hardware(cfg.precision, cfg.trainer.accelerator)
-        warn_of_environment(cfg, read(path)[0].environment, here.environment)
+        record = read(path)[0]
+        Origin(cfg, record).check(here.environment, record.data)
         said = capsys.readouterr().err
         assert said == "" if more else said.startswith(f"warning: {key}=")
         assert said.count("\n") == len(said.splitlines()) <= 1
