@@ -44,25 +44,19 @@ class Origin(NamedTuple):
     cfg: RunConfig
     record: Record | None
 
-    @property
-    def resumed(self) -> Record | None:
-        """The record of the run that goes on; None where a new one starts."""
-        return self.record if self.cfg.resume else None
-
     def tokenizer(self) -> Tokenizer | None:
         """The one of the checkpoint."""
         return self.record.own_tokenizer() if self.record else None
 
     def check(self, environment: Mapping[str, object], manifest: dict[str, Any]) -> None:
         """Refuse to resume on another corpus; warn of what else changes the bits of the run."""
-        path, record = self.cfg.resume, self.resumed
-        if path is None or record is None:
+        if self.record is None or self.cfg.resume is None:
             return
         for key in BITS:
-            before, here = record.environment.get(key), environment[key]
+            before, here = self.record.environment.get(key), environment[key]
             if before != here and key not in self.cfg.resume_allow:
-                _warn(f"{key}={here}: {path} was trained with {before}")
-        require_corpus(path, record, manifest)
+                _warn(f"{key}={here}: {self.cfg.resume} was trained with {before}")
+        require_corpus(self.cfg.resume, self.record, manifest)
 
 
 def resolve_origin(cfg: RunConfig, overrides: Sequence[str] = ()) -> Origin:

@@ -44,7 +44,7 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     ranks.broadcast_from_rank0(partial(origin.check, here.environment, data.manifest))
     record = Record.of(
         cfg,
-        command=origin.resumed.command if origin.resumed else command_of(overrides),
+        command=origin.record.command if origin.record and cfg.resume else command_of(overrides),
         tokenizer=data.tokenizer.json,
         data=data.manifest,
         environment=here.environment,
