@@ -1,5 +1,8 @@
 """Tiny models with distinct dimensions, weights far from their initialisation, one thread."""
 
+import ctypes
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +21,8 @@ from mla_lm.data import Tokenizer
 from mla_lm.model.moe import Router
 
 machine.keep_freed_memory = lambda: None  # a worker would keep what its largest test took
+for kernels in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ[kernels] = "100"  # of 1,024: most are compiled for the shapes of one test
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("tests")
 
@@ -91,6 +96,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _freed_memory_is_returned() -> Iterator[None]:
+    """After every file: a worker runs dozens of them."""
+    yield
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)
