@@ -3,7 +3,7 @@
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +18,7 @@ from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.record import PREFIX, RECORD, STEP, WEIGHTS, Record
 from mla_lm.config import ModelConfig, RunConfig
 from mla_lm.data import Tokenizer
+from mla_lm.errors import UserError
 from mla_lm.model.moe import Router
 
 machine.keep_freed_memory = lambda: None  # a worker would keep what its largest test took
@@ -76,6 +77,14 @@ def randomized(model: Model) -> Model:
             module.weight.mul_(2)
             module.e_score_correction_bias.normal_(std=0.3)
     return model
+
+
+def one_line(action: Callable[[], object]) -> str:
+    """The line of the error that `action` ends with."""
+    with pytest.raises(UserError) as caught:
+        action()
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
 
 
 def random_tokens(cfg: ModelConfig, batch: int, length: int) -> Tensor:
