@@ -18,11 +18,11 @@ import pytest
 from mla_lm.config import DataConfig
 from mla_lm.data import PreparedData, encode, prepare
 from mla_lm.files import digest
+from tests.conftest import one_line
 from tests.data.conftest import (
     SPLITS,
     corpus_config,
     lasting,
-    one_line,
     prepared_folder,
     some_text,
     tokenizer_keys,

@@ -19,6 +19,7 @@ from tokenizers import pre_tokenizers
 from mla_lm.config import DataConfig
 from mla_lm.data import Tokenizer, encode, prepare
 from mla_lm.files import digest
+from tests.conftest import one_line
 from tests.data.conftest import (
     END_OF_TEXT,
     SPLITS,
@@ -27,7 +28,6 @@ from tests.data.conftest import (
     documents,
     file_texts,
     lasting,
-    one_line,
     prepared_folder,
     some_text,
     split_of,

@@ -12,11 +12,11 @@ from mla_lm.config import DataConfig
 from mla_lm.data import Tokenizer, split
 from mla_lm.data.corpora import Corpus, Document
 from mla_lm.data.split import choose_split, hash_position
+from tests.conftest import one_line
 from tests.data.conftest import (
     END_OF_TEXT,
     corpus_config,
     hashed,
-    one_line,
     some_text,
     split_of,
     tokenizer_keys,

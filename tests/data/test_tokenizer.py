@@ -18,7 +18,8 @@ from mla_lm.config import TokenizerConfig
 from mla_lm.data import Tokenizer
 from mla_lm.data import tokenizer as module
 from mla_lm.data.tokenizer import pieces
-from tests.data.conftest import END_OF_TEXT, one_line, some_text
+from tests.conftest import one_line
+from tests.data.conftest import END_OF_TEXT, some_text
 
 LIBRARY = tokenizers.Tokenizer
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
