@@ -91,18 +91,17 @@ class Tokenizer:
         encoded = self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
-    def encode_prompt(self, prompt: str) -> tuple[list[int], NDArray[np.bool_] | None]:
-        """Ids to continue, and which ids (vocab_size,) may come first; None: any.
+    def encode_prompt(self, prompt: str) -> tuple[list[int], NDArray[np.bool_]]:
+        """Ids to continue, and which ids (vocab_size,) may come first.
 
-        Tokens carry the space in front of a word, so a prompt that ends in a space would cut one
-        in two: that space is left to the first new token instead.
+        A token carries the space in front of its word, so a prompt that ends in a space would split
+        a token. That space is left to the first new token instead.
         """
-        if not prompt.endswith(" "):
-            return [self.end_of_text, *self.encode(prompt)], None
-        allowed = np.zeros(self.vocab_size, dtype=np.bool_)
-        for token, index in self._bpe.get_vocab().items():
-            allowed[index] = token.startswith(SPACE)
-        return [self.end_of_text, *self.encode(prompt[:-1])], allowed
+        allowed = np.full(self.vocab_size, not prompt.endswith(" "))
+        if not allowed.all():
+            for token, index in self._bpe.get_vocab().items():
+                allowed[index] = token.startswith(SPACE)
+        return [self.end_of_text, *self.encode(prompt.removesuffix(" "))], allowed
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out; bytes that are not UTF-8 become U+FFFD."""

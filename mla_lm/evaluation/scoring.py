@@ -207,19 +207,15 @@ def _score_trees(model: Transformer, trees: list[Tree], requests: Sequence[Reque
     paths = [(row, path) for row, tree in enumerate(trees) for path in tree.paths]
     nodes: list[int] = []
     targets: list[int] = []
-    counts = []
     for (row, path), request in zip(paths, requests, strict=True):
         nodes += [row * width + node for node in path[len(request.context) - 1 :]]
         targets += request.continuation
-        counts.append(len(request.continuation))
     likely, best = _at_targets(
         model, hidden, torch.tensor(nodes, device=device), torch.tensor(targets, device=device)
     )
-    row_of = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    zeros = torch.zeros(len(counts), dtype=torch.float64)
-    sums = zeros.index_add(0, row_of, likely.double().cpu()).tolist()
-    missed = zeros.index_add(0, row_of, (~best).double().cpu()).tolist()
-    return [Score(s, m == 0) for s, m in zip(sums, missed, strict=True)]
+    by_token = iter(zip(likely.tolist(), best.tolist(), strict=True))
+    scored = [list(islice(by_token, len(request.continuation))) for request in requests]
+    return [Score(sum(nats for nats, _ in one), all(top for _, top in one)) for one in scored]
 
 
 def _at_targets(
