@@ -1,8 +1,8 @@
 """One cell of a study, a process of its own: `python -m mla_lm.ablation.cell FOLDER`.
 
-It trains the configuration in `FOLDER/.cell.json` as `train.py` does, measures how fast the model
-reads and writes, and leaves its costs in `cost.json`. It ends with the runner that started it,
-however that ended: by its standard input.
+It trains the configuration in `FOLDER/.cell.json` as `train.py` does, measures the speed of prefill
+and decoding, and writes its costs to `cost.json`. It saves and ends when its standard input ends:
+then the runner that started it is gone.
 """
 
 import json
@@ -30,7 +30,7 @@ def write_config(folder: Path, cfg: RunConfig) -> None:
 
 
 def main(name: str) -> None:
-    """Do what is left of the cell in a folder."""
+    """Run the cell in a folder, or what is left of it."""
     folder = Path(name)
     cfg = RunConfig.model_validate_json((folder / CONFIG).read_text())
     if "RANK" in os.environ:  # one of several processes that this cell has started

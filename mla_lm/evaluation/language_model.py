@@ -24,7 +24,7 @@ from mla_lm.model import Routing, Transformer
 from mla_lm.objective import balance
 from mla_lm.objective.metrics import N_SUMS, kept_drafts, loss_sums, summarize, text_metrics
 
-AT_ONCE = 1024  # strides of a sliding context whose requests are held in memory
+AT_ONCE = 1024  # strides of a sliding context scored together, which limits memory
 
 
 def language_model(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
@@ -152,8 +152,8 @@ def sliding_loss(
 ) -> dict[str, float]:
     """Loss, perplexity and bits per byte of a stream, `stride` tokens at a time.
 
-    Each token has a context of at least `max_seq_len - stride` tokens, except at the beginning and
-    behind a `separator`, where one is given.
+    Each token has at least `max_seq_len - stride` tokens of context, except at the beginning and
+    after a `separator`.
     """
     nats = n_tokens = n_bytes = 0.0
     longest = model.cfg.max_seq_len

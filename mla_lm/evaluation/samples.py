@@ -23,7 +23,7 @@ BATCHES, DECODED, ROUNDS = (1, 8), 16, 3  # of profile
 
 
 def code(model: Transformer, tokenizer: Tokenizer, *, seed: int) -> dict[str, float]:
-    """`code/parsed`: share of sampled texts that Python parses, but for their incomplete line."""
+    """`code/parsed`: share of sampled texts that Python parses without their incomplete line."""
     completion = Completion(
         model,
         tokenizer,

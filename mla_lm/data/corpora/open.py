@@ -51,7 +51,7 @@ def _from_files(
 
 
 def _from_hub(cfg: config.HubConfig) -> Corpus:
-    """A data set by name; a local folder is also told apart by its files."""
+    """A data set by name; the source of a local folder also describes its files."""
     local = Path(os.path.expanduser(cfg.name))
     source = files.source(files.below(local)) if local.is_dir() else {}
     read = partial(tables.hub_documents, cfg)
