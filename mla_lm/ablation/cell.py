@@ -5,7 +5,6 @@ and decoding, and writes its costs to `cost.json`. It saves and ends when its st
 then the runner that started it is gone.
 """
 
-import json
 import os
 import signal
 import sys
@@ -16,7 +15,7 @@ from filelock import FileLock
 
 from mla_lm.config import RunConfig
 from mla_lm.errors import guard
-from mla_lm.files import replacing
+from mla_lm.files import write_object
 
 CONFIG, COST, LOCK = ".cell.json", "cost.json", ".cell.lock"  # hidden: the run's folder is empty
 PATIENCE = 600.0  # seconds for the process before this one to save and end
@@ -40,9 +39,7 @@ def main(name: str) -> None:
     with FileLock(folder / LOCK, timeout=PATIENCE):
         if not (folder / COST).exists():
             train(cfg, name)
-            costs = measure(cfg)
-            with replacing(folder / COST) as path:
-                path.write_text(json.dumps(costs, indent=2) + "\n")
+            write_object(folder / COST, measure(cfg))
 
 
 def train(cfg: RunConfig, name: str) -> None:

@@ -34,7 +34,7 @@ from mla_lm.data.prepared import (
 from mla_lm.data.split import Piece, choose_split, pieces_of
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.files import digest, remove_temporaries, replacing
+from mla_lm.files import digest, remove_temporaries, replacing, write_text
 
 BLOCK = 2**15  # pieces per shard, of some 2 kB where documents are long
 BATCH = 512  # pieces encoded in parallel
@@ -98,8 +98,7 @@ def _prepare(
         print(f"preparing {corpus.name}", flush=True)
         shutil.rmtree(unfinished, ignore_errors=True)
         threshold, tokenizer = choose_split(cfg, corpus, tokenizer=existing)
-        with replacing(unfinished / TOKENIZER) as temporary:
-            temporary.write_text(tokenizer.json, encoding="utf-8")
+        write_text(unfinished / TOKENIZER, tokenizer.json)
         manifest = {
             "settings": settings,
             "name": corpus.name,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -120,21 +119,6 @@ def test_no_token_and_no_byte_is_lost(
             assert data.tokenizer.n_bytes(ids) == data.manifest[split]["bytes"] == n_bytes
             assert len(ids) == data.manifest[split]["tokens"]
         assert data.manifest["empty_documents"] == sum(not t for t in texts)
-
-
-def test_the_split_depends_on_no_order_and_no_other_document(
-    config: MakeConfig, tmp_path: Path
-) -> None:
-    texts = [some_text(9, seed=i) for i in range(40)]
-    more = [some_text(9, seed=i) for i in range(40, 60)]
-    mixed = random.Random(0).sample((texts + more) * 2, 120)
-    found = []
-    for i, rows in enumerate((texts, texts[::-1], mixed)):
-        data = prepare(config(write_rows(tmp_path / f"{i}.jsonl", rows), "jsonl"))
-        assert not set(documents(data, "train")) & set(documents(data, "val"))
-        found.append(set(documents(data, "val")) & set(texts))
-    assert found[0] == found[1] == found[2]
-    assert 2 < len(found[0]) < 20
 
 
 def test_files_to_validate_on_are_the_validation_split(config: MakeConfig, folder: Path) -> None:
