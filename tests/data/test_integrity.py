@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mla_lm.config import DataConfig
-from mla_lm.data import PreparedData, encode, prepare
+from mla_lm.data import PreparedData, preparation, prepare
 from tests.conftest import one_line
 from tests.data.conftest import (
     corpus_config,
@@ -33,7 +33,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     keys = {"val_fraction": 0.3, "tokenizer": tokenizer_keys("bpe")}
     cfg = corpus_config("text", path=path, cache_dir=cache, **keys)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "BLOCK", 3)
+        patch.setattr(preparation, "BLOCK", 3)
         prepare(cfg)
     return cfg
 
