@@ -58,7 +58,8 @@ def measure(cfg: RunConfig) -> dict[str, float]:
     """Bytes of `peak_memory` of the training here, and the speeds of `eval.py parts=[profile]`."""
     from mla_lm.checkpoint.find import load_checkpoint
     from mla_lm.evaluation.samples import profile
-    from mla_lm.machine import autocast, hardware, resident
+    from mla_lm.machine import autocast, hardware
+    from mla_lm.memory import resident
 
     peak = resident("VmHWM")
     here = hardware(cfg.precision, cfg.trainer.accelerator)

@@ -12,7 +12,7 @@ from mla_lm.config.secret import public_overrides
 from mla_lm.config.section import leaves
 from mla_lm.cost import describe
 from mla_lm.data import prepare
-from mla_lm.machine import hardware, keep_freed_memory
+from mla_lm.machine import hardware, keep_freed_memory, require_memory
 from mla_lm.training import processes as ranks
 from mla_lm.training.trainer import memory_explained, run_trainer
 
@@ -32,6 +32,8 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     origin = ranks.broadcast_from_rank0(partial(resolve_origin, cfg, overrides or ()))
     cfg = origin.cfg
     here = hardware(cfg.precision, cfg.trainer.accelerator)
+    of_ranks = {"n_ranks": ranks.world_size(), "n_local": ranks.local_world_size()}
+    ranks.broadcast_from_rank0(partial(require_memory, cfg, here.device, **of_ranks))
     if ranks.world_size() > 1:
         print(f"{ranks.world_size()} processes, {cfg.trainer.strategy}")
     print(describe(cfg, here.precision), flush=True)
