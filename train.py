@@ -7,11 +7,14 @@ from mla_lm.errors import UserError
 
 
 def train(cfg: RunConfig, overrides: list[str]) -> None:
-    """Run what `cfg` says and leave a checkpoint; `overrides` made it."""
+    """Run what `cfg` says, in as many processes as it asks for; `overrides` made it."""
     _require_named(cfg)
-    from mla_lm.training.run import launch
+    from mla_lm.training import processes as ranks
+    from mla_lm.training.run import fit
 
-    launch(cfg, overrides)
+    if not ranks.launched(cfg.trainer, overrides):
+        with ranks.joined(cfg.trainer):
+            fit(cfg, overrides)
 
 
 def _require_named(cfg: RunConfig) -> None:

@@ -1,14 +1,17 @@
-"""Parameters, training FLOPs and KV cache in closed form from the configuration.
+"""Parameters, training FLOPs, training memory and KV cache in closed form from the configuration.
 
 The tests check the formulae against real tensors. A matrix costs 2 FLOPs per weight and token
 forward, and twice that backward; the embedding look-up is not a matmul, the head is.
 """
 
-from typing import NamedTuple
+from collections import Counter
+from typing import Literal, NamedTuple
 
 from mla_lm.config import MLAConfig, ModelConfig, MoEConfig, RunConfig
 
 BLOCK = ("attention", "dense FFN", "router", "shared experts", "routed experts", "norms")
+NEVER_MUON = ("embedding", "router", "norms", "head")  # parts that take AdamW under optim=muon too
+FLOAT32 = 4  # bytes per element
 
 
 class Parameters(NamedTuple):
@@ -45,15 +48,35 @@ def parameters_by_part(cfg: ModelConfig) -> dict[str, Part]:
 
 def count_parameters(cfg: ModelConfig) -> Parameters:
     """Trainable parameters of the whole model."""
-    main = parameters_by_part(cfg).values()
-    module = 2 * cfg.dim * cfg.dim + 3 * cfg.dim  # projection, two input norms, final norm
-    mtp = _block(cfg, cfg.n_layers).values()
+    main, mtp = parameters_by_part(cfg).values(), _mtp_module(cfg).values()
     return Parameters(
         total=sum(part.total for part in main),
         active=sum(part.active for part in main),
-        mtp=cfg.mtp_depth * (module + sum(part.total for part in mtp)),
-        mtp_active=cfg.mtp_depth * (module + sum(part.active for part in mtp)),
+        mtp=cfg.mtp_depth * sum(part.total for part in mtp),
+        mtp_active=cfg.mtp_depth * sum(part.active for part in mtp),
     )
+
+
+def training_bytes(cfg: ModelConfig, optimizer: Literal["adamw", "muon"]) -> dict[str, int]:
+    """Bytes of what training holds in float32 besides activations, MTP modules included.
+
+    AdamW keeps two moments of a parameter, Muon one of each hidden matrix.
+    """
+    sizes: Counter[str] = Counter()
+    for part, count in parameters_by_part(cfg).items():
+        sizes[part] += FLOAT32 * count.total
+    for part, count in _mtp_module(cfg).items():
+        sizes[part] += FLOAT32 * count.total * cfg.mtp_depth
+    by_muon = {part for part in sizes if optimizer == "muon" and part not in NEVER_MUON}
+    moments = sum(size * (1 if part in by_muon else 2) for part, size in sizes.items())
+    weights = sizes.total()
+    return {"weights": weights, "gradients": weights, "optimizer state": moments}
+
+
+def bytes_of_ranks(cfg: RunConfig, n: int, *, n_ranks: int) -> int:
+    """`training_bytes` held by `n` of `n_ranks` ranks; FSDP2 shares them out, DDP does not."""
+    of_model = sum(training_bytes(cfg.model, cfg.optim.kind).values())
+    return n * of_model // (n_ranks if cfg.trainer.strategy == "fsdp" else 1)
 
 
 def train_flops_per_token(cfg: ModelConfig, seq_len: int) -> float:
@@ -118,6 +141,14 @@ def _block(cfg: ModelConfig, layer: int) -> dict[str, Part]:
             cfg.ffn.n_routed_experts * expert, cfg.ffn.n_activated_experts * expert
         ),
     }
+
+
+def _mtp_module(cfg: ModelConfig) -> dict[str, Part]:
+    """Parameters of one MTP module by part."""
+    block = _block(cfg, cfg.n_layers)
+    projection = 2 * cfg.dim * cfg.dim
+    norms = block["norms"].total + 3 * cfg.dim  # two of the inputs, and the final one
+    return {**block, "projection": Part(projection, projection), "norms": Part(norms, norms)}
 
 
 def _norms(cfg: ModelConfig) -> int:

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -15,13 +14,14 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from mla_lm.config import Precision
+from mla_lm.config import Precision, RunConfig
+from mla_lm.cost import bytes_of_ranks, count_parameters
 from mla_lm.errors import UserError
+from mla_lm.memory import cpu_memory
 
 Resolved = Literal["32-true", "bf16-mixed", "16-mixed"]
 DeviceType = Literal["cuda", "mps", "cpu"]
 MATMULS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-STATUS = Path("/proc/self/status")
 
 
 def accelerator_type(accelerator: str = "auto", *, key: str = "trainer.accelerator") -> DeviceType:
@@ -96,12 +96,27 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def resident(which: str) -> int:
-    """Bytes of memory this process has now (`VmRSS`) or had at its peak (`VmHWM`); 0 if unknown."""
-    if not STATUS.exists():
-        return 0
-    (kilobytes,) = re.findall(rf"{which}:\s*(\d+) kB", STATUS.read_text())
-    return 1024 * int(kilobytes)
+def require_memory(cfg: RunConfig, device: DeviceType, *, n_ranks: int, n_local: int) -> None:
+    """UserError where weights, gradients and optimizer state are larger than the memory for them.
+
+    On a CPU the `n_local` ranks of this machine share it; a GPU is one rank's own.
+    """
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        there, place, n = properties.total_memory, "each GPU", 1
+    else:
+        ranks = f" of {n_local} ranks" if n_local > 1 else ""
+        there, place, n = cpu_memory(), f"this machine{ranks}", n_local
+    needed = bytes_of_ranks(cfg, n, n_ranks=n_ranks)
+    if needed > there:
+        parameters = count_parameters(cfg.model)
+        raise UserError(
+            f"model: {(parameters.total + parameters.mtp) / 1e6:,.1f}M parameters need "
+            f"{needed / 1e9:,.1f} GB for weights, gradients and optimizer state, activations "
+            f"besides, and {place} has {there / 1e9:,.1f} GB of memory; try: (1) a smaller model, "
+            "see `python -m mla_lm info`; (2) trainer.strategy=fsdp, which shares them out among "
+            "GPUs or machines"
+        )
 
 
 def out_of_memory(error: Exception) -> bool:

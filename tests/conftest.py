@@ -1,6 +1,9 @@
 """Tiny models with distinct dimensions, weights far from their initialisation, one thread."""
 
-from collections.abc import Iterator, Sequence
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -15,9 +18,12 @@ from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.record import PREFIX, RECORD, STEP, WEIGHTS, Record
 from mla_lm.config import ModelConfig, RunConfig
 from mla_lm.data import Tokenizer
+from mla_lm.errors import UserError
 from mla_lm.model.moe import Router
 
 machine.keep_freed_memory = lambda: None  # a worker would keep what its largest test took
+for kernels in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ[kernels] = "100"  # of 1,024: most are compiled for the shapes of one test
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("tests")
 
@@ -73,6 +79,14 @@ def randomized(model: Model) -> Model:
     return model
 
 
+def one_line(action: Callable[[], object]) -> str:
+    """The line of the error that `action` ends with."""
+    with pytest.raises(UserError) as caught:
+        action()
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
 def random_tokens(cfg: ModelConfig, batch: int, length: int) -> Tensor:
     return torch.randint(cfg.vocab_size, (batch, length))
 
@@ -91,6 +105,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _freed_memory_is_returned() -> Iterator[None]:
+    """After every file: a worker runs dozens of them."""
+    yield
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)

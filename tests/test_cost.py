@@ -11,10 +11,12 @@ from mla_lm.cost import (
     count_parameters,
     describe,
     train_flops_per_token,
+    training_bytes,
 )
 from mla_lm.model import Transformer
 from mla_lm.model import attention as attention_module
 from mla_lm.model import experts as experts_module
+from mla_lm.objective.optimizer import build_optimizer
 from tests.conftest import each_attention, random_tokens, tiny_config
 
 each_ffn = pytest.mark.parametrize("ffn", ["dense", "moe"])
@@ -55,6 +57,31 @@ def test_parameters_of_normalised_queries_equal_counted_ones() -> None:
     words = ("model/attention=gqa", "model.attention.qk_norm=true")
     cfg = tiny_config(*words, "model.attention.rope_head_dim=4").model
     assert count_parameters(cfg) == counted_parameters(Transformer(cfg))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@each_ffn
+@each_attention
+def test_training_memory_is_that_of_real_tensors(
+    attention: tuple[str, ...], ffn: str, optimizer: str
+) -> None:
+    run = tiny_config(*attention, f"model/ffn={ffn}", f"optim={optimizer}")
+    for depth, tied in ((0, True), (2, False)):
+        cfg = run.model.model_copy(update={"mtp_depth": depth, "tie_embeddings": tied})
+        model = Transformer(cfg)
+        stepped = build_optimizer(model, run.optim)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        stepped.step()
+        moments = [
+            t for state in stepped.state.values() for name, t in state.items() if name != "step"
+        ]
+        weights = sum(p.nbytes for p in model.parameters())
+        assert training_bytes(cfg, run.optim.kind) == {
+            "weights": weights,
+            "gradients": weights,
+            "optimizer state": sum(t.nbytes for t in moments),
+        }
 
 
 def without_core(q: Tensor, k: Tensor, v: Tensor, mask: None, *, scale: float) -> Tensor:

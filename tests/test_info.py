@@ -1,15 +1,14 @@
-"""`python -m mla_lm info` against real tensors and DeepSeek-V3's published sizes."""
+"""`python -m mla_lm info`, on DeepSeek-V3's published sizes too."""
 
 import json
+from pathlib import Path
 
 import pytest
-import torch
 
-from mla_lm import Transformer, load_config
+from mla_lm import load_config
 from mla_lm.commands import info
 from mla_lm.errors import UserError
-from mla_lm.objective.optimizer import build_optimizer
-from tests.conftest import tiny_config
+from tests.processes import run
 
 KINDS = {"mla", "mha", "gqa", "mqa"}
 
@@ -31,23 +30,44 @@ def test_deepseek_v3_has_its_published_sizes(capsys: pytest.CaptureFixture[str])
     assert found["training_bytes"]["weights"] == 4 * (parameters["total"] + parameters["mtp"])
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_training_memory_is_that_of_real_tensors(kind: str) -> None:
-    cfg = tiny_config(f"optim={kind}", "model.mtp_depth=1")
-    model = Transformer(cfg.model)
-    optimizer = build_optimizer(model, cfg.optim)
-    for p in model.parameters():
-        p.grad = torch.ones_like(p)
-    optimizer.step()
-    states = [
-        t for state in optimizer.state.values() for name, t in state.items() if name != "step"
-    ]
-    weights = sum(p.nbytes for p in model.parameters())
-    assert info.training_bytes(cfg) == {
-        "weights": weights,
-        "gradients": weights,
-        "optimizer state": sum(t.nbytes for t in states),
-    }
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        ([], 1),
+        (["trainer.devices=2"], 2),
+        (["trainer=fsdp", "trainer.devices=2"], 1),
+    ],
+)
+def test_memory_of_this_machine_is_shared_by_its_ranks(
+    words: list[str], needed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = load_config(["model=small", *words])
+    needed *= sum(info.training_bytes(cfg.model, cfg.optim.kind).values())
+    for there, fits in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(info, "cpu_memory", lambda there=there: there)
+        found = {"needed_bytes": needed, "memory_bytes": there, "fits": fits}
+        assert info.on_this_cpu(cfg) == found
+
+
+def test_the_last_line_says_whether_this_machine_has_the_memory(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(info, "cpu_memory", lambda: 10**9)
+    for words, line in (
+        (["model=nano"], "Training on this machine's CPU needs "),
+        (["model=small"], "Training on this machine's CPU does not fit: it needs "),
+        (["model=small", "trainer.accelerator=gpu"], "Activations come on top"),
+    ):
+        assert shown(capsys, *words).splitlines()[-1].startswith(line)
+
+
+def test_it_needs_neither_torch_nor_lightning(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom mla_lm.commands import info\ninfo.run(['model=deepseek_v3'])\n"
+        "print([name for name in ('torch', 'lightning') if name in sys.modules])\n"
+    )
+    result = run("-c", code, cwd=tmp_path)
+    assert result.stdout.splitlines()[-1] == "[]", result.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from mla_lm import load_config, machine
+from mla_lm.cost import training_bytes
 from mla_lm.errors import UserError
-from mla_lm.machine import hardware, kernels_for, out_of_memory
+from mla_lm.machine import DeviceType, hardware, kernels_for, out_of_memory, require_memory
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -32,7 +35,7 @@ def be(patch: pytest.MonkeyPatch, device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "precision", "accelerator", "found"),
+    ("kind", "precision", "accelerator", "found"),
     [
         ("Mac", "auto", "auto", ("mps", "32-true")),
         ("Mac", "32-true", "mps", ("mps", "32-true")),
@@ -50,9 +53,9 @@ def be(patch: pytest.MonkeyPatch, device: str) -> None:
     ],
 )
 def test_device_and_number_format_of_a_machine(
-    machine: str, precision: Any, accelerator: str, found: Any, monkeypatch: pytest.MonkeyPatch
+    kind: str, precision: Any, accelerator: str, found: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    be(monkeypatch, machine)
+    be(monkeypatch, kind)
     if isinstance(found, tuple):
         here = hardware(precision, accelerator)
         assert (here.device, here.precision) == found
@@ -65,3 +68,24 @@ def test_device_and_number_format_of_a_machine(
 def test_an_apple_gpu_out_of_memory_is_recognised() -> None:
     assert out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9.03 GB)"))
     assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize(
+    ("device", "strategy", "share"),
+    [("cpu", "ddp", 2), ("cpu", "fsdp", 1 / 2), ("cuda", "ddp", 1), ("cuda", "fsdp", 1 / 4)],
+)
+def test_a_model_too_large_for_the_memory_is_refused(
+    monkeypatch: pytest.MonkeyPatch, device: DeviceType, strategy: str, share: float
+) -> None:
+    """Four ranks on two machines: two share a machine's memory, or each has a GPU."""
+    cfg = load_config(["model=small", f"trainer.strategy={strategy}"])
+    needed = int(share * sum(training_bytes(cfg.model, cfg.optim.kind).values()))
+    own, other = ("total_memory", "cpu") if device == "cuda" else ("cpu", "total_memory")
+    there = {own: needed, other: 0}
+    monkeypatch.setattr(machine, "cpu_memory", lambda: there["cpu"])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(**there))
+    require_memory(cfg, device, n_ranks=4, n_local=2)
+    there[own] -= 1
+    with pytest.raises(UserError, match=rf"parameters need {needed / 1e9:,.1f} GB .* a smaller"):
+        require_memory(cfg, device, n_ranks=4, n_local=2)

@@ -28,7 +28,7 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 class Axes(NamedTuple):
-    """What a run costs, MTP modules included where they do."""
+    """What a run costs, its MTP modules included; they add nothing to the KV cache."""
 
     params: int
     active_params: int
@@ -52,8 +52,8 @@ def solve(
 ) -> tuple[RunConfig, dict[str, int]]:
     """The arm within 1 % of `reference` on the axis `match`, and the keys that were set for it.
 
-    None are set where it is so already, or for `none`. Of all widths that match it is the one
-    divisible by the highest power of two. `free` is a name of FREE or a dotted key. Raises
+    No key is set where the arm already matches, or for `none`. Of all widths that match, the one
+    divisible by the highest power of two is taken. `free` is a name of FREE or a dotted key. Raises
     UserError for a `free` that is no width of the arm, and where no width matches.
     """
     if match == "none":

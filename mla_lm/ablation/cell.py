@@ -1,11 +1,10 @@
 """One cell of a study, a process of its own: `python -m mla_lm.ablation.cell FOLDER`.
 
-It trains the configuration in `FOLDER/.cell.json` as `train.py` does, measures how fast the model
-reads and writes, and leaves its costs in `cost.json`. It ends with the runner that started it,
-however that ended: by its standard input.
+It trains the configuration in `FOLDER/.cell.json` as `train.py` does, measures the speed of prefill
+and decoding, and writes its costs to `cost.json`. It saves and ends when its standard input ends:
+then the runner that started it is gone.
 """
 
-import json
 import os
 import signal
 import sys
@@ -16,7 +15,7 @@ from filelock import FileLock
 
 from mla_lm.config import RunConfig
 from mla_lm.errors import guard
-from mla_lm.files import replacing
+from mla_lm.files import write_object
 
 CONFIG, COST, LOCK = ".cell.json", "cost.json", ".cell.lock"  # hidden: the run's folder is empty
 PATIENCE = 600.0  # seconds for the process before this one to save and end
@@ -30,7 +29,7 @@ def write_config(folder: Path, cfg: RunConfig) -> None:
 
 
 def main(name: str) -> None:
-    """Do what is left of the cell in a folder."""
+    """Run the cell in a folder, or what is left of it."""
     folder = Path(name)
     cfg = RunConfig.model_validate_json((folder / CONFIG).read_text())
     if "RANK" in os.environ:  # one of several processes that this cell has started
@@ -40,9 +39,7 @@ def main(name: str) -> None:
     with FileLock(folder / LOCK, timeout=PATIENCE):
         if not (folder / COST).exists():
             train(cfg, name)
-            costs = measure(cfg)
-            with replacing(folder / COST) as path:
-                path.write_text(json.dumps(costs, indent=2) + "\n")
+            write_object(folder / COST, measure(cfg))
 
 
 def train(cfg: RunConfig, name: str) -> None:
@@ -61,7 +58,8 @@ def measure(cfg: RunConfig) -> dict[str, float]:
     """Bytes of `peak_memory` of the training here, and the speeds of `eval.py parts=[profile]`."""
     from mla_lm.checkpoint.find import load_checkpoint
     from mla_lm.evaluation.samples import profile
-    from mla_lm.machine import autocast, hardware, resident
+    from mla_lm.machine import autocast, hardware
+    from mla_lm.memory import resident
 
     peak = resident("VmHWM")
     here = hardware(cfg.precision, cfg.trainer.accelerator)

@@ -19,7 +19,7 @@ from mla_lm.ablation.figures import draw
 from mla_lm.ablation.runs import SPEEDS, Runs, graded_by
 from mla_lm.ablation.statistics import NO_INTERVAL, Comparison, best_rates, chosen, compare
 from mla_lm.ablation.study import Study
-from mla_lm.files import replacing
+from mla_lm.files import write_text
 
 RUN = ["run", "arm", "seed", "lr"]
 RESULTS = [*RUN, "finished", "steps", "tokens", "val/loss", "val/bpb", "val/exact_match"]
@@ -75,8 +75,7 @@ def write_report(
         "report.html": templates.get_template("report.html.j2").render(content),
     }
     for name, text in files.items():
-        with replacing(out / name) as path:
-            path.write_text(text, encoding="utf-8", newline="\n")
+        write_text(out / name, text)
     print(f"report {out / 'report.html'}")
 
 

@@ -4,7 +4,6 @@ What is on disk decides what is left: a finished cell is skipped, one that was c
 from its newest checkpoint, one that fails does not stop the others.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from mla_lm.config.compose import validate
 from mla_lm.config.secret import public_overrides
 from mla_lm.data import prepare
 from mla_lm.errors import UserError
-from mla_lm.files import claimed, read_object, replacing
+from mla_lm.files import claimed, read_object, write_object
 
 CELLS, LOGS = "cells", "logs"
 STUDY = "study.json"
@@ -90,9 +89,7 @@ def _keep(planned: Plan, out: Path, command: str) -> None:
                     raise UserError(f"out={out}: belongs to another study, whose {key} differs")
     elif any(not inside.name.startswith(".") for inside in out.iterdir()):
         raise UserError(f"out={out}: not empty, and no study; name a new folder")
-    content = {"command": command, "study": study, "configurations": configs}
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    write_object(path, {"command": command, "study": study, "configurations": configs})
 
 
 def _begun(out: Path, study: Study) -> Runs | None:

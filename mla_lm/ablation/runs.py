@@ -38,8 +38,8 @@ SPEED, SPEEDS = "train/tokens_per_second", ("prefill/", "decode/")
 class Runs(NamedTuple):
     """`table`: a row per run; `curves`: a row per run and logged step.
 
-    `settings` has for each run the value of every key that makes an arm, as text. Of a run that
-    has not reached its last step, the final metrics in `table` are NaN.
+    `settings` has for each run the value of every key in which arms may differ, as text. In `table`
+    the final metrics of a run that has not reached its last step are NaN.
     """
 
     table: DataFrame
@@ -108,7 +108,7 @@ def _config(folder: Path) -> RunConfig:
 
 
 def _row(cfg: RunConfig, curve: DataFrame, folder: Path) -> dict[str, Any]:
-    """What a run was, came to and cost."""
+    """The row of a run in `Runs.table`: its settings, results and costs."""
     spent = {"step": 0, "tokens": 0, "seconds": math.nan} | dict.fromkeys(LOGGED, math.nan)
     if curve.validated.any():
         spent = curve[curve.validated].iloc[-1]

@@ -83,7 +83,7 @@ def load_study(name: str, changes: Mapping[str, Any], overrides: Sequence[str]) 
 
 
 class Cell(NamedTuple):
-    """One run of an arm; at the learning rate of the arm where `lr` is None."""
+    """One run of an arm; `lr` None: at the learning rate of its configuration."""
 
     arm: str
     seed: int
@@ -91,7 +91,7 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its folder."""
         rate = "" if self.lr is None else f"-lr{self.lr:g}"
         return f"{self.arm}{rate}-s{self.seed}"
 
@@ -150,7 +150,7 @@ def sweep_cells(study: Study) -> list[Cell]:
 
 
 def cells(study: Study, best: Mapping[str, float]) -> list[Cell]:
-    """Every seed of every arm, seed by seed; of a swept study those left, at the `best` rates."""
+    """Every seed of every arm, seed by seed; after a sweep the other seeds, at the `best` rates."""
     if not study.lr_grid:
         return [Cell(arm, seed) for seed in study.seeds for arm in study.arms]
     arms = [arm for arm in study.arms if arm in best]

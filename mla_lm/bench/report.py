@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mla_lm.machine import keep_freed_memory, resident
+from mla_lm.machine import keep_freed_memory
+from mla_lm.memory import resident
 
 Task = Callable[[], float]
 _action: Task  # of this process

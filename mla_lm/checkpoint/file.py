@@ -160,9 +160,7 @@ class _Unpacker:
             return value
         if TENSOR in value:
             name = value[TENSOR]
-            if (
-                name not in self.loaded
-            ):  # a copy: mapped pages of a file that is truncated kill the process
+            if name not in self.loaded:  # a copy: mapped pages of a truncated file kill the process
                 self.loaded[name] = self.tensors.get_tensor(name).clone()
             return self.loaded[name]
         if TUPLE in value:

@@ -64,6 +64,7 @@ def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:
     Raises UserError when `path` is no checkpoint of a run, is damaged, or is that of another step
     or run than its name and folder say.
     """
+    step_named, run_here = step_of(path), _run_id(run_folder(path))
     content = checkpoint_file.read(path, *({RECORD, STEP, *keys} if keys else ()))
     try:
         record = Record.from_stored(content[RECORD])
@@ -71,12 +72,10 @@ def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:
             raise ValueError(f"{STEP} is no number")
     except Exception as error:  # a record made by hand fails in many ways
         raise _unfit(path, error) from None
-    named = step_of(path)
-    if named not in (None, content[STEP]):
-        raise UserError(f"{path}: holds step {content[STEP]}, not {named}")
-    here, own = _run_id(run_folder(path)), record.config["run_id"]
-    if here not in (None, own):
-        raise UserError(f"{path}: belongs to run_id={own}, the run here is {here}")
+    if step_named not in (None, content[STEP]):
+        raise UserError(f"{path}: holds step {content[STEP]}, not {step_named}")
+    if run_here not in (None, own := record.config["run_id"]):
+        raise UserError(f"{path}: belongs to run_id={own}, the run here is {run_here}")
     return record, content
 
 

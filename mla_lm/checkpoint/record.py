@@ -70,11 +70,15 @@ class Record(BaseModel):
         return RunConfig.model_validate({**self.config, **NOT_STORED})
 
 
-def write_run_files(run_dir: Path, cfg: RunConfig, record: Record) -> None:
-    """Beside the checkpoints, for people: configuration, command, versions, corpus, tokenizer."""
+def write_run_files(run_dir: Path, cfg: RunConfig, record: Record) -> dict[str, Any]:
+    """Beside the checkpoints, for people: configuration, command, versions, corpus, tokenizer.
+
+    Returns the configuration as it was written, without secrets.
+    """
+    shown: dict[str, Any] = public(cfg.model_dump(mode="json"))
     ran = {"command": record.command, "environment": record.environment}
     files = {
-        CONFIG_FILE: json.dumps(public(cfg.model_dump(mode="json")), indent=2) + "\n",
+        CONFIG_FILE: json.dumps(shown, indent=2) + "\n",
         "run.json": json.dumps(ran, indent=2) + "\n",
         "data.json": json.dumps(record.data, indent=2) + "\n",
         "tokenizer.json": record.tokenizer,
@@ -83,6 +87,7 @@ def write_run_files(run_dir: Path, cfg: RunConfig, record: Record) -> None:
     for name, text in files.items():
         with replacing(run_dir / name) as temporary:
             temporary.write_text(text)
+    return shown
 
 
 def require_corpus(path: str | Path, record: Record, manifest: dict[str, Any]) -> None:

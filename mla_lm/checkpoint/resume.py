@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 from mla_lm.checkpoint.find import locate, newest, read, run_folder, saved
 from mla_lm.checkpoint.init_from import EXTEND, resolve_init
-from mla_lm.checkpoint.record import CONFIG_FILE, RECORD, STEP, Record
+from mla_lm.checkpoint.record import CONFIG_FILE, RECORD, STEP, Record, require_corpus
 from mla_lm.config import RunConfig
 from mla_lm.config.compose import load_config, with_overrides
 from mla_lm.config.explain import key_of, nearest, shown
 from mla_lm.config.section import leaves
+from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
 from mla_lm.files import read_object
 
@@ -43,24 +44,27 @@ class Origin(NamedTuple):
     cfg: RunConfig
     record: Record | None
 
+    def tokenizer(self) -> Tokenizer | None:
+        """The one of the checkpoint."""
+        return self.record.own_tokenizer() if self.record else None
+
+    def check(self, environment: Mapping[str, object], manifest: dict[str, Any]) -> None:
+        """Refuse to resume on another corpus; warn of what else changes the bits of the run."""
+        if self.record is None or self.cfg.resume is None:
+            return
+        for key in BITS:
+            before, here = self.record.environment.get(key), environment[key]
+            if before != here and key not in self.cfg.resume_allow:
+                _warn(f"{key}={here}: {self.cfg.resume} was trained with {before}")
+        require_corpus(self.cfg.resume, self.record, manifest)
+
 
 def resolve_origin(cfg: RunConfig, overrides: Sequence[str] = ()) -> Origin:
     """`cfg` with what the checkpoint that it resumes or starts from decides.
 
-    `resume` of the result is a checkpoint file or None. UserError as `resolve_resume` and
-    `resolve_init`.
-    """
-    found = resolve_resume(cfg, overrides)
-    if found.cfg.init_from and found.record is None:
-        return Origin(*resolve_init(found.cfg, overrides))
-    return found
-
-
-def resolve_resume(cfg: RunConfig, overrides: Sequence[str] = ()) -> Origin:
-    """The run to resume, without a record where a new one starts.
-
-    Raises UserError when nothing can be resumed, a fixed key differs, or a new run would write
-    into a folder that is not empty.
+    `resume` of the result is a checkpoint file, or None for a new run. Raises UserError when
+    nothing can be resumed, a fixed key differs, or a new run would write into a folder that is not
+    empty.
     """
     run_dir = Path(cfg.run_dir)
     path = None
@@ -68,7 +72,8 @@ def resolve_resume(cfg: RunConfig, overrides: Sequence[str] = ()) -> Origin:
         path = newest(run_dir) if cfg.resume == "auto" else locate(cfg.resume)
     if path is None:
         _require_new(run_dir, auto=cfg.resume == "auto")
-        return Origin(cfg.model_copy(update={"resume": None}), None)
+        new = cfg.model_copy(update={"resume": None})
+        return Origin(*resolve_init(new, overrides)) if new.init_from else Origin(new, None)
 
     record, content = read(path, RECORD, *TRAINING)
     if not content.keys() >= {*TRAINING}:
@@ -123,14 +128,8 @@ def _require_empty(run_dir: Path) -> None:
         raise UserError(f"run_dir={run_dir}: not empty; name a new folder, or resume=auto")
 
 
-def warn_of_environment(
-    cfg: RunConfig, stored: Mapping[str, object], here: Mapping[str, object]
-) -> None:
-    """Say what keeps a resumed run from having the bits of an uninterrupted one."""
-    for key in BITS:
-        if stored.get(key) != here[key] and key not in cfg.resume_allow:
-            difference = f"{key}={here[key]}: {cfg.resume} was trained with {stored.get(key)}"
-            print(f"warning: {difference}, so not bit for bit", file=sys.stderr)
+def _warn(difference: str) -> None:
+    print(f"warning: {difference}, so not bit for bit", file=sys.stderr)
 
 
 def _refuse_changes(
@@ -154,4 +153,4 @@ def _refuse_changes(
         if key.startswith(UNLESS_ALLOWED) and key not in allowed and not same_global_batch:
             raise UserError(f"{difference}; start a new run, or pass resume_allow=[{key}]")
         if key.startswith(("trainer.", *GLOBAL_BATCH)) and key not in allowed:
-            print(f"warning: {difference}, so not bit for bit", file=sys.stderr)
+            _warn(difference)

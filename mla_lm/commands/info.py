@@ -1,8 +1,9 @@
 """`python -m mla_lm info [model=small] [key=value] ... [--json]`: what a configuration costs.
 
 Parameters by part, training FLOPs per token, memory of weights, gradients and optimizer state, and
-the KV cache of every attention kind: all exact, and computed without allocating the model. Any
-override of `train.py` changes the configuration.
+the KV cache of every attention kind: all exact, and computed without allocating the model, or even
+importing torch. Says whether this machine has that memory, if it trains on its CPU. Any override of
+`train.py` changes the configuration.
 """
 
 import json
@@ -15,12 +16,15 @@ from mla_lm.config import CONFIGS, RunConfig
 from mla_lm.config.cli import parse_options
 from mla_lm.config.compose import load_config
 from mla_lm.cost import (
+    bytes_of_ranks,
     cache_elements_per_token,
     count_parameters,
     parameters_by_part,
     train_flops_per_token,
+    training_bytes,
 )
 from mla_lm.errors import UserError
+from mla_lm.memory import cpu_memory
 
 BFLOAT16 = 2  # bytes per element
 Lengths = Annotated[
@@ -57,24 +61,19 @@ def costs(cfg: RunConfig, overrides: Sequence[str]) -> dict[str, Any]:
             **count_parameters(cfg.model)._asdict(),
         },
         "train_flops_per_token": train_flops_per_token(cfg.model, cfg.data.seq_len),
-        "training_bytes": training_bytes(cfg),
+        "training_bytes": training_bytes(cfg.model, cfg.optim.kind),
         "kv_cache_bytes_per_token": kv_caches(cfg, overrides),
+        "on_this_cpu": on_this_cpu(cfg),
     }
 
 
-def training_bytes(cfg: RunConfig) -> dict[str, int]:
-    """Bytes of what a run holds in float32 besides its activations, MTP modules included."""
-    import torch
-
-    from mla_lm.model import Transformer
-    from mla_lm.objective.optimizer import build_optimizer
-
-    with torch.device("meta"):
-        groups = build_optimizer(Transformer(cfg.model), cfg.optim).param_groups
-    sizes = [(group["kind"], p.nbytes) for group in groups for p in group["params"]]
-    weights = sum(size for _, size in sizes)
-    moments = sum(size if kind == "muon" else 2 * size for kind, size in sizes)
-    return {"weights": weights, "gradients": weights, "optimizer state": moments}
+def on_this_cpu(cfg: RunConfig) -> dict[str, int | bool] | None:
+    """Whether training, but for its activations, fits this machine's memory; None for a GPU's."""
+    if cfg.trainer.accelerator == "gpu":
+        return None
+    n = 1 if cfg.trainer.devices == "auto" else cfg.trainer.devices
+    needed, there = bytes_of_ranks(cfg, n, n_ranks=n), cpu_memory()
+    return {"needed_bytes": needed, "memory_bytes": there, "fits": needed <= there}
 
 
 def kv_caches(cfg: RunConfig, overrides: Sequence[str]) -> dict[str, int | None]:
@@ -116,8 +115,12 @@ def _show(found: dict[str, Any], contexts: Sequence[int]) -> None:
     }
     columns = ["per token", *(f"{n:,} tokens" for n in contexts)]
     _table("KV cache in bfloat16", columns, caches)
+    print(f"Training takes {found['train_flops_per_token'] / 1e6:,.1f}M FLOPs per token.")
     print("Activations come on top of the training memory; FSDP2 shares it out among the ranks.")
-    print(f"Training takes {found['train_flops_per_token'] / 1e6:,.1f}M FLOPs per token")
+    if cpu := found["on_this_cpu"]:
+        needs = "needs" if cpu["fits"] else "does not fit: it needs"
+        there, needed = decimal(cpu["memory_bytes"]), decimal(cpu["needed_bytes"])
+        print(f"Training on this machine's CPU {needs} {needed} of {there}, activations besides.")
 
 
 def _table(title: str, columns: Sequence[str], rows: dict[str, list[str]]) -> None:

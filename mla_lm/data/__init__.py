@@ -3,7 +3,7 @@
 The names here need no torch; batches are in `loader` and `batch`.
 """
 
-from mla_lm.data.prepare import prepare
+from mla_lm.data.preparation import prepare
 from mla_lm.data.prepared import PreparedData
 from mla_lm.data.tokenizer import Tokenizer
 

@@ -1,6 +1,6 @@
-"""What a batch of tokens means: what is to be predicted, what is padding, where documents begin.
+"""Token ids to a batch: which ids are predicted, which are padding, where documents begin.
 
-All follow from the ids alone, so loaders and checkpoints carry nothing else. B batch, N = T + 1.
+All of it follows from the ids, so loaders and checkpoints store ids only. B batch, N = T + 1.
 """
 
 from typing import NamedTuple
@@ -15,12 +15,12 @@ IGNORED = -100  # a label no loss or metric counts, as in torch's cross-entropy
 
 
 class Batch(NamedTuple):
-    """Ids, and which of them count when they are predicted."""
+    """Ids (B, N) of one batch, and what follows from them."""
 
     tokens: Tensor  # (B, N) int64
     labels: Tensor  # (B, N): the ids, or `IGNORED`
     documents: Tensor | None  # (B, N): number of the document within the row; None: do not mask
-    counted: Tensor | None  # (B, N) bool: not padding, so experts are balanced for it; None: all
+    counted: Tensor | None  # (B, N) bool: False for padding, left out of expert loads; None: all
 
     @property
     def inputs(self) -> Tensor:
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 
 class Annotator:
-    """Tokens (B, N) to a `Batch`: masks documents where `cfg` says so, grades synthetic answers."""
+    """Tokens (B, N) to a `Batch`: documents where `cfg` masks them, labels of synthetic answers."""
 
     def __init__(self, cfg: DataConfig, tokenizer: Tokenizer) -> None:
         self.end_of_text, self.masked = tokenizer.end_of_text, cfg.mask_documents

@@ -56,11 +56,11 @@ class _Loader:
 
 @dataclass(eq=False, kw_only=True)
 class TrainLoader(_Loader):
-    """Shuffled windows without end; the `n_dropped` tokens that fill none are never predicted.
+    """Shuffled windows, endlessly; the last `n_dropped` tokens fill no window and are not used.
 
-    `sample` counts the samples all ranks have taken, and is all that must be stored. An iteration
-    ends when it has reached a multiple of `len`, the micro-batches of as many whole optimizer steps
-    as an epoch fills. Raises UserError when the stream is too short for one step.
+    `sample` counts the samples that all ranks have taken, the only state. An iteration ends at a
+    multiple of `len`: the micro-batches of all whole optimizer steps in an epoch. Raises UserError
+    when the stream is too short for one step.
     """
 
     accumulate: int
@@ -99,10 +99,10 @@ class TrainLoader(_Loader):
 
 
 class EvalLoader(_Loader):
-    """The windows in order; what is left behind the last whole one comes as a shorter batch.
+    """The windows in order; the tokens after the last whole window are one shorter batch.
 
-    Ranks take batches round-robin; all have as many batches, the last ones of some are without a
-    row. Raises UserError when the stream has fewer than two tokens.
+    Ranks take batches round-robin. All ranks get the same number of batches, so the last batch of a
+    rank may have no rows. Raises UserError when the stream has fewer than two tokens.
     """
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.files import digest, read_object, replacing
+from mla_lm.files import digest, read_object, write_object
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 SPLITS = ("train", "val")
@@ -83,9 +83,7 @@ def sha256(content: Mapping[str, Any] | str) -> str:
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     """Write the manifest with its own digest; it appears whole or not at all."""
-    with replacing(folder / MANIFEST) as temporary:
-        sealed = {**content, "sha256": sha256(content)}
-        temporary.write_text(json.dumps(sealed, indent=2) + "\n")
+    write_object(folder / MANIFEST, {**content, "sha256": sha256(content)})
 
 
 def open_prepared(folder: Path, *, verify: str) -> PreparedData:

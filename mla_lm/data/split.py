@@ -1,13 +1,14 @@
-"""The train/validation split and the tokenizer, chosen from the start of a corpus.
+"""The train/validation split, and the tokenizer, which learns from training documents only.
 
 A document is held out when its hash position is below a threshold, so that neither its order nor
-the other documents matter. A small corpus always holds out its lowest position. The tokenizer
-learns from training documents only.
+the other documents matter. The threshold is chosen from the start of a corpus; a small corpus holds
+out the document with the lowest position.
 """
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from mla_lm.config import DataConfig
 from mla_lm.data.corpora import Corpus
@@ -17,6 +18,8 @@ from mla_lm.errors import UserError
 SAMPLE = 50_000_000  # characters of training text the tokenizer learns from
 DISTINCT = 3_000_000  # characters of distinct words in it: BPE training holds 300 bytes for each
 WORD = re.compile(r"\w+")
+# Part of a document: its split, whether a document starts, and text. An empty document starts none.
+Piece = tuple[str, bool, str]
 
 
 def hash_position(key: bytes) -> int:
@@ -72,3 +75,17 @@ def _start(parts: Iterable[str], n_characters: int) -> str:
         if len(start) >= n_characters:
             break
     return start
+
+
+def pieces_of(corpus: Corpus, threshold: int) -> Iterator[Piece]:
+    """The pieces of all documents: those of `train()`, split by the threshold, and of `val()`."""
+    train = ((document, hash_position(document.key) < threshold) for document in corpus.train())
+    val = ((document, True) for document in (corpus.val() if corpus.val else ()))
+    for document, held_out in chain(train, val):
+        split = "val" if held_out else "train"
+        starts = True
+        for text in pieces(document.parts):
+            yield split, starts, text
+            starts = False
+        if starts:
+            yield split, False, ""

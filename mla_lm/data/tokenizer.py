@@ -1,4 +1,4 @@
-"""Byte-level tokenizers through the `tokenizers` library; exact bytes behind each token."""
+"""Byte-level tokenizers through the `tokenizers` library; the exact bytes of each token."""
 
 import json
 import logging
@@ -91,18 +91,17 @@ class Tokenizer:
         encoded = self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
-    def encode_prompt(self, prompt: str) -> tuple[list[int], NDArray[np.bool_] | None]:
-        """Ids to continue, and which ids (vocab_size,) may come first; None: any.
+    def encode_prompt(self, prompt: str) -> tuple[list[int], NDArray[np.bool_]]:
+        """Ids to continue, and which ids (vocab_size,) may come first.
 
-        Tokens carry the space in front of a word, so a prompt that ends in a space would cut one
-        in two: that space is left to the first new token instead.
+        A token carries the space in front of its word, so a prompt that ends in a space would split
+        a token. That space is left to the first new token instead.
         """
-        if not prompt.endswith(" "):
-            return [self.end_of_text, *self.encode(prompt)], None
-        allowed = np.zeros(self.vocab_size, dtype=np.bool_)
-        for token, index in self._bpe.get_vocab().items():
-            allowed[index] = token.startswith(SPACE)
-        return [self.end_of_text, *self.encode(prompt[:-1])], allowed
+        allowed = np.full(self.vocab_size, not prompt.endswith(" "))
+        if not allowed.all():
+            for token, index in self._bpe.get_vocab().items():
+                allowed[index] = token.startswith(SPACE)
+        return [self.end_of_text, *self.encode(prompt.removesuffix(" "))], allowed
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
@@ -110,7 +109,7 @@ class Tokenizer:
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """The bytes of text behind each id; none for special tokens and unused ids."""
+        """The bytes of text of each id; none for special tokens and unused ids."""
         found = [b""] * self.vocab_size
         for token, index in self._bpe.get_vocab().items():
             found[index] = bytes(BYTE_OF.get(character, 0) for character in token)
@@ -120,15 +119,15 @@ class Tokenizer:
 
     @cached_property
     def byte_lengths(self) -> NDArray[np.int64]:
-        """How many bytes of text are behind each id (vocab_size,)."""
+        """Number of bytes of text of each id (vocab_size,)."""
         return np.array([len(found) for found in self.token_bytes], dtype=np.int64)
 
     def n_bytes(self, ids: Sequence[int]) -> int:
-        """Bytes of text behind several ids."""
+        """Number of bytes of text of several ids."""
         return int(self.byte_lengths[np.array(ids, dtype=np.int64)].sum())
 
     def difference(self, text: str) -> str | None:
-        """How a text comes back when it is not what went in."""
+        """What a text becomes when it is encoded and decoded; None if it stays the same."""
         ids = self.encode(text)
         if (back := self.decode(ids)) == text and self.n_bytes(ids) == len(text.encode()):
             return None
@@ -138,8 +137,8 @@ class Tokenizer:
 def pieces(parts: Iterable[str]) -> Iterator[str]:
     """A text in pieces whose ids, joined, are those of the whole.
 
-    They end between words; a text without a word's end in `8 * PIECE` characters is cut there,
-    and may then have a token more.
+    Pieces end between words. A text of `8 * PIECE` characters without a boundary between words is
+    cut anyway and may then have one more token.
     """
     return cut(parts, (BETWEEN_WORDS, BEFORE_SPACE), at_least=PIECE, at_most=8 * PIECE)
 
@@ -149,9 +148,9 @@ def cut(
 ) -> Iterator[str]:
     """Pieces of `at_least` to `at_most` characters (the last may be shorter) that join to `parts`.
 
-    A piece ends where the first of the `boundaries` matches in that range; only a text that is too
-    long without may end at the next of them. How the text was parted does not matter; no more than
-    one part and `at_most` characters are held.
+    A piece ends at a match of the first of the `boundaries`, or, where that has no match in
+    `at_most` characters, of the next one. How the text is divided into `parts` does not matter; at
+    most one part and `at_most` characters are in memory.
     """
     text, start = "", 0
 

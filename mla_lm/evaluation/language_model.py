@@ -3,7 +3,6 @@
 B batch, T tokens, V vocabulary, L MoE layers, E experts, Q kinds of tokens.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import islice, pairwise, repeat
 from typing import Any, NamedTuple
@@ -23,9 +22,9 @@ from mla_lm.evaluation.subject import Subject
 from mla_lm.evaluation.token_kinds import CODE, PROSE, token_kinds
 from mla_lm.model import Routing, Transformer
 from mla_lm.objective import balance
-from mla_lm.objective.metrics import N_SUMS, kept_drafts, loss_sums, summarize
+from mla_lm.objective.metrics import N_SUMS, kept_drafts, loss_sums, summarize, text_metrics
 
-AT_ONCE = 1024  # strides of a sliding context whose requests are held in memory
+AT_ONCE = 1024  # strides of a sliding context scored together, which limits memory
 
 
 def language_model(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
@@ -120,13 +119,13 @@ def evaluate(
 
 def _load_by_kind(routing: Sequence[Routing], kinds: Tensor, n_kinds: int) -> Tensor:
     """Tokens of each kind (B, T) that each expert received: (Q, L, E) int64."""
-    loads = []
-    for layer in routing:
+
+    def received(layer: Routing, kind: int) -> Tensor:
         n_tokens, n_experts = layer.scores.shape[1:]
-        kind = kinds[:, :n_tokens, None].expand_as(layer.experts)  # (B, T, K)
-        cell = (kind * n_experts + layer.experts)[kind >= 0]
-        loads.append(cell.bincount(minlength=n_kinds * n_experts).view(n_kinds, n_experts))
-    return torch.stack(loads, dim=1)
+        return balance.count(layer.experts, n_experts, kinds[:, :n_tokens] == kind).sum(0)
+
+    loads = [received(layer, kind) for kind in range(n_kinds) for layer in routing]
+    return torch.stack(loads).unflatten(0, (n_kinds, len(routing)))
 
 
 def position_sums(logits: Tensor, labels: Tensor) -> Tensor:
@@ -153,8 +152,8 @@ def sliding_loss(
 ) -> dict[str, float]:
     """Loss, perplexity and bits per byte of a stream, `stride` tokens at a time.
 
-    Each token has a context of at least `max_seq_len - stride` tokens, except at the beginning and
-    behind a `separator`, where one is given.
+    Each token has at least `max_seq_len - stride` tokens of context, except at the beginning and
+    after a `separator`.
     """
     nats = n_tokens = n_bytes = 0.0
     longest = model.cfg.max_seq_len
@@ -168,10 +167,4 @@ def sliding_loss(
         nats -= sum(one.log_likelihood for one in score(model, requests))
         n_tokens += sum(len(request.continuation) for request in requests)
         n_bytes += sum(tokenizer.n_bytes(request.continuation) for request in requests)
-    loss = nats / n_tokens
-    return {
-        "sliding/stride": stride,
-        "sliding/loss": loss,
-        "sliding/perplexity": math.exp(min(loss, 700.0)),
-        "sliding/bpb": nats / math.log(2) / n_bytes,
-    }
+    return {"sliding/stride": stride, **text_metrics("sliding", nats, n_tokens, n_bytes)}

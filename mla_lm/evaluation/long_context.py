@@ -1,4 +1,4 @@
-"""How far back a model finds things: a pass key hidden in text, and the partners of tokens.
+"""How far back a model retrieves: a pass key hidden in text, and the partners of tokens.
 
 Pass key (arXiv 2305.16300): a text states a number at some depth and asks for it at the end; the
 likelihoods of ten numbers are compared. Recall (multi-query associative recall, arXiv 2312.04927):
@@ -73,7 +73,7 @@ def lengths(cfg: ModelConfig) -> list[int]:
 def passkey_trials(
     cfg: ModelConfig, tokenizer: Tokenizer, ids: Stream, *, seed: int, n_texts: int
 ) -> list[Trial]:
-    """`n_texts` per depth and length, hidden in stretches of ids; leaves out too short lengths."""
+    """`n_texts` per depth and length, each key hidden in a part of `ids`; without short lengths."""
     found = []
     for length in lengths(cfg):
         rng = random.Random(f"passkey {length} {seed}")

@@ -1,6 +1,5 @@
 """Metrics on the console, in `metrics.json` with their conditions, and to loggers."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from rich.table import Table
 from mla_lm.config import EvalConfig
 from mla_lm.errors import UserError, one_line
 from mla_lm.evaluation.subject import Subject
-from mla_lm.files import read_object, replacing
+from mla_lm.files import read_object, write_object
 from mla_lm.machine import hardware
 
 LOAD, ERROR = "moe/load", "_stderr"
@@ -60,9 +59,7 @@ def write_results(
     fixed = (conditions | texts).items()
     if any(before.get(name, value) != value for name, value in fixed):
         before = {}
-    with replacing(target) as temporary:
-        content = {**before, **conditions, **metrics}
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    write_object(target, {**before, **conditions, **metrics})
     return target
 
 

@@ -23,7 +23,7 @@ BATCHES, DECODED, ROUNDS = (1, 8), 16, 3  # of profile
 
 
 def code(model: Transformer, tokenizer: Tokenizer, *, seed: int) -> dict[str, float]:
-    """`code/parsed`: share of sampled texts that Python parses, but for their incomplete line."""
+    """`code/parsed`: share of sampled texts that Python parses without their incomplete line."""
     completion = Completion(
         model,
         tokenizer,
@@ -69,8 +69,7 @@ def draft(model: Transformer, ids: Stream) -> dict[str, float]:
         sampling=Sampling(temperature=0),
         n_drafts=model.cfg.mtp_depth,
     )
-    for _ in decoder:
-        pass
+    decoder.run()
     counts = decoder.counts
     accepted = {f"mtp/drafts_kept_{k}": share for k, share in enumerate(counts.acceptance, start=1)}
     return {"mtp/tokens_per_forward": counts.tokens_per_step, **accepted}

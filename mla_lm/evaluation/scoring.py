@@ -1,9 +1,9 @@
-"""Log-likelihoods of continuations; a common beginning of texts is computed once.
+"""Log-likelihoods of continuations; a common prefix of texts is computed once.
 
-Texts that begin alike (the choices of a question, a minimal pair) become a tree in one row, whose
-tokens attend to their ancestors only; rows of like length are a batch. The tokens are those of
-lm-evaluation-harness: context and continuation are encoded as one text after `end_of_text`, and
-the tokens beyond those of the context alone are the continuation.
+Texts with a common prefix (the choices of a question, a minimal pair) become a tree in one row,
+whose tokens attend to their ancestors only; rows of similar length are a batch. Tokens are those of
+lm-evaluation-harness: context and continuation are encoded as one text after `end_of_text`, and the
+tokens after as many as the context has alone are the continuation.
 
 B rows, T tokens of a row, V vocabulary, N scored tokens.
 """
@@ -27,8 +27,8 @@ BATCH = 2**13  # tokens per batch, padding included
 PAIRS = 2**24  # elements of a batch's attention mask
 LOGITS = 2**21  # logits computed at once: they fit the cache of a CPU
 ROW = 64  # tokens of a tree, unless its texts are longer
-OPEN = 2**31  # the end of a subtree that goes on
-SAVES = 6  # a text joins a tree that already holds at least 1/SAVES of its tokens
+OPEN = 2**31  # the end of a subtree that may still grow
+SAVES = 6  # a text joins a tree that already has at least 1/SAVES of its tokens
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class Score(NamedTuple):
 
 
 def track(items: Iterable[T], name: str, *, total: int | None = None) -> Iterable[T]:
-    """The items, with a bar on a terminal that goes when all are done."""
+    """The items, with a progress bar on a terminal that disappears at the end."""
     hidden = not console.Console().is_terminal
     return progress.track(items, name, total=total, transient=True, disable=hidden)
 
@@ -56,7 +56,7 @@ def track(items: Iterable[T], name: str, *, total: int | None = None) -> Iterabl
 def encode(
     pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, *, max_seq_len: int
 ) -> list[tuple[Request, bool]]:
-    """Ids of (context, continuation), and whether they were too long: then the beginning goes."""
+    """Ids of (context, continuation), and whether they were too long and lost their beginning."""
     moved = [_spaces_moved(*pair) for pair in pairs]
     contexts = tokenizer.encode_batch([context for context, _ in moved])
     wholes = tokenizer.encode_batch([context + continuation for context, continuation in moved])
@@ -80,7 +80,10 @@ def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:
 def window(
     ids: Stream, first: int, n: int, *, longest: int, separator: int | None = None
 ) -> Iterator[Request]:
-    """The `n` tokens from `first` on, behind as many as fit a model that reads `longest`."""
+    """Requests for the `n` tokens from `first` on, with as much context as `longest` allows.
+
+    A context begins at the last `separator` before its continuation, if there is one.
+    """
     last = min(first + n, len(ids))
     start = max(0, last - 1 - longest)
     text = ids[start:last].tolist()
@@ -96,8 +99,8 @@ def window(
 def score(model: Transformer, requests: Sequence[Request]) -> list[Score]:
     """Scores in the order of `requests`.
 
-    In float32 they do not depend on the batches, in bfloat16 by a rounding. Raises ValueError for a
-    continuation without tokens, UserError for likelihoods that are not finite.
+    Batching does not change them in float32, in bfloat16 it changes the rounding. Raises ValueError
+    for a continuation without tokens, UserError for likelihoods that are not finite.
     """
     if not all(request.continuation for request in requests):
         raise ValueError("a continuation has no tokens")
@@ -207,19 +210,15 @@ def _score_trees(model: Transformer, trees: list[Tree], requests: Sequence[Reque
     paths = [(row, path) for row, tree in enumerate(trees) for path in tree.paths]
     nodes: list[int] = []
     targets: list[int] = []
-    counts = []
     for (row, path), request in zip(paths, requests, strict=True):
         nodes += [row * width + node for node in path[len(request.context) - 1 :]]
         targets += request.continuation
-        counts.append(len(request.continuation))
     likely, best = _at_targets(
         model, hidden, torch.tensor(nodes, device=device), torch.tensor(targets, device=device)
     )
-    row_of = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    zeros = torch.zeros(len(counts), dtype=torch.float64)
-    sums = zeros.index_add(0, row_of, likely.cpu().double()).tolist()
-    missed = zeros.index_add(0, row_of, (~best).cpu().double()).tolist()
-    return [Score(s, m == 0) for s, m in zip(sums, missed, strict=True)]
+    by_token = iter(zip(likely.tolist(), best.tolist(), strict=True))
+    scored = [list(islice(by_token, len(request.continuation))) for request in requests]
+    return [Score(sum(nats for nats, _ in one), all(top for _, top in one)) for one in scored]
 
 
 def _at_targets(

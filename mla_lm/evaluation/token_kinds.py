@@ -24,9 +24,9 @@ NO_TEXT = -1  # end of text and other ids without bytes
 def token_kinds(
     ids: Sequence[int] | NDArray[np.int64], tokenizer: Tokenizer, *, code: bool
 ) -> NDArray[np.int64]:
-    """The index in `CODE` (Python) or `PROSE` of each id, by its first character but spaces.
+    """The index in `CODE` (Python) or `PROSE` of each id, by its first character that is no space.
 
-    Each document is lexed by itself.
+    Each document is lexed separately.
     """
     ids = np.asarray(ids, dtype=np.int64)
     kinds = np.full(len(ids), NO_TEXT, dtype=np.int64)

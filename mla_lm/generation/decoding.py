@@ -97,6 +97,14 @@ class Decoder:
                 new = self._step(n_drafts)
             yield new
 
+    def run(self) -> list[list[int]]:
+        """The new ids of each row, once all have ended."""
+        rows: list[list[int]] = [[] for _ in self.rows]
+        for new in self:
+            for row, ids in new.items():
+                rows[row] += ids
+        return rows
+
     def finish(self, row: int) -> None:
         """End a row early; the others continue without it."""
         if row in self.rows:
@@ -194,19 +202,17 @@ def generate(
     draft `n_drafts` tokens per step, which changes the speed and not the distribution.
     Raises UserError, a ValueError, as `Decoder` does, and ValueError as `Sampling` does.
     """
-    rows = tokens.tolist()
+    prompts = tokens.tolist()
     decoder = Decoder(
         model,
-        rows,
+        prompts,
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_k, top_p, min_p),
         stop=stop,
         n_drafts=n_drafts,
         seed=seed,
     )
-    for new in decoder:
-        for row, ids in new.items():
-            rows[row] += ids
+    rows = [prompt + new for prompt, new in zip(prompts, decoder.run(), strict=True)]
     longest = max(map(len, rows))
     padded = [[*row, *[stop] * (longest - len(row))] for row in rows]
     return torch.tensor(padded, device=tokens.device)

@@ -3,6 +3,7 @@
 import codecs
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
 from mla_lm.data.tokenizer import Tokenizer
@@ -72,10 +73,7 @@ class Completion:
     ) -> None:
         self.prompts = [prompt.removesuffix(" ") for prompt in prompts]  # as continued
         encoded = [tokenizer.encode_prompt(prompt) for prompt in prompts]
-        first = torch.ones(len(prompts), tokenizer.vocab_size, dtype=torch.bool)
-        for row, (_, mask) in enumerate(encoded):
-            if mask is not None:
-                first[row] = torch.from_numpy(mask)
+        first = torch.from_numpy(np.array([allowed for _, allowed in encoded]))
         self.streams = [TextStream(tokenizer, stops) for _ in prompts]
         self.decoder = Decoder(
             model,

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 import torch
@@ -15,7 +14,7 @@ from mla_lm.config import ModelConfig
 from mla_lm.cost import cache_elements_per_token, count_parameters
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
-from mla_lm.files import new_folder
+from mla_lm.files import new_folder, write_object
 from mla_lm.interop.hf_config import config_dict
 from mla_lm.interop.weights import to_hugging_face, write_shards
 from mla_lm.model import Transformer
@@ -68,9 +67,9 @@ def export(
     with new_folder(out) as folder:
         tensors = to_hugging_face(state, cfg.model)
         write_shards(tensors, folder, dtype=dtype, max_bytes=max_shard_bytes)
-        _write_json(folder / "config.json", config)
+        write_object(folder / "config.json", config)
         generation = ends | {"pad_token_id": tokenizer.end_of_text}
-        _write_json(folder / "generation_config.json", generation)
+        write_object(folder / "generation_config.json", generation)
         _write_tokenizer(folder, tokenizer, max_length=cfg.model.max_seq_len)
         sections = {"model": _model(cfg.model, config["dtype"]), "results": _results(checkpoint)}
         head = {"licence": licence, "name": out.resolve().name, "config": config}
@@ -94,11 +93,7 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int) -> 
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
     }
-    _write_json(folder / "tokenizer_config.json", content)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_object(folder / "tokenizer_config.json", content)
 
 
 def _model(model: ModelConfig, dtype: str) -> str:

@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
+from mla_lm.config import YarnConfig
 from mla_lm.errors import UserError
-from mla_lm.interop.hf_config import EXPERTS, GATE, LATENT, SIZES, YARN
+from mla_lm.interop.hf_config import EXPERTS, GATE, LATENT, MSCALES, SIZES, YARN
 
 ONLY = {"hidden_act": "silu", "attention_bias": False, "rope_interleave": True}
 WITHOUT_EFFECT = {  # on what the model computes, or read below
@@ -24,7 +25,6 @@ WITHOUT_EFFECT = {  # on what the model computes, or read below
 }
 CLASSES = {"deepseek_v3": "DeepseekV3ForCausalLM", "deepseek_v2": "DeepseekV2ForCausalLM"}
 YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 0.0, "mscale_all_dim": 0.0}
-MSCALES = {"mscale": "mscale", "mscale_all_dim": "mscale_all_dim"}
 ROPE = {"rope_type", "type", "rope_theta", "attention_factor", *YARN.values(), *MSCALES}
 ROPE_ONLY = {"partial_rotary_factor": 1, "truncate": True}
 
@@ -119,22 +119,17 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
         return {"kind": "plain", "theta": theta}
     yarn = _numbers(given, YARN | MSCALES)
     amplitude = _number(given, "attention_factor", 0)
-    mscale = _mscale(amplitude, yarn["factor"], yarn["mscale"], yarn["mscale_all_dim"])
+    stretched = YarnConfig.model_construct(**yarn | {"factor": max(1.0, yarn["factor"])})
+    mscale = _mscale(stretched, amplitude)
     return {"kind": "yarn", "theta": theta, **yarn, "mscale": mscale}
 
 
-def _mscale(amplitude: float, factor: float, mscale: float, mscale_all_dim: float) -> float:
-    """The mscale that gives this amplitude of the rotary tables; 0: the class computes it."""
-    log_factor = math.log(max(1.0, factor))
-
-    def temperature(mscale: float) -> float:
-        return 0.1 * mscale * log_factor + 1
-
-    ours = temperature(mscale) / temperature(mscale_all_dim)
+def _mscale(yarn: YarnConfig, amplitude: float) -> float:
+    """The mscale that gives the rotary tables this amplitude; 0: that which the class computes."""
     if amplitude == 0:
-        amplitude = ours if mscale and mscale_all_dim else temperature(1.0)
-    if math.isclose(amplitude, ours, rel_tol=1e-12):
-        return mscale
-    if log_factor == 0:
+        amplitude = yarn.amplitude if yarn.mscale and yarn.mscale_all_dim else yarn.temperature(1.0)
+    if math.isclose(amplitude, yarn.amplitude, rel_tol=1e-12):
+        return yarn.mscale
+    if yarn.factor == 1:
         _refuse("rope_parameters.attention_factor", amplitude, "must be 1 for factor=1")
-    return (amplitude * temperature(mscale_all_dim) - 1) / (0.1 * log_factor)
+    return (amplitude * yarn.temperature(yarn.mscale_all_dim) - 1) / (0.1 * math.log(yarn.factor))

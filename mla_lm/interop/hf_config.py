@@ -46,6 +46,7 @@ YARN = {
     "beta_fast": "beta_fast",
     "beta_slow": "beta_slow",
 }
+MSCALES = {"mscale": "mscale", "mscale_all_dim": "mscale_all_dim"}
 
 
 def class_for(cfg: ModelConfig) -> str:
@@ -141,4 +142,4 @@ def _rope_parameters(cfg: ModelConfig) -> dict[str, Any]:
         return content | {"attention_factor": scale}
     if not (rope.mscale and rope.mscale_all_dim):  # the class would fall back to its own amplitude
         content["attention_factor"] = rope.amplitude
-    return content | {"mscale": rope.mscale, "mscale_all_dim": rope.mscale_all_dim}
+    return content | _renamed(rope, MSCALES)

@@ -84,7 +84,7 @@ def import_folder(src: Path, out: Path, **options: Any) -> RunConfig:
 
 
 def _separator(src: Path) -> str:
-    """The token before each text, else after it, in the tokenizer's configuration."""
+    """The `bos_token` of the tokenizer's configuration, or its `eos_token` where that is unset."""
     path = src / "tokenizer_config.json"
     content = read_object(path) if path.is_file() else {}
     token = content.get("bos_token") or content.get("eos_token")

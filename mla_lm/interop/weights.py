@@ -3,7 +3,6 @@
 Importing holds the model and at most `BLOCK` elements of one foreign tensor.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from mla_lm.config import ModelConfig
 from mla_lm.errors import UserError
-from mla_lm.files import read_object
+from mla_lm.files import read_object, write_object
 from mla_lm.interop.layout import HEAD, Part, parts
 from mla_lm.model import Transformer
 
@@ -60,7 +59,7 @@ def write_shards(
         save_file(shard, folder / file, {"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        write_object(folder / INDEX, index)
 
 
 class Shards:

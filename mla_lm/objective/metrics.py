@@ -50,14 +50,23 @@ def exact_matches(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def summarize(sums: Tensor, *, graded: bool) -> dict[str, float]:
-    """Mean loss in nats per token, perplexity and bits per byte, from summed `loss_sums`.
+    """The metrics of summed `loss_sums`; `val/exact_match` only where answers are graded."""
+    *spent, n_right, n_answers = sums.tolist()
+    exact_match = {"val/exact_match": n_right / n_answers} if graded else {}
+    return text_metrics("val", *spent) | exact_match
 
-    `val/exact_match`, the share of right answers, only where answers are graded.
-    """
-    nats, n_tokens, n_bytes, n_right, n_answers = sums.tolist()
-    loss, bpb = nats / n_tokens, nats / math.log(2) / n_bytes
-    metrics = {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0)), "val/bpb": bpb}
-    return metrics | ({"val/exact_match": n_right / n_answers} if graded else {})
+
+def text_metrics(stage: str, nats: float, n_tokens: float, n_bytes: float) -> dict[str, float]:
+    """`STAGE/loss` in nats per token, `STAGE/perplexity` and `STAGE/bpb` of a text."""
+    loss = nats / n_tokens
+    perplexity = math.exp(min(loss, 700.0))
+    named = {"loss": loss, "perplexity": perplexity, "bpb": bits_per_byte(nats, n_bytes)}
+    return {f"{stage}/{name}": value for name, value in named.items()}
+
+
+def bits_per_byte(nats: float, n_bytes: float) -> float:
+    """The nats of a text as bits, over its bytes; both may be means per token."""
+    return nats / math.log(2) / max(n_bytes, 1e-9)
 
 
 def kept_drafts(drafts: Tensor, greedy: Tensor, batch: Batch, *, depth: int) -> Tensor:

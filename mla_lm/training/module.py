@@ -22,7 +22,14 @@ from mla_lm.errors import UserError
 from mla_lm.model import ModelOutput, Transformer
 from mla_lm.model.sharding import whole
 from mla_lm.objective import balance, losses
-from mla_lm.objective.metrics import N_SUMS, bytes_per_target, kept_drafts, loss_sums, summarize
+from mla_lm.objective.metrics import (
+    N_SUMS,
+    bits_per_byte,
+    bytes_per_target,
+    kept_drafts,
+    loss_sums,
+    summarize,
+)
 from mla_lm.objective.optimizer import build_optimizer
 from mla_lm.objective.schedules import bias_speed, build_schedule, mtp_weight
 
@@ -141,7 +148,7 @@ class LanguageModel(L.LightningModule):
         found = dict(zip(self.terms, values, strict=True))
         loss = found["loss"]
         if self.is_logged:
-            found["bpb"] = found["ce"] / math.log(2) / max(found.pop("bytes"), 1e-9)
+            found["bpb"] = bits_per_byte(found["ce"], found.pop("bytes"))
             found |= {"grad_norm": length, "lr": optimizer.param_groups[0]["lr"]}
             if scaler is not None:
                 found["loss_scale"] = scaler.get_scale()

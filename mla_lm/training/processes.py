@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from mla_lm.config import TrainerConfig
 from mla_lm.errors import INTERRUPTED, STOPPED, UNREAD, UserError
-from mla_lm.machine import DeviceType, accelerator_type
+from mla_lm.machine import accelerator_type
 
 EXPLAINED = {2, STOPPED, INTERRUPTED, UNREAD}  # exit codes of a rank that has printed why
 HEAD_START = 2  # seconds for rank zero to print an error, and for torchrun to end the others
@@ -51,11 +51,9 @@ def launched(cfg: TrainerConfig, overrides: Sequence[str]) -> bool:
     """
     if "WORLD_SIZE" in os.environ:
         return False
-    device = accelerator_type(cfg.accelerator)
-    n = cfg.devices
-    if n == "auto":
-        n = torch.cuda.device_count() if device == "cuda" else 1
-    _require_gpus(device, n)
+    wanted = 0 if cfg.devices == "auto" else cfg.devices
+    n_gpus = _n_gpus(cfg, n_ranks=wanted)
+    n = wanted or n_gpus or 1
     if n == 1:
         return False
     from torch.distributed import run
@@ -66,6 +64,7 @@ def launched(cfg: TrainerConfig, overrides: Sequence[str]) -> bool:
     try:
         with _restored():
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // n)))
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a rank says why in one line
             logging.disable()  # torchrun logs a page for each failure
             run.run(run.parse_args(options))
     except ChildFailedError as error:
@@ -95,13 +94,18 @@ def _restored() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _require_gpus(device: DeviceType, n: int) -> None:
-    there = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": n}[device]
-    if n > there:
+def _n_gpus(cfg: TrainerConfig, *, n_ranks: int) -> int:
+    """GPUs for the ranks on this machine, 0 where they run on the CPU; UserError for too few."""
+    device = accelerator_type(cfg.accelerator)
+    if device == "cpu":
+        return 0
+    there = torch.cuda.device_count() if device == "cuda" else 1
+    if n_ranks > there:
         raise UserError(
-            f"trainer.devices: {n} processes need a GPU each, there are {there}; use fewer, or "
-            "trainer.accelerator=cpu"
+            f"trainer.devices: {n_ranks} processes need a GPU each, there are {there}; use fewer, "
+            "or trainer.accelerator=cpu"
         )
+    return there
 
 
 @contextmanager
@@ -131,7 +135,7 @@ def joined(cfg: TrainerConfig) -> Iterator[None]:
 
 def _join(cfg: TrainerConfig) -> None:
     device = accelerator_type(cfg.accelerator)
-    _require_gpus(device, world_size() if device == "mps" else local_world_size())  # no NCCL
+    _n_gpus(cfg, n_ranks=world_size() if device == "mps" else local_world_size())  # no NCCL
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"

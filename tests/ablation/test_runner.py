@@ -43,13 +43,13 @@ def signalled(number: int, words: list[str], condition: Callable[[], bool], cwd:
     process = subprocess.Popen(
         command(*words), cwd=cwd, env=environment(), stdout=subprocess.DEVNULL
     )
-    until = time.monotonic() + 240
+    until = time.monotonic() + 600
     while not condition():
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.02)
     os.kill(process.pid, number)
-    return process.wait(60)
+    return process.wait(600)
 
 
 def at_step(log: Path, step: int) -> Callable[[], bool]:

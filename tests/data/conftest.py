@@ -16,7 +16,7 @@ from mla_lm import load_config
 from mla_lm.config import DataConfig
 from mla_lm.data import PreparedData, Tokenizer
 from mla_lm.data.corpora import open_corpus
-from mla_lm.errors import UserError
+from tests.conftest import one_line
 
 MakeConfig = Callable[..., DataConfig]
 END_OF_TEXT = "<|endoftext|>"
@@ -98,14 +98,6 @@ def texts_of(cfg: DataConfig) -> list[str]:
 
 def keys_of(cfg: DataConfig) -> list[bytes]:
     return [document.key for document in open_corpus(cfg).train()]
-
-
-def one_line(action: Callable[[], object]) -> str:
-    """The line of the error that `action` ends with."""
-    with pytest.raises(UserError) as caught:
-        action()
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
 
 
 def refusal(cfg: DataConfig) -> str:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,13 +15,13 @@ from unittest import mock
 import pytest
 
 from mla_lm.config import DataConfig
-from mla_lm.data import PreparedData, encode, prepare
+from mla_lm.data import PreparedData, preparation, prepare
 from mla_lm.files import digest
+from tests.conftest import one_line
 from tests.data.conftest import (
     SPLITS,
     corpus_config,
     lasting,
-    one_line,
     prepared_folder,
     some_text,
     tokenizer_keys,
@@ -35,12 +34,12 @@ BLOCK, BATCH = 15, 4  # pieces: some 12 shards of each split
 PREPARE = f"""
 import resource, sys, time
 from mla_lm.config import JsonlConfig
-from mla_lm.data import encode, prepare
+from mla_lm.data import preparation, prepare
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import guard
 
 settings, seconds, limit = sys.argv[1], *map(float, sys.argv[2:])
-encode.BLOCK, encode.BATCH = {BLOCK}, {BATCH}
+preparation.BLOCK, preparation.BATCH = {BLOCK}, {BATCH}
 encode_batch = Tokenizer.encode_batch
 
 def slowly(self, texts):
@@ -52,7 +51,6 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
 guard(lambda: prepare(JsonlConfig.model_validate_json(settings)))
 """
 Process = subprocess.Popen[str]
-PREPARE_MODULE = import_module("mla_lm.data.prepare")
 
 
 class Killed(BaseException):
@@ -73,7 +71,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True, scope="module")
 def _small_blocks() -> Any:
-    with mock.patch.multiple(encode, BLOCK=BLOCK, BATCH=BATCH):
+    with mock.patch.multiple(preparation, BLOCK=BLOCK, BATCH=BATCH):
         yield
 
 
@@ -109,7 +107,7 @@ def shards_in(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture
 def half_done(cfg: DataConfig) -> Path:
     """The folder of a preparation killed behind three blocks."""
-    interrupt(cfg, encode, "write_manifest", at=4)
+    interrupt(cfg, preparation, "write_manifest", at=5)
     return unfinished(cfg)
 
 
@@ -128,12 +126,12 @@ def assert_as_undisturbed(cfg: DataConfig, undisturbed: PreparedData) -> None:
 @pytest.mark.parametrize(
     ("place", "name", "at", "blocks"),
     [
-        (PREPARE_MODULE, "choose_split", 1, None),
-        (PREPARE_MODULE, "write_manifest", 1, None),
-        (encode, "_encode_batch", 1, 0),
-        (encode, "_encode_batch", 30, 7),
-        (encode, "_write_shard", 4, 1),
-        (encode, "write_manifest", 5, 4),
+        (preparation, "choose_split", 1, None),
+        (preparation, "write_manifest", 1, None),
+        (preparation, "_ids", 1, 0),
+        (preparation, "_ids", 16, 7),
+        (preparation, "digest", 4, 1),
+        (preparation, "write_manifest", 6, 4),
         (os, "fsync", 20, 2),
         (os, "replace", 3, 0),
         (os, "rename", 1, 12),
@@ -217,12 +215,12 @@ def test_killed_again_and_again_it_gets_there(cfg: DataConfig, undisturbed: Prep
                 assert read_line(other).startswith("waiting for another process")
         process.kill()
         assert finish(process)[0] == -signal.SIGKILL
-    behind = [int(line.split()[-1]) for line in firsts if "resuming behind piece" in line]
+    behind = [int(line.split()[-1]) for line in firsts if "resuming after piece" in line]
     assert len(behind) == 2
     assert 0 < behind[0] < behind[1]
     ended = [finish(other) for other in waiting]
     assert [(status, err) for status, _, err in ended] == [(0, "")] * 2
-    assert sum("resuming behind piece" in out for _, out, _ in ended) == 1
+    assert sum("resuming after piece" in out for _, out, _ in ended) == 1
     assert_as_undisturbed(cfg, undisturbed)
     prepare(updated(cfg, verify="full"))
 

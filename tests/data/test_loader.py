@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mla_lm.data.loader import EvalLoader, TrainLoader, window_order
-from tests.data.conftest import one_line
+from tests.conftest import one_line
 
 lengths = st.integers(min_value=2, max_value=400)
 seq_lens = st.integers(min_value=2, max_value=23)

@@ -2,9 +2,7 @@
 
 import json
 import os
-import random
 import shutil
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,8 +15,9 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from mla_lm.config import DataConfig
-from mla_lm.data import Tokenizer, encode, prepare
+from mla_lm.data import Tokenizer, preparation, prepare
 from mla_lm.files import digest
+from tests.conftest import one_line
 from tests.data.conftest import (
     END_OF_TEXT,
     SPLITS,
@@ -27,7 +26,6 @@ from tests.data.conftest import (
     documents,
     file_texts,
     lasting,
-    one_line,
     prepared_folder,
     some_text,
     split_of,
@@ -106,8 +104,8 @@ def test_no_token_and_no_byte_is_lost(
     texts: list[str | None], kind: str, block: int, batch: int
 ) -> None:
     with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "BLOCK", block)
-        patch.setattr(encode, "BATCH", batch)
+        patch.setattr(preparation, "BLOCK", block)
+        patch.setattr(preparation, "BATCH", batch)
         path = write_rows(Path(name) / "rows.jsonl", texts)
         keys = {"path": path, "cache_dir": Path(name) / "cache", "val_fraction": 1e-9}
         learned = tokenizer_keys(kind, vocab_size=280)
@@ -121,21 +119,6 @@ def test_no_token_and_no_byte_is_lost(
             assert data.tokenizer.n_bytes(ids) == data.manifest[split]["bytes"] == n_bytes
             assert len(ids) == data.manifest[split]["tokens"]
         assert data.manifest["empty_documents"] == sum(not t for t in texts)
-
-
-def test_the_split_depends_on_no_order_and_no_other_document(
-    config: MakeConfig, tmp_path: Path
-) -> None:
-    texts = [some_text(9, seed=i) for i in range(40)]
-    more = [some_text(9, seed=i) for i in range(40, 60)]
-    mixed = random.Random(0).sample((texts + more) * 2, 120)
-    found = []
-    for i, rows in enumerate((texts, texts[::-1], mixed)):
-        data = prepare(config(write_rows(tmp_path / f"{i}.jsonl", rows), "jsonl"))
-        assert not set(documents(data, "train")) & set(documents(data, "val"))
-        found.append(set(documents(data, "val")) & set(texts))
-    assert found[0] == found[1] == found[2]
-    assert 2 < len(found[0]) < 20
 
 
 def test_files_to_validate_on_are_the_validation_split(config: MakeConfig, folder: Path) -> None:
@@ -152,8 +135,8 @@ def test_streams_do_not_depend_on_blocks(
     cfg = config(folder)
     expected = prepare(cfg)
     shutil.rmtree(prepared_folder(cfg))
-    monkeypatch.setattr(encode, "BLOCK", block)
-    monkeypatch.setattr(encode, "BATCH", batch)
+    monkeypatch.setattr(preparation, "BLOCK", block)
+    monkeypatch.setattr(preparation, "BATCH", batch)
     data = prepare(cfg)
     assert data.manifest["corpus"] == expected.manifest["corpus"]
     assert len(data.train.paths) > 3
@@ -203,7 +186,7 @@ def test_a_prepared_corpus_is_found_again_without_a_lock(
     times = {p.name: p.stat().st_mtime_ns for p in made.iterdir()}
     assert set(times) == {"train-00000.bin", "val-00000.bin", "tokenizer.json", "manifest.json"}
     shutil.move(folder, folder.parent / "elsewhere")
-    monkeypatch.setattr(import_module("mla_lm.data.prepare"), "FileLock", None)
+    monkeypatch.setattr(preparation, "FileLock", None)
     monkeypatch.setattr(Path, "mkdir", None)  # as in a read-only cache
     same = {"seq_len": 16, "batch_size": 2, "mask_documents": True, "verify": "full"}
     again = prepare(updated(cfg, path=folder.parent / "elsewhere", **same))

@@ -14,15 +14,8 @@ import pytest
 from mla_lm import load_config
 from mla_lm.config import DataConfig
 from mla_lm.data.corpora import open_corpus
-from tests.data.conftest import (
-    corpus_config,
-    keys_of,
-    one_line,
-    refusal,
-    some_text,
-    texts_of,
-    written,
-)
+from tests.conftest import one_line
+from tests.data.conftest import corpus_config, keys_of, refusal, some_text, texts_of, written
 from tests.processes import ROOT, run
 
 PLAIN = ["p0", "p1", "p2", "p3", "p4", "終", "", "end"]

@@ -1,6 +1,5 @@
 """Which documents are held out, and what the tokenizer learns from."""
 
-import hashlib
 import random
 from collections.abc import Iterator, Sequence
 
@@ -11,12 +10,12 @@ from hypothesis import strategies as st
 from mla_lm.config import DataConfig
 from mla_lm.data import Tokenizer, split
 from mla_lm.data.corpora import Corpus, Document
-from mla_lm.data.split import choose_split, hash_position
+from mla_lm.data.split import choose_split
+from tests.conftest import one_line
 from tests.data.conftest import (
     END_OF_TEXT,
     corpus_config,
     hashed,
-    one_line,
     some_text,
     split_of,
     tokenizer_keys,
@@ -50,11 +49,6 @@ def corpus_of(
 
 def learned(texts: Sequence[str]) -> str:
     return Tokenizer.train(texts, vocab_size=300, end_of_text=END_OF_TEXT).json
-
-
-@given(key=st.binary(max_size=20))
-def test_hash_position_is_the_first_eight_bytes_of_the_hash(key: bytes) -> None:
-    assert hash_position(key) == int(hashlib.sha256(key).hexdigest()[:16], 16)
 
 
 @given(texts=st.lists(st.text(min_size=1, max_size=5), min_size=2, max_size=9, unique=True))

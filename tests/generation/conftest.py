@@ -85,15 +85,7 @@ def greedy_by_hand(model: Transformer, prompt: Ids, n_new: int, *, stop: int | N
 def decode(model: Transformer, prompts: Sequence[Ids], n_new: int, **options: Any) -> list[Ids]:
     """The new ids of each row; greedy unless told otherwise."""
     options = {"sampling": GREEDY} | options
-    return collected(Decoder(model, prompts, max_new_tokens=n_new, **options))
-
-
-def collected(decoder: Decoder) -> list[Ids]:
-    new: list[Ids] = [[] for _ in decoder.rows]
-    for step in decoder:
-        for row, ids in step.items():
-            new[row] += ids
-    return new
+    return Decoder(model, prompts, max_new_tokens=n_new, **options).run()
 
 
 def chi_square(counts: Tensor, shares: Tensor) -> float:

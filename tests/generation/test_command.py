@@ -77,9 +77,9 @@ def test_the_prompt_comes_first_then_text_piece_by_piece_beyond_the_trained_cont
     assert len(later) > 10
 
     model, _, tokenizer = load_checkpoint(ckpt, context=250)
-    prompt, _ = tokenizer.encode_prompt(PROMPT)
-    first_mask = torch.ones(1, tokenizer.vocab_size, dtype=torch.bool)
-    (ids,) = decode(model, [prompt], 180, stop=tokenizer.end_of_text, first=first_mask)
+    prompt, allowed = tokenizer.encode_prompt(PROMPT)
+    mask = torch.from_numpy(allowed[None])
+    (ids,) = decode(model, [prompt], 180, stop=tokenizer.end_of_text, first=mask)
     assert len(prompt) + len(ids) > 3 * CONTEXT
     text = PROMPT + tokenizer.decode(ids) + "\n"
     assert b"".join((first, *later)).decode() == text

@@ -29,10 +29,8 @@ def complete(
 
 def new_ids(model: Transformer, tokenizer: Tokenizer, prompt: str) -> Ids:
     """What the model says to a prompt, the end of a text excluded."""
-    ids, mask = tokenizer.encode_prompt(prompt)
-    first = torch.ones(1, tokenizer.vocab_size, dtype=torch.bool)
-    if mask is not None:
-        first[0] = torch.from_numpy(mask)
+    ids, allowed = tokenizer.encode_prompt(prompt)
+    first = torch.from_numpy(allowed[None])
     (new,) = decode(model, [ids], 8, first=first, stop=tokenizer.end_of_text)
     return new
 

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from mla_lm.errors import UserError
 from mla_lm.generation import Decoder, Sampling, generate
 from mla_lm.model import Transformer
-from tests.conftest import each_attention
+from tests.conftest import each_attention, one_line
 from tests.generation.conftest import (
     GREEDY,
     Ids,
@@ -126,7 +125,5 @@ def test_what_cannot_be_decoded_is_refused_in_one_line(
     prompts: list[Ids], options: dict[str, Any], message: str
 ) -> None:
     options = {"max_new_tokens": 3, "sampling": GREEDY} | options
-    with pytest.raises(UserError) as caught:
-        Decoder(random_model(mtp_depth=2), prompts, **options)
-    assert str(caught.value).startswith(message)
-    assert len(str(caught.value).splitlines()) == 1
+    said = one_line(lambda: Decoder(random_model(mtp_depth=2), prompts, **options))
+    assert said.startswith(message)

@@ -15,7 +15,6 @@ from tests.generation.conftest import (
     GREEDY,
     TRAINED_VOCAB,
     Ids,
-    collected,
     counting_prompts,
     decode,
     random_model,
@@ -34,7 +33,7 @@ def test_drafts_that_are_mostly_right_change_nothing(trained: Transformer, n_dra
         decoder = Decoder(
             trained, prompts, max_new_tokens=CONTEXT, sampling=GREEDY, n_drafts=n_drafts
         )
-        got = collected(decoder)
+        got = decoder.run()
         assert got == decode(trained, prompts, CONTEXT)
         assert {len(p) + len(new) for p, new in zip(prompts, got, strict=True)} == {CONTEXT + 1}
         assert decoder.counts.accepted[0] > 0.4 * decoder.counts.drafted[0]
@@ -44,7 +43,7 @@ def test_drafts_that_are_mostly_right_change_nothing(trained: Transformer, n_dra
 def test_drafts_end_with_the_tokens_asked_for(trained: Transformer, n_new: int) -> None:
     prompts = counting_prompts((4, 9, 6), seed=n_new)
     decoder = Decoder(trained, prompts, max_new_tokens=n_new, sampling=GREEDY, n_drafts=3)
-    got = collected(decoder)
+    got = decoder.run()
     assert got == decode(trained, prompts, n_new)
     assert decoder.counts.tokens == 3 * (n_new - 1)
     assert [n > 0 for n in decoder.counts.drafted] == [n_new > depth + 1 for depth in (1, 2, 3)]
@@ -63,7 +62,7 @@ def test_an_accepted_draft_may_be_the_stop_id(
     decoder = Decoder(
         trained, prompts, max_new_tokens=12, sampling=GREEDY, stop=stop, n_drafts=n_drafts
     )
-    assert collected(decoder) == expected
+    assert decoder.run() == expected
     assert decoder.counts.accepted[0] > 0
 
 
@@ -99,7 +98,7 @@ def check_script(
     expected = [prompt + ids for prompt, ids in zip(prompts, new, strict=True)]
     decoder = Decoder(model, prompts, max_new_tokens=n_new, sampling=GREEDY, n_drafts=n_drafts)
     follow_script(decoder, expected, n_right)
-    assert collected(decoder) == new
+    assert decoder.run() == new
     return decoder.counts
 
 

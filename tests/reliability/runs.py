@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -28,37 +28,25 @@ SEQ_LEN, WINDOWS, STEPS = 16, 9, 12
 OWN = ("run_dir", "run_id")  # what two equal runs in two folders do not share
 
 
-class Corpus(NamedTuple):
+def write_corpus(place: Path) -> Path:
     """Text that makes `WINDOWS` rows, all different."""
-
-    train: Path
-    val: Path
-    cache: Path
-
-    def words(self) -> tuple[str, ...]:
-        return (
-            "data=text",
-            "data/tokenizer=bytes",
-            f"data.path={self.train}",
-            f"data.val_path={self.val}",
-            f"data.cache_dir={self.cache}",
-            f"data.seq_len={SEQ_LEN}",
-        )
-
-
-def write_corpus(place: Path) -> Corpus:
     rng = random.Random(0)
-    corpus = Corpus(place / "train.txt", place / "val.txt", place / "cache")
-    for path, rows in ((corpus.train, WINDOWS), (corpus.val, 3)):
-        path.write_text("".join(rng.choices("abcdefghij ", k=rows * SEQ_LEN + 3)))
-    return corpus
+    for name, rows in (("train", WINDOWS), ("val", 3)):
+        text = "".join(rng.choices("abcdefghij ", k=rows * SEQ_LEN + 3))
+        (place / f"{name}.txt").write_text(text)
+    return place
 
 
-def short(corpus: Corpus, *more: str) -> tuple[str, ...]:
+def short(corpus: Path, *more: str) -> tuple[str, ...]:
     """Twelve steps, an epoch is four; a validation every third, a checkpoint every second."""
     return (
         "model=nano",
-        *corpus.words(),
+        "data=text",
+        "data/tokenizer=bytes",
+        f"data.path={corpus / 'train.txt'}",
+        f"data.val_path={corpus / 'val.txt'}",
+        f"data.cache_dir={corpus / 'cache'}",
+        f"data.seq_len={SEQ_LEN}",
         "data.batch_size=2",
         "precision=32-true",
         "trainer.accelerator=cpu",

@@ -22,7 +22,7 @@ import torch
 from mla_lm import load_config
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.record import RECORD, write_run_files
-from mla_lm.checkpoint.resume import resolve_resume
+from mla_lm.checkpoint.resume import resolve_origin
 from tests.reliability.conftest import Reference
 from tests.reliability.record import record
 from tests.reliability.runs import STEPS, checkpoint, run, steps
@@ -214,7 +214,7 @@ def test_a_stored_text_is_never_interpolated(
         content[RECORD]["tokenizer"] = torch.frombuffer(bytearray(as_bytes), dtype=torch.uint8)
     checkpoint_file.write(path, content)
     words = [f"resume={path}", f"run_dir={tmp_path / 'run'}", "trainer.max_steps=14"]
-    cfg, origin = resolve_resume(load_config(words), words)
+    cfg, origin = resolve_origin(load_config(words), words)
     assert origin is not None
     write_run_files(tmp_path / "run", cfg, origin)
     written = json.loads((tmp_path / "run" / "config.json").read_text())

@@ -19,10 +19,10 @@ from mla_lm.training.checkpoints import Checkpoints
 from mla_lm.training.exact_resume import ExactResume
 from mla_lm.training.module import LanguageModel
 from tests.reliability.child import tell_myself
+from tests.reliability.conftest import Reference, undisturbed
 from tests.reliability.record import record
 from tests.reliability.runs import (
     STEPS,
-    Corpus,
     checkpoint,
     differences,
     resume_at,
@@ -42,7 +42,7 @@ class Case(NamedTuple):
     accumulate: int
     checkpointing: str
 
-    def words(self, corpus: Corpus) -> tuple[str, ...]:
+    def words(self, corpus: Path) -> tuple[str, ...]:
         return short(
             corpus,
             f"model/attention={self.attention}",
@@ -62,13 +62,10 @@ CASES = list(starmap(Case, product(*CHOICES)))
 SOME = [CASES[15], CASES[16]]  # MLA and MHA, both of every other choice
 
 
-def interrupted(case: Case, words: tuple[str, ...], place: Path) -> Iterator[tuple[str, Path]]:
+def interrupted(case: Case, reference: Reference, place: Path) -> Iterator[tuple[str, Path]]:
     """Each place, and the folder of a run that was interrupted there."""
-    whole, epoch = place / "whole", 4 if case.accumulate == 1 else 3  # steps of the nine rows
-    place.mkdir()
-    log = whole.with_suffix(".log")
-    assert run([*words, f"run_dir={whole}"], log) == 0, log.read_text()
-    yield "undisturbed", whole
+    epoch = 4 if case.accumulate == 1 else 3  # steps of the nine rows
+    words, whole, _ = reference
     yield "inside epoch 1", resumed(whole, 1, place / "one", words)
     yield "inside epoch 2", resumed(whole, epoch + 1, place / "two", words)
     yield "at the end of an epoch", resumed(whole, epoch, place / "end", words)
@@ -78,17 +75,18 @@ def interrupted(case: Case, words: tuple[str, ...], place: Path) -> Iterator[tup
     yield "inside a validation", resumed(cut, 2, place / "validated", words)
 
 
-def failures(corpus: Corpus, place: Path, case: Case) -> list[str]:
-    (_, whole), *others = interrupted(case, case.words(corpus), place)
-    wanted = state(checkpoint(whole, STEPS))
-    found = [(name, differences(state(checkpoint(f, STEPS)), wanted)) for name, f in others]
+def failures(corpus: Path, place: Path, case: Case) -> list[str]:
+    place.mkdir()
+    whole = undisturbed(case.words(corpus), place / "whole")
+    runs = interrupted(case, whole, place)
+    found = [(name, differences(state(checkpoint(f, STEPS)), whole.end)) for name, f in runs]
     shutil.rmtree(place)
     return [f"{case} {name}: {wrong}" if wrong else "" for name, wrong in found]
 
 
 @pytest.mark.parametrize("cases", [SOME, pytest.param(CASES, marks=pytest.mark.slow)])
 def test_every_interruption_is_without_a_trace(
-    corpus: Corpus, tmp_path: Path, cases: list[Case]
+    corpus: Path, tmp_path: Path, cases: list[Case]
 ) -> None:
     def trial(number: int) -> list[str]:
         return failures(corpus, tmp_path / str(number), cases[number])
@@ -144,10 +142,10 @@ FAULTS: dict[str, Callable[[], None]] = {
 }
 
 
-def test_what_is_not_restored_is_noticed(corpus: Corpus, tmp_path: Path) -> None:
-    words, whole, step = short(corpus, "optim.lr=0.05", *EVERY_STEP), tmp_path / "whole", 7
-    assert run([*words, f"run_dir={whole}"], whole.with_suffix(".log")) == 0
-    wanted = state(checkpoint(whole, STEPS))
+def test_what_is_not_restored_is_noticed(corpus: Path, tmp_path: Path) -> None:
+    step = 7
+    words = short(corpus, "optim.lr=0.05", *EVERY_STEP)
+    _, whole, wanted = undisturbed(words, tmp_path / "whole")
     (best,) = [s["best_step"] for s in wanted["callbacks"].values() if "best_step" in s]
     assert 0 < best < step
 

@@ -19,10 +19,9 @@ from mla_lm.checkpoint.find import newest, saved, step_of
 from mla_lm.errors import INTERRUPTED, STOPPED
 from mla_lm.training.module import LanguageModel
 from tests.reliability.child import tell_myself
-from tests.reliability.conftest import Reference
+from tests.reliability.conftest import Reference, undisturbed
 from tests.reliability.record import record
 from tests.reliability.runs import (
-    Corpus,
     checkpoint,
     differences,
     resumption,
@@ -57,12 +56,10 @@ def in_validation(path: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def accumulated(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+def accumulated(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """An undisturbed run with three forward passes per step."""
     folder = tmp_path_factory.mktemp("accumulated") / "run"
-    words = short(corpus, *WINDOW)
-    assert run([*words, f"run_dir={folder}"], folder.with_suffix(".log")) == 0
-    return Reference(corpus, words, folder, state(checkpoint(folder, 12)))
+    return undisturbed(short(corpus, *WINDOW), folder)
 
 
 @pytest.mark.slow
@@ -72,10 +69,10 @@ def test_signals_at_random_times(
     cut_short: list[int] = []
 
     def trial(number: int) -> str:
-        undisturbed = (reference, accumulated)[number % 2]
+        whole = (reference, accumulated)[number % 2]
         folder, rng = tmp_path / str(number), random.Random(number)
         log = folder.with_suffix(".log")
-        words = [*undisturbed.words, f"run_dir={folder}", "resume=auto"]
+        words = [*whole.words, f"run_dir={folder}", "resume=auto"]
         process = start(words, log, partial(slowly, 0.05))
         while "step 1/" not in (log.read_text() if log.exists() else ""):
             time.sleep(0.001)
@@ -88,7 +85,7 @@ def test_signals_at_random_times(
             return f"{number}: did the steps {done}, saved {path}"
         if in_validation(path):
             cut_short.append(number)
-        return resumption(folder, undisturbed.words, undisturbed.end)
+        return resumption(folder, whole.words, whole.end)
 
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(trial, range(40)))

@@ -2,8 +2,6 @@
 
 import csv
 import random
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +9,7 @@ import pytest
 
 from mla_lm import load_config
 from mla_lm.checkpoint import file as checkpoint_file
-from mla_lm.checkpoint.resume import resolve_resume
-from mla_lm.errors import UserError
+from mla_lm.checkpoint.resume import resolve_origin
 from tests.processes import run
 
 STEPS = 12
@@ -82,18 +79,7 @@ def logged(folder: Path, *, version: int = 0) -> list[dict[str, str]]:
 
 def resolve(trained: Run, *overrides: str) -> Any:
     words = [*trained.overrides, *overrides]
-    return resolve_resume(load_config(words), words).cfg
-
-
-def refusal(action: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        action()
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
-
-
-def copied(source: Path, to: Path) -> Path:
-    return shutil.copytree(source, to)
+    return resolve_origin(load_config(words), words).cfg
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ import torch
 
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.find import load_checkpoint, locate, newest, read
-from tests.runs.conftest import STEPS, Run, checkpoint, content, refusal, resolve
+from tests.conftest import one_line
+from tests.runs.conftest import STEPS, Run, checkpoint, content, resolve
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "torch.save", "missing", "folder"])
@@ -21,7 +22,7 @@ def test_what_is_no_checkpoint_is_refused(trained: Run, tmp_path: Path, kind: st
         torch.save({"state_dict": {}}, path)
     elif kind == "folder":
         path.mkdir()
-    assert str(path) in refusal(lambda: resolve(trained, f"resume={path}"))
+    assert str(path) in one_line(lambda: resolve(trained, f"resume={path}"))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_a_record_made_by_hand_is_refused(
     path, stored = tmp_path / "x.ckpt", content(checkpoint(trained.folder, STEPS))
     stored["mla_lm"][key] = value
     checkpoint_file.write(path, stored)
-    assert str(path) in refusal(lambda: load_checkpoint(path))
+    assert str(path) in one_line(lambda: load_checkpoint(path))
 
 
 def test_another_format_is_said_to_be_one(
@@ -44,7 +45,7 @@ def test_another_format_is_said_to_be_one(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_file, "FORMAT", 1)
         checkpoint_file.write(tmp_path / "x.ckpt", stored)
-    message = refusal(lambda: load_checkpoint(tmp_path / "x.ckpt"))
+    message = one_line(lambda: load_checkpoint(tmp_path / "x.ckpt"))
     assert "has format 1, this version reads 2" in message
 
 

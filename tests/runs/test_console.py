@@ -17,8 +17,9 @@ from mla_lm import load_config
 from mla_lm.cost import count_parameters
 from mla_lm.errors import INTERRUPTED, guard
 from mla_lm.training.checkpoints import SIGNALS
+from tests.conftest import one_line
 from tests.processes import command, environment
-from tests.runs.conftest import STEPS, Run, checkpoint, refusal, train_here
+from tests.runs.conftest import STEPS, Run, checkpoint, train_here
 
 HERE = "+callbacks.mine._target_=tests.runs.test_console"
 PROGRESS = r"loss \d\.\d+  \d\.\d+ bits/byte  [\d,]+ tokens/s  \d+% of matmul peak"
@@ -117,7 +118,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, handlers = tmp_path / "run", [signal.getsignal(number) for number in SIGNALS]
-    said = refusal(lambda: train_here(*trained.overrides, *words, f"run_dir={folder}"))
+    said = one_line(lambda: train_here(*trained.overrides, *words, f"run_dir={folder}"))
     assert re.search(line, said)
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
     assert "step 1/" not in capsys.readouterr().out
@@ -130,7 +131,7 @@ def test_a_run_folder_in_use_is_refused_untouched(trained: Run) -> None:
         return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
 
     before, run_dir = state(), f"run_dir={trained.folder}"
-    said = refusal(lambda: train_here(*trained.overrides, run_dir))
+    said = one_line(lambda: train_here(*trained.overrides, run_dir))
     assert said.startswith(f"{run_dir}: not empty")
     assert state() == before
 

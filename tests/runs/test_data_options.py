@@ -7,7 +7,8 @@ import pytest
 
 from mla_lm import load_checkpoint
 from mla_lm.data import Tokenizer
-from tests.runs.conftest import Run, logged, refusal, short_run, train_here, write_corpus
+from tests.conftest import one_line
+from tests.runs.conftest import Run, logged, short_run, train_here, write_corpus
 from tests.runs.test_eval import evaluate_here
 
 
@@ -68,5 +69,5 @@ def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(tmp_path: Path) -> 
     tokenizer = Tokenizer.train((), vocab_size=257, end_of_text="<|endoftext|>")
     (tmp_path / "tokenizer.json").write_text(tokenizer.json)
     words = ["data/tokenizer=pretrained", f"data.tokenizer.path={tmp_path / 'tokenizer.json'}"]
-    line = refusal(lambda: train_here("model=nano", *words, "model.vocab_size=256"))
+    line = one_line(lambda: train_here("model=nano", *words, "model.vocab_size=256"))
     assert line.startswith("model.vocab_size=256: must be at least data.tokenizer.vocab_size=257")

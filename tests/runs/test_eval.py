@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,9 @@ from mla_lm.data.corpora import open_corpus
 from mla_lm.data.loader import EvalLoader
 from mla_lm.data.split import hash_position
 from mla_lm.evaluation import evaluate
+from tests.conftest import one_line
 from tests.processes import run
-from tests.runs.conftest import (
-    STEPS,
-    Run,
-    checkpoint,
-    content,
-    copied,
-    logged,
-    refusal,
-    write_corpus,
-)
+from tests.runs.conftest import STEPS, Run, checkpoint, content, logged, write_corpus
 
 NAMES = {
     "val/loss",
@@ -69,7 +62,7 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def own(trained: Run, tmp_path: Path) -> Path:
     """A copy of the run without results."""
-    folder = copied(trained.folder, tmp_path / "own")
+    folder = shutil.copytree(trained.folder, tmp_path / "own")
     (folder / "metrics.json").unlink(missing_ok=True)
     return folder
 
@@ -125,7 +118,7 @@ def test_limit_takes_that_many_batches(own: Path, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("held_out", [False, True], ids=["training text", "held-out text"])
 def test_changed_corpus_is_refused(trained: Run, tmp_path: Path, held_out: bool) -> None:
-    moved = copied(trained.folder.parent, tmp_path / "moved")
+    moved = shutil.copytree(trained.folder.parent, tmp_path / "moved")
     path = checkpoint(moved / "run", STEPS)
     stored = content(path)
     stored[RECORD]["config"]["data"]["path"] = str(moved / "text")
@@ -139,7 +132,7 @@ def test_changed_corpus_is_refused(trained: Run, tmp_path: Path, held_out: bool)
     changed = moved / "text" / name
     changed.write_text(changed.read_text() + "def changed(): pass\n" * 9)
     (moved / "run" / "metrics.json").unlink()
-    assert "corpus" in refusal(lambda: evaluate_here(f"ckpt={path}"))
+    assert "corpus" in one_line(lambda: evaluate_here(f"ckpt={path}"))
     assert not (moved / "run" / "metrics.json").exists()
 
 
@@ -214,7 +207,7 @@ def test_a_logger_that_fails_leaves_the_results(own: Path, monkeypatch: pytest.M
         raise RuntimeError("no network\nat all")
 
     monkeypatch.setattr("lightning.pytorch.loggers.CSVLogger.log_metrics", fail)
-    said = refusal(lambda: evaluate_here(f"ckpt={own}", "logger=csv"))
+    said = one_line(lambda: evaluate_here(f"ckpt={own}", "logger=csv"))
     assert said.startswith("logger: CSVLogger: ")
     assert metrics_of(own)["val/loss"] > 0
 
@@ -263,5 +256,5 @@ def test_an_exported_folder_is_scored_as_the_run(trained: Run, own: Path, tmp_pa
     ],
 )
 def test_what_cannot_be_done_is_one_line(words: list[str], said: str, own: Path) -> None:
-    assert said in refusal(lambda: evaluate_here(f"ckpt={own}", *words))
+    assert said in one_line(lambda: evaluate_here(f"ckpt={own}", *words))
     assert not (own / "metrics.json").exists()

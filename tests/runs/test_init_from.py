@@ -18,7 +18,8 @@ from mla_lm.commands import export, import_
 from mla_lm.config import EvalConfig, YarnConfig
 from mla_lm.config.compose import compose, validate
 from mla_lm.evaluation.subject import load_subject
-from tests.runs.conftest import Run, checkpoint, logged, refusal, train_here
+from tests.conftest import one_line
+from tests.runs.conftest import Run, checkpoint, logged, train_here
 
 LONGER = (EXTEND, "data.seq_len=80")  # of 32
 STILL = ("optim.lr=1e-9", "optim.weight_decay=0.0")  # hardly any change
@@ -140,10 +141,10 @@ def test_anything_else_is_refused(
     words: tuple[str, ...], said: str, trained: Run, tmp_path: Path
 ) -> None:
     asked = begun(trained, trained.folder, tmp_path / "run", *words)
-    assert said in refusal(lambda: train_here(*asked))
+    assert said in one_line(lambda: train_here(*asked))
     assert not (tmp_path / "run").exists()
 
 
 def test_weights_alone_are_not_resumed(imported: Path, tmp_path: Path) -> None:
-    said = refusal(lambda: train_here(f"resume={imported}", f"run_dir={tmp_path / 'run'}"))
+    said = one_line(lambda: train_here(f"resume={imported}", f"run_dir={tmp_path / 'run'}"))
     assert "holds weights only; start a run with them by init_from=" in said

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from mla_lm import load_config
-from tests.conftest import TINY
+from tests.conftest import TINY, one_line
 from tests.processes import ROOT, run
-from tests.runs.conftest import Run, refusal
+from tests.runs.conftest import Run
 
 RECIPES = ROOT / "configs" / "experiment"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -75,5 +75,5 @@ def test_it_trains(name: str, trained: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(CONTINUED))
 def test_weights_to_begin_with_must_be_named(name: str) -> None:
-    said = refusal(lambda: load_config([f"experiment={name}"]))
+    said = one_line(lambda: load_config([f"experiment={name}"]))
     assert said.startswith("init_from=: must have at least 1 character")

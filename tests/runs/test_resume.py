@@ -11,20 +11,12 @@ import pytest
 
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.find import read
-from mla_lm.checkpoint.resume import warn_of_environment
+from mla_lm.checkpoint.resume import Origin
 from mla_lm.files import claimed
 from mla_lm.machine import hardware
+from tests.conftest import one_line
 from tests.reliability.runs import differences, state
-from tests.runs.conftest import (
-    STEPS,
-    Run,
-    checkpoint,
-    content,
-    logged,
-    refusal,
-    resolve,
-    train_here,
-)
+from tests.runs.conftest import STEPS, Run, checkpoint, content, logged, resolve, train_here
 
 
 def test_a_run_folder_is_all_that_is_needed(trained: Run, tmp_path: Path) -> None:
@@ -81,7 +73,7 @@ def test_refused_in_one_line(trained: Run, tmp_path: Path, words: str, line: str
     (places["empty"] / "config.json").write_text('{"resume": "x.ckpt"}')
     shutil.copy(checkpoint(trained.folder, STEPS), places["elsewhere"] / "x.ckpt")
     asked = words.format(run=trained.folder, **places).split()
-    assert line in refusal(lambda: resolve(trained, *asked))
+    assert line in one_line(lambda: resolve(trained, *asked))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +83,7 @@ def test_refused_in_one_line(trained: Run, tmp_path: Path, words: str, line: str
 def test_a_change_may_be_allowed(trained: Run, override: str) -> None:
     key = override.split("=")[0]
     words = (f"resume={trained.folder}", override, "model.max_seq_len=32")
-    assert f"pass resume_allow=[{key}]" in refusal(lambda: resolve(trained, *words))
+    assert f"pass resume_allow=[{key}]" in one_line(lambda: resolve(trained, *words))
     allowed = resolve(trained, *words, f"resume_allow=[{key}]")
     assert allowed.resume == str(checkpoint(trained.folder, STEPS))
 
@@ -122,7 +114,7 @@ def test_the_newest_checkpoint_is_so_by_any_path(
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     with claimed(tmp_path, key="run_dir"):
-        message = refusal(lambda: claimed(tmp_path, key="run_dir").__enter__())
+        message = one_line(lambda: claimed(tmp_path, key="run_dir").__enter__())
     assert "another process" in message
     with claimed(tmp_path, key="run_dir"):
         pass
@@ -133,7 +125,8 @@ def test_changed_corpus_is_refused(trained: Run, tmp_path: Path) -> None:
     text = place / "text" / "00.py"
     text.write_text(text.read_text() + "more = 1\n")
     words = ("data=text", f"data.path={place / 'text'}", "resume_allow=[data.path]")
-    message = refusal(lambda: train_here(f"resume={place / 'run'}", *words, "trainer.max_steps=14"))
+    longer = (f"resume={place / 'run'}", "trainer.max_steps=14")
+    message = one_line(lambda: train_here(*longer, *words))
     assert "trained with data corpus=" in message
 
 
@@ -150,7 +143,8 @@ def test_what_changes_the_bits_is_told_unless_allowed(
     for more in ((), (f"resume_allow=[{key}]",)):
         cfg = resolve(trained, f"resume={path}", f"run_dir={tmp_path / 'new'}", *more)
         here = hardware(cfg.precision, cfg.trainer.accelerator)
-        warn_of_environment(cfg, read(path)[0].environment, here.environment)
+        record = read(path)[0]
+        Origin(cfg, record).check(here.environment, record.data)
         said = capsys.readouterr().err
         assert said == "" if more else said.startswith(f"warning: {key}=")
         assert said.count("\n") == len(said.splitlines()) <= 1

@@ -150,3 +150,13 @@ def test_compiled_blocks_train_alike_and_resume(trained: Run, tmp_path: Path) ->
     assert result.returncode == 0, result.stderr
     assert "trainer.compile=False" in result.stderr
     assert "so not bit for bit" in result.stderr
+
+
+def test_a_model_too_large_for_this_machine_is_refused_first(tmp_path: Path) -> None:
+    """Before a corpus is prepared or a run folder made."""
+    cache = tmp_path / "cache"
+    result = run("train.py", "model=deepseek_v3", f"data.cache_dir={cache}", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: model: 682,636.5M parameters need 8,199.5 GB for weights")
+    assert list(tmp_path.iterdir()) == []

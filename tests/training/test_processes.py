@@ -19,8 +19,8 @@ from mla_lm.config import TrainerConfig
 from mla_lm.errors import INTERRUPTED, STOPPED, UNREAD, UserError
 from mla_lm.training import processes
 from mla_lm.training.processes import launched
-from mla_lm.training.run import loaders
 from mla_lm.training.strategy import strategy_of
+from mla_lm.training.trainer import loaders
 from tests.processes import free_port, torchrun_variables
 from tests.scale.runs import DDP, ended, start, write_text
 

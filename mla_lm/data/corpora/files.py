@@ -1,8 +1,8 @@
 """Documents in files: the standard library, UTF-8 text, JSON lines.
 
-Read in blocks, so that memory does not grow with a file. A file of several is one document whose
-key is its name, the same on every machine; a single file is cut at blank lines, and its pieces
-are, like rows, their own keys.
+Read in blocks, so that memory does not grow with the size of a file. One of several files is one
+document, and its key is its name, the same on every machine. A single file is cut at blank lines
+into documents; the key of such a piece is its text, as that of a row is.
 """
 
 import glob
@@ -30,7 +30,7 @@ PIECE = 4096  # characters: a single file is cut into documents of about this si
 BOUNDARIES = re.compile(r"\n[ \t\r]*\n"), re.compile(r"\n")  # a blank line, a line end
 
 
-Files = dict[str, Path]  # by their names below a folder, the same wherever it lies, and in order
+Files = dict[str, Path]  # by their paths relative to a common folder, sorted
 
 
 def find_files(path: str, *, key: str, suffixes: tuple[str, ...] = ("",)) -> Files:
@@ -55,7 +55,7 @@ def find_files(path: str, *, key: str, suffixes: tuple[str, ...] = ("",)) -> Fil
 
 
 def below(root: Path, *, left_out: Collection[str] = ()) -> Files:
-    """Files below a folder, also behind links, without hidden ones and those of some names."""
+    """Files below a folder, links followed, without hidden ones and names in `left_out`."""
     found = []
 
     def refuse(error: OSError) -> None:

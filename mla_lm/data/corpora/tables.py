@@ -64,4 +64,4 @@ def _rows(where: str, column: str, **options: Any) -> Iterator[Document]:
     except ConnectionError:
         raise UserError(f"{where}: the Hugging Face hub cannot be reached; {OFFLINE}") from None
     except Exception as error:  # whatever a format's reader raises
-        raise UserError(f"{where}: behind row {number}: {one_line(error)}") from None
+        raise UserError(f"{where}: after row {number}: {one_line(error)}") from None

@@ -1,0 +1,116 @@
+"""Train what `run.py` has settled, on one rank: batches, model, Lightning's trainer."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from mla_lm.checkpoint import find
+from mla_lm.checkpoint.record import Record, write_run_files
+from mla_lm.config import RunConfig
+from mla_lm.config.compose import instantiate
+from mla_lm.data import PreparedData
+from mla_lm.data.loader import EvalLoader, TrainLoader
+from mla_lm.errors import UserError
+from mla_lm.files import claimed
+from mla_lm.machine import Hardware, out_of_memory
+from mla_lm.training import processes as ranks
+from mla_lm.training.checkpoints import Checkpoints
+from mla_lm.training.exact_resume import ExactResume
+from mla_lm.training.module import LanguageModel
+from mla_lm.training.strategy import strategy_of
+
+
+def run_trainer(
+    cfg: RunConfig,
+    here: Hardware,
+    data: PreparedData,
+    record: Record,
+    *,
+    repeat: Sequence[str],
+) -> None:
+    """Train from the seed, the weights or the checkpoint of `cfg`; `repeat` as in `Checkpoints`."""
+    train_batches, val_batches = loaders(cfg, data)
+    print(data.describe(n_dropped=train_batches.n_dropped))
+    L.seed_everything(cfg.seed, verbose=False)
+    trainer = trainer_of(cfg, here, repeat=repeat)
+    module = LanguageModel(cfg, data.tokenizer, record)
+    if cfg.init_from and not cfg.resume:
+        module.model.load_state_dict(find.read_weights(Path(cfg.init_from))[1])
+        print(f"starts with the weights of {cfg.init_from}")
+    run_dir = Path(cfg.run_dir)
+    with ExitStack() as claim:
+
+        def begin() -> dict[str, Any]:
+            claim.enter_context(claimed(run_dir, key="run_dir"))
+            return write_run_files(run_dir, cfg, record)
+
+        shown = ranks.broadcast_from_rank0(begin)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(shown)
+        trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
+    if ranks.rank() == 0:
+        path = find.newest(run_dir)
+        print(f"saved {path}" if path else f"{cfg.resume} is the end of the run already")
+
+
+def loaders(cfg: RunConfig, data: PreparedData) -> tuple[TrainLoader, EvalLoader]:
+    """The batches of this rank."""
+    rows, n = cfg.data.batch_size, ranks.world_size()
+    if rows % n:
+        raise UserError(f"data.batch_size={rows}: must be a multiple of the {n} processes")
+    own = {
+        "seq_len": cfg.data.seq_len,
+        "batch_size": rows // n,
+        "rank": ranks.rank(),
+        "n_ranks": n,
+    }
+    accumulate = cfg.trainer.accumulate_grad_batches
+    train_batches = TrainLoader(data.train, **own, accumulate=accumulate, seed=cfg.seed)
+    return train_batches, EvalLoader(data.val, **own)
+
+
+def trainer_of(cfg: RunConfig, here: Hardware, *, repeat: Sequence[str]) -> L.Trainer:
+    """Lightning's trainer of this rank; `repeat` as in `Checkpoints`."""
+    accumulate = cfg.trainer.accumulate_grad_batches
+    return L.Trainer(
+        **strategy_of(cfg.trainer, here.precision),
+        accelerator=here.device,
+        precision=here.precision,
+        max_epochs=-1,
+        max_steps=cfg.trainer.max_steps,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=cfg.trainer.gradient_clip_val,
+        val_check_interval=cfg.trainer.val_every_n_steps * accumulate,
+        check_val_every_n_epoch=None,
+        limit_val_batches=cfg.trainer.limit_val_batches or 1.0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=cfg.trainer.log_every_n_steps,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=cfg.run_dir,
+        logger=instantiate("logger", cfg.logger),
+        callbacks=[
+            ExactResume(),
+            *instantiate("callbacks", cfg.callbacks),
+            Checkpoints(Path(cfg.run_dir) / "checkpoints", cfg.checkpoint, repeat=repeat),
+        ],
+    )
+
+
+@contextmanager
+def memory_explained(cfg: RunConfig) -> Iterator[None]:
+    """UserError that says what to change when memory is out, the least harmful first."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(
+            f"out of memory with {cfg.data.batch_size} rows of {cfg.data.seq_len} tokens; try: "
+            "(1) a smaller data.batch_size with more trainer.accumulate_grad_batches, the same "
+            "steps in parts; (2) trainer.activation_checkpointing=non_reentrant, which runs blocks "
+            "twice; (3) a smaller data.seq_len or model, see `python -m mla_lm info`"
+        ) from None
