@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from mla_lm.bench.report import Task, timed
 from mla_lm.config import RunConfig
 from mla_lm.config.compose import load_config
+from mla_lm.data.batch import Batch
 from mla_lm.interop import config_dict, to_hugging_face, write_shards
 from mla_lm.machine import Resolved, autocast
 from mla_lm.model import Transformer
 from mla_lm.objective import balance
-from mla_lm.objective.losses import head_loss, mtp_targets, next_token_loss
+from mla_lm.objective.losses import loss_terms, next_token_loss
 from mla_lm.objective.optimizer import build_optimizer
 
 EXPERTS = ("eager", "grouped_mm")  # the peer's ways to run experts
@@ -54,14 +55,11 @@ def ours(cfg: RunConfig, device: str = "cpu") -> Side:
     def loss(tokens: Tensor) -> Tensor:
         checkpointing = cfg.trainer.activation_checkpointing
         out = model(tokens[:, :-1], logits=False, checkpointing=checkpointing)
-        total = head_loss(out.hidden, model.lm_head.weight, tokens[:, 1:])
-        for depth, hidden in enumerate(out.mtp, start=1):
-            weight = cfg.loss.mtp_weight / len(out.mtp)
-            targets = mtp_targets(tokens, depth)
-            total = total + weight * head_loss(hidden, model.lm_head.weight, targets)
+        batch = Batch(tokens, tokens, documents=None, counted=None)
+        terms = loss_terms(out, batch, model.lm_head.weight, cfg.balance)
         if out.routing:
             load[:] = balance.expert_load(out.routing).sum(dim=1)
-        return total
+        return terms["ce"] + cfg.loss.mtp_weight * terms.get("mtp", 0.0)
 
     def move_biases() -> None:
         for router, received in zip(routers, load, strict=bool(load)):

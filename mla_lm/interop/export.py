@@ -15,7 +15,7 @@ from mla_lm.cost import cache_elements_per_token, count_parameters
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
 from mla_lm.files import new_folder, write_object
-from mla_lm.interop.hf_config import config_dict
+from mla_lm.interop.config_to_hf import config_dict
 from mla_lm.interop.weights import to_hugging_face, write_shards
 from mla_lm.model import Transformer
 

@@ -13,7 +13,7 @@ from mla_lm.config.compose import load_config, with_values
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
 from mla_lm.files import new_folder, read_object
-from mla_lm.interop.foreign import model_section
+from mla_lm.interop.config_from_hf import model_section
 from mla_lm.interop.weights import Shards, read_state
 
 ROW = 1024  # default data.seq_len, where the context is not shorter

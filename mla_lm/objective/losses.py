@@ -1,6 +1,6 @@
 """The losses of DeepSeek-V3 (next token, multi-token prediction, sequence balance) and Switch's.
 
-Pure functions of tensors; they know neither the model nor how the losses are weighted into one.
+Pure functions of what a forward pass returns; they know neither the model nor its training.
 """
 
 from collections.abc import Callable
@@ -10,13 +10,49 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mla_lm.data.batch import IGNORED
-from mla_lm.model.moe import Routing
+from mla_lm.config import BalanceConfig
+from mla_lm.data.batch import IGNORED, Batch
+from mla_lm.model import ModelOutput, Routing
 from mla_lm.objective.balance import count, of_layer
 
 LOGITS = 2**23  # per chunk
 HALF_ROWS = 256  # per chunk in float16, whose largest number is 65504
 IN_CACHE = 2**19  # per softmax on a CPU, to stay in its cache
+
+
+def loss_terms(
+    out: ModelOutput,
+    batch: Batch,
+    head: Tensor,
+    weights: BalanceConfig,
+    over_ranks: Callable[[Tensor], Tensor] = lambda means: means,
+) -> dict[str, Tensor]:
+    """Unweighted terms: `ce`, `mtp` (mean over depths), and the balance losses that have a weight.
+
+    head (V, dim). `over_ranks` averages over all ranks, without gradient; each term is scaled so
+    that its own mean over ranks is the mean over the tokens of all ranks.
+    """
+    depths = range(1, len(out.mtp) + 1)
+    targets = [mtp_targets(batch.labels, depth, batch.documents) for depth in depths]
+    targets = [batch.labels[:, 1:], *targets]
+    counts = torch.stack([n_counted(of_depth) for of_depth in targets]).float()
+    ce, *mtp = (
+        head_loss(hidden, head, of_depth, count)
+        for hidden, of_depth, count in zip(
+            (out.hidden, *out.mtp), targets, over_ranks(counts), strict=True
+        )
+    )
+    terms = {"ce": ce}
+    if mtp:
+        terms["mtp"] = torch.stack(mtp).mean()
+    counted = batch.input_counted
+    if out.routing and weights.sequence_loss_weight:
+        by_layer = [sequence_balance_loss(r, counted) for r in out.routing]
+        terms["sequence_balance"] = torch.stack(by_layer).sum()
+    if out.routing and weights.switch_loss_weight:
+        by_layer = [switch_balance_loss(r, counted, over_ranks) for r in out.routing]
+        terms["switch_balance"] = torch.stack(by_layer).sum()
+    return terms
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,10 +1,6 @@
 """Schedules over a run: learning rate, MTP weight, bias update speed; functions of the step."""
 
 import math
-from functools import partial
-
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from mla_lm.config import BalanceConfig, LossConfig, OptimConfig
 
@@ -38,8 +34,3 @@ def bias_speed(step: int, *, cfg: BalanceConfig, max_steps: int) -> float:
     """
     decay_steps = max(1.0, cfg.bias_decay_fraction * max_steps)
     return cfg.bias_update_speed * min(1.0, max(0, max_steps - step) / decay_steps)
-
-
-def build_schedule(optimizer: Optimizer, cfg: OptimConfig, *, max_steps: int) -> LambdaLR:
-    """The learning-rate schedule, stepped once per optimizer step."""
-    return LambdaLR(optimizer, partial(lr_multiplier, cfg=cfg, max_steps=max_steps))

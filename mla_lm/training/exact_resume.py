@@ -16,7 +16,6 @@ from torch import distributed
 from mla_lm.checkpoint.record import RECORD
 
 BATCHES, VALIDATION = "epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"
-SCHEDULES = "epoch_loop.scheduler_progress"
 STEPS = "epoch_loop.automatic_optimization.optim_progress"
 
 
@@ -111,9 +110,8 @@ def _finish_epoch(loop: dict[str, Any]) -> None:
         epochs["completed"] = epochs["processed"]
     loop[BATCHES]["is_last_batch"] = False
     steps = loop[STEPS]["optimizer"]
-    ended = [loop[key]["current"] for key in (BATCHES, SCHEDULES)]
-    ended += [steps["step"]["current"], steps["zero_grad"]["current"], loop[VALIDATION]["total"]]
-    for counts in ended:
+    ended = steps["step"]["current"], steps["zero_grad"]["current"], loop[VALIDATION]["total"]
+    for counts in (loop[BATCHES]["current"], *ended):
         counts.update(dict.fromkeys(counts, 0))
 
 

@@ -4,9 +4,7 @@ Knows neither files nor the command line. B batch, T tokens, L MoE layers, E exp
 """
 
 import math
-import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -16,12 +14,13 @@ from torch import Tensor
 
 from mla_lm.checkpoint.record import RECORD, WEIGHTS, Record
 from mla_lm.config import RunConfig
-from mla_lm.data.batch import Annotator, Batch
+from mla_lm.data.batch import Annotator
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.model import ModelOutput, Transformer
+from mla_lm.model import Transformer
 from mla_lm.model.sharding import whole
-from mla_lm.objective import balance, losses
+from mla_lm.objective import balance
+from mla_lm.objective.losses import loss_terms
 from mla_lm.objective.metrics import (
     N_SUMS,
     bits_per_byte,
@@ -31,7 +30,7 @@ from mla_lm.objective.metrics import (
     summarize,
 )
 from mla_lm.objective.optimizer import build_optimizer
-from mla_lm.objective.schedules import bias_speed, build_schedule, mtp_weight
+from mla_lm.objective.schedules import bias_speed, lr_multiplier, mtp_weight
 
 
 class LanguageModel(L.LightningModule):
@@ -79,7 +78,8 @@ class LanguageModel(L.LightningModule):
             logits=False,
             checkpointing=cfg.trainer.activation_checkpointing,
         )
-        terms = self.losses(out, batch)
+        head = self.model.lm_head.weight
+        terms = loss_terms(out, batch, head, cfg.balance, self.over_ranks)
         weights = {
             "ce": 1.0,
             "mtp": mtp_weight(self.global_step, cfg=cfg.loss, max_steps=cfg.trainer.max_steps),
@@ -96,34 +96,6 @@ class LanguageModel(L.LightningModule):
         self.terms = tuple(found)
         self.micro_losses.append(torch.stack([*found.values()]).detach())
         return loss
-
-    def losses(self, out: ModelOutput, batch: Batch) -> dict[str, Tensor]:
-        """Unweighted terms: `ce`, `mtp` (mean over depths), and the balance losses in use.
-
-        Each is scaled so that its mean over ranks is the mean over the tokens of all ranks.
-        """
-        head = self.model.lm_head.weight
-        depths = range(1, len(out.mtp) + 1)
-        targets = [losses.mtp_targets(batch.labels, depth, batch.documents) for depth in depths]
-        targets = [batch.labels[:, 1:], *targets]
-        counts = torch.stack([losses.n_counted(of_depth) for of_depth in targets]).float()
-        ce, *mtp = (
-            losses.head_loss(hidden, head, of_depth, count)
-            for hidden, of_depth, count in zip(
-                (out.hidden, *out.mtp), targets, self.over_ranks(counts), strict=True
-            )
-        )
-        terms = {"ce": ce}
-        if mtp:
-            terms["mtp"] = torch.stack(mtp).mean()
-        counted, weights = batch.input_counted, self.cfg.balance
-        if out.routing and weights.sequence_loss_weight:
-            by_layer = [losses.sequence_balance_loss(r, counted) for r in out.routing]
-            terms["sequence_balance"] = torch.stack(by_layer).sum()
-        if out.routing and weights.switch_loss_weight:
-            switch = partial(losses.switch_balance_loss, over_ranks=self.over_ranks)
-            terms["switch_balance"] = torch.stack([switch(r, counted) for r in out.routing]).sum()
-        return terms
 
     def over_ranks(self, values: Tensor, how: str = "mean") -> Tensor:
         """The mean or the sum over all ranks, without gradient."""
@@ -172,10 +144,14 @@ class LanguageModel(L.LightningModule):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Step, then move the biases by the load of the whole global batch.
+        """Step at the rate of the schedule, then move the biases by the load of the global batch.
 
         The closure runs the last micro-batch, so the load is complete only afterwards.
         """
+        cfg, max_steps = self.cfg, self.cfg.trainer.max_steps
+        for group in optimizer.param_groups:
+            rate = lr_multiplier(self.global_step, cfg=cfg.optim, max_steps=max_steps)
+            group["lr"] = cfg.optim.lr * rate
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         row_loads, self.row_loads, self.micro_losses = self.row_loads, [], []
         if self.n_skipped >= self.cfg.trainer.max_skipped_steps:
@@ -187,8 +163,7 @@ class LanguageModel(L.LightningModule):
             return
         rows = torch.cat(row_loads, dim=1)
         self.load = self.over_ranks(rows.sum(dim=1), "sum")
-        cfg = self.cfg
-        speed = bias_speed(self.global_step, cfg=cfg.balance, max_steps=cfg.trainer.max_steps)
+        speed = bias_speed(self.global_step, cfg=cfg.balance, max_steps=max_steps)
         for router, load in zip(self.routers.values(), self.load, strict=True):
             balance.update_bias(router.e_score_correction_bias, load, speed=speed)
         if self.is_logged:
@@ -234,11 +209,7 @@ class LanguageModel(L.LightningModule):
         self.log_dict(summarize(sums, graded=self.annotate.graded))
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.model, self.cfg.optim)
-        schedule = build_schedule(optimizer, self.cfg.optim, max_steps=self.cfg.trainer.max_steps)
-        # A first step that a loss scale skips looks to torch like a schedule without an optimizer.
-        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+        return build_optimizer(self.model, self.cfg.optim)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the record; UserError within an accumulation window, which nothing could resume."""

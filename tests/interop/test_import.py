@@ -18,7 +18,7 @@ from mla_lm.config import ModelConfig
 from mla_lm.config.compose import validate
 from mla_lm.cost import cache_elements_per_token, count_parameters
 from mla_lm.interop import to_hugging_face
-from mla_lm.interop.foreign import model_section
+from mla_lm.interop.config_from_hf import model_section
 from mla_lm.objective.losses import next_token_loss
 from tests.conftest import random_tokens
 from tests.interop.foreign_models import CONFIGS, foreign_folder

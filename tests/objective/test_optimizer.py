@@ -14,7 +14,7 @@ from mla_lm.config import LossConfig, OptimConfig
 from mla_lm.model import Transformer
 from mla_lm.objective import optimizer as optim
 from mla_lm.objective.optimizer import build_optimizer, orthogonalize
-from mla_lm.objective.schedules import build_schedule, lr_multiplier, mtp_weight
+from mla_lm.objective.schedules import lr_multiplier, mtp_weight
 from tests.conftest import tiny_config
 
 FRACTIONS = st.floats(0, 1)
@@ -174,21 +174,15 @@ def test_muon_steps_stacked_experts_as_separate_matrices_and_decays_like_adamw()
     stacked, still = nn.Parameter(torch.randn(3, 8, 5)), nn.Parameter(torch.randn(8, 5))
     cfg = optim_config(kind="muon", weight_decay=0.5, lr=0.1)
     optimizer = build_optimizer(nn.ParameterDict({"stacked": stacked, "still": still}), cfg)
-    schedule = build_schedule(optimizer, cfg, max_steps=10)
-    lr = 0.1 * lr_multiplier(0, cfg=cfg, max_steps=10)
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([lr])
-    before = [p.detach().clone() * (1 - lr * 0.5) for p in (stacked, still)]
+    before = [p.detach().clone() * (1 - 0.1 * 0.5) for p in (stacked, still)]
     stacked.grad, still.grad = torch.randn(3, 8, 5), torch.zeros(8, 5)
     optimizer.step()
     for index in range(3):
         values = torch.linalg.svdvals((before[0] - stacked)[index].detach())
-        scale = lr * 0.2 * 8**0.5
+        scale = 0.1 * 0.2 * 8**0.5
         assert values.min() > 0.6 * scale
         assert values.max() < 1.3 * scale
     torch.testing.assert_close(still.detach(), before[1])
-    schedule.step()
-    after = 0.1 * lr_multiplier(1, cfg=cfg, max_steps=10)
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([after])
 
 
 @pytest.mark.parametrize("attention", ["mla", "gqa"])

@@ -122,10 +122,6 @@ def drop_moments(checkpoint: dict[str, Any]) -> None:
     checkpoint["optimizer_states"][0]["state"] = {}
 
 
-def drop_schedule(checkpoint: dict[str, Any]) -> None:
-    checkpoint["lr_schedulers"] = []
-
-
 def drop_step(checkpoint: dict[str, Any]) -> None:
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
     progress["optimizer"]["step"]["total"] = {"ready": 0, "completed": 0}
@@ -136,7 +132,6 @@ FAULTS: dict[str, Callable[[], None]] = {
     "bias": partial(before_loading, drop_biases),
     "moments": partial(before_loading, drop_moments),
     "loader": partial(forget, TrainLoader),
-    "schedule": partial(before_loading, drop_schedule),
     "step": partial(before_loading, drop_step),
     "best metric": partial(forget, Checkpoints),
 }

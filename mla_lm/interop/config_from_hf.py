@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from mla_lm.config import YarnConfig
 from mla_lm.errors import UserError
-from mla_lm.interop.hf_config import EXPERTS, GATE, LATENT, MSCALES, SIZES, YARN
+from mla_lm.interop.config_to_hf import EXPERTS, GATE, LATENT, MSCALES, SIZES, YARN
 
 ONLY = {"hidden_act": "silu", "attention_bias": False, "rope_interleave": True}
 WITHOUT_EFFECT = {  # on what the model computes, or read below

@@ -2,7 +2,7 @@
 
 MLA is `DeepseekV3ForCausalLM`. MHA, GQA and MQA are `Glm4MoeForCausalLM`, or with a dense FFN and
 RoPE on whole heads `LlamaForCausalLM` (`Qwen3ForCausalLM` with QK-norm). vLLM needs the keys of the
-released DeepSeek-V3 as well. `foreign.py` reads the same tables of names the other way.
+released DeepSeek-V3 as well. `config_from_hf.py` reads the same tables of names the other way.
 """
 
 import math
