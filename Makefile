@@ -6,9 +6,14 @@ BIN := $(VENV)/bin
 .PHONY: train test test-all lint
 
 train: $(VENV)/.train
-	$(BIN)/python train.py run_dir=$(RUN) resume=auto
+	$(BIN)/python train.py experiment=five_minutes run_dir=$(RUN) resume=auto
 	$(BIN)/python eval.py ckpt=$(RUN)
 	$(BIN)/python -m mla_lm generate ckpt=$(RUN) prompt="def "
+	@echo
+	@echo "Your model is in $(RUN). Next:"
+	@echo "  $(BIN)/python -m mla_lm generate ckpt=$(RUN)        # prompts of your own"
+	@echo "  $(BIN)/python train.py experiment=five_minutes data=text data.path=my.txt"
+	@echo "  $(BIN)/python train.py experiment=five_minutes model/attention=gqa   # compare val/bpb"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu"

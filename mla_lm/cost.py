@@ -157,12 +157,13 @@ def _norms(cfg: ModelConfig) -> int:
     return (cfg.n_layers + cfg.mtp_depth) * in_block + cfg.dim * (1 + 3 * cfg.mtp_depth)
 
 
-def describe(cfg: RunConfig, precision: str) -> str:
-    """The plan of a run, in a few lines for the console."""
+def describe(cfg: RunConfig, precision: str, minutes: float | None = None) -> str:
+    """The plan of a run, in a few lines for the console; `minutes` it is expected to take."""
     parameters = count_parameters(cfg.model)
     elements = cache_elements_per_token(cfg.model)
     flops = train_flops_per_token(cfg.model, cfg.data.seq_len)
     per_step = cfg.data.batch_size * cfg.data.seq_len * cfg.trainer.accumulate_grad_batches
+    expected = "" if minutes is None else f", about {minutes:.1f} min on this machine"
     rows = {
         "model": f"{cfg.model.attention.kind} + {cfg.model.ffn.kind}, {cfg.model.n_layers} layers",
         "parameters": f"{parameters.total / 1e6:.2f}M, {parameters.active / 1e6:.2f}M active; "
@@ -171,7 +172,7 @@ def describe(cfg: RunConfig, precision: str) -> str:
         "KV cache": f"{elements} elements per token ({2 * elements} bytes in bfloat16)",
         "precision": precision,
         "plan": f"{cfg.trainer.max_steps:,} steps of {per_step:,} tokens, "
-        f"{cfg.trainer.max_steps * per_step / 1e6:.2f}M tokens",
+        f"{cfg.trainer.max_steps * per_step / 1e6:.2f}M tokens{expected}",
         "run folder": cfg.run_dir,
     }
     return "\n".join(f"{name:11} {value}" for name, value in rows.items())

@@ -101,6 +101,15 @@ def test_tables_show_every_kind_at_every_context(capsys: pytest.CaptureFixture[s
     assert gqa.replace("│", " ").split() == ["gqa", "-"]
 
 
+def test_steps_are_measured_on_random_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(shown(capsys, "model=nano", "data.seq_len=32", "measure=true", "--json"))
+    measured = found["measured"]
+    speed = 16 * 32 / measured["step_seconds"]
+    assert measured["tokens_per_second"] == pytest.approx(speed)
+    assert 0 < measured["mfu"] < 1
+    assert measured["peak_bytes"] > 10**8
+
+
 @pytest.mark.parametrize("word", ["contexts=0", "contexts=many", "model.dimm=3"])
 def test_mistakes_name_the_key(word: str) -> None:
     with pytest.raises(UserError, match=word.partition("=")[0]):

@@ -28,7 +28,7 @@ NOT_RUN = (  # how a command begins that no test runs
     "python -m mla_lm bench",  # measures for minutes; tests/bench runs it shortened
 )
 FIRST = (  # the commands of `make train`
-    "python train.py run_dir=runs/first resume=auto",
+    "python train.py experiment=five_minutes run_dir=runs/first resume=auto",
     "python eval.py ckpt=runs/first",
     'python -m mla_lm generate ckpt=runs/first prompt="def "',
 )

@@ -136,7 +136,9 @@ def _compose(study: Study, arm: str, **own: str | None) -> RunConfig:
 
 
 def _require_comparable(cfg: RunConfig) -> None:
-    steps, every = cfg.trainer.max_steps, cfg.trainer.val_every_n_steps
+    if cfg.trainer.max_minutes is not None:
+        raise UserError("trainer.max_minutes: arms would differ in steps; give trainer.max_steps")
+    steps, every = cfg.trainer.max_steps, cfg.trainer.validation_interval
     if steps % every:
         rule = f"must divide trainer.max_steps={steps}, so that the end is validated"
         raise UserError(f"trainer.val_every_n_steps={every}: {rule}")

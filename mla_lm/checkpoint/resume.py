@@ -21,8 +21,17 @@ from mla_lm.config.section import leaves
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
 from mla_lm.files import read_object
+from mla_lm.objective.schedules import lr_multiplier
 
-NEVER = ("model.", "optim.", "data.kind", "data.val_fraction", "data.tokenizer.")
+NEVER = (
+    "model.",
+    "optim.",
+    "data.kind",
+    "data.val_fraction",
+    "data.tokenizer.",
+    "trainer.max_minutes",
+)
+PLANNED = ("trainer.max_steps", "trainer.val_every_n_steps")  # by `trainer.max_minutes`
 UNLESS_ALLOWED = ("balance.", "loss.", "data.", "seed", "trainer.accumulate_grad_batches")
 FREE = (
     "trainer.devices",
@@ -35,7 +44,7 @@ FREE = (
 GLOBAL_BATCH = ("data.batch_size", "trainer.accumulate_grad_batches")  # their product: of a step
 PER_START = ("resume", "resume_allow", "init_from", "run_dir", "run_id")
 BITS = ("world_size", "threads", "precision", "device", "python", "torch", "lightning")
-TRAINING = ("loops", "lr_schedulers", "callbacks", "n_skipped")  # not in a file of weights only
+TRAINING = ("loops", "callbacks", "n_skipped")  # not in a file of weights only
 
 
 class Origin(NamedTuple):
@@ -88,6 +97,7 @@ def resolve_origin(cfg: RunConfig, overrides: Sequence[str] = ()) -> Origin:
     resumed = _merged(cfg, record, overrides, run_dir, in_place=in_place)
     _refuse_changes(path, record.config, resumed.model_dump(mode="json"), cfg.resume_allow)
     print(f"resumed {path} step {content[STEP]}", flush=True)
+    _say_rate(record.run_config(), resumed, step=content[STEP])
     return Origin(
         resumed.model_copy(update={"resume": str(path), "resume_allow": cfg.resume_allow}), record
     )
@@ -106,8 +116,21 @@ def _merged(
     keep: tuple[str, ...] = ()
     if stored.init_from:  # whose context was extended when the run started
         merging, keep = [o for o in merging if o != EXTEND], ("model.rope",)
+    if cfg.trainer.max_minutes and cfg.trainer.max_minutes == stored.trainer.max_minutes:
+        merging, keep = [o for o in merging if key_of(o) not in PLANNED], (*keep, *PLANNED)
     resumed = with_overrides(stored, merging, keep=keep)
     return resumed.model_copy(update=own | {"logger": cfg.logger, "callbacks": cfg.callbacks})
+
+
+def _say_rate(stored: RunConfig, resumed: RunConfig, *, step: int) -> None:
+    """Say how the learning rate jumps where a run becomes longer or shorter."""
+    before, after = (
+        of.optim.lr * lr_multiplier(step, cfg=of.optim, max_steps=of.trainer.max_steps)
+        for of in (stored, resumed)
+    )
+    if before != after:
+        steps = f"{resumed.trainer.max_steps} steps instead of {stored.trainer.max_steps}"
+        print(f"schedules of {steps}: the learning rate is {after:.3g}, not {before:.3g}")
 
 
 def _require_new(run_dir: Path, *, auto: bool) -> None:

@@ -3,10 +3,11 @@
 Parameters by part, training FLOPs per token, memory of weights, gradients and optimizer state, and
 the KV cache of every attention kind: all exact, and computed without allocating the model, or even
 importing torch. Says whether this machine has that memory, if it trains on its CPU. Any override of
-`train.py` changes the configuration.
+`train.py` changes the configuration. `measure=true` builds the model and times training steps.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -38,18 +39,33 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     contexts: Lengths = Field((4096, 32768, 131072), description="lengths to show the KV cache of")
+    measure: bool = Field(False, description="true: time training steps on random tokens")
 
 
 def run(arguments: Sequence[str]) -> None:
     """Print tables, or one JSON document."""
-    own = [word for word in arguments if word.startswith("contexts=")]
+    own = [word for word in arguments if word.partition("=")[0] in Options.model_fields]
     overrides = [word for word in arguments if word not in own and word != "--json"]
     options = parse_options(Options, own)
-    found = costs(load_config(overrides), overrides)
+    cfg = load_config(overrides)
+    found = costs(cfg, overrides)
+    if "--json" not in arguments:
+        _show(found, options.contexts)
+    if options.measure:
+        print("timing steps of the whole model", file=sys.stderr)
+        from mla_lm.training.plan import measured
+
+        found["measured"] = measured(cfg)
     if "--json" in arguments:
         print(json.dumps(found, indent=2))
-    else:
-        _show(found, options.contexts)
+    elif options.measure:
+        from rich.filesize import decimal
+
+        print(
+            "Measured: {step_seconds:.3g} s per step, {tokens_per_second:,.0f} tokens/s, {mfu:.0%} "
+            "of matmul peak".format_map(found["measured"]),
+            f"and a peak memory of {decimal(found['measured']['peak_bytes'])}",
+        )
 
 
 def costs(cfg: RunConfig, overrides: Sequence[str]) -> dict[str, Any]:

@@ -73,14 +73,30 @@ class TrainerConfig(Section):
     timeout_minutes: Positive
     accelerator: Accelerator
     max_steps: Size
+    max_minutes: Positive | None
+    min_steps: Size | None
+    fallbacks: Strings
     accumulate_grad_batches: Size
     gradient_clip_val: Positive | None
     activation_checkpointing: Checkpointing
     compile: bool
     max_skipped_steps: Size
-    val_every_n_steps: Size
+    val_every_n_steps: Size | None
     limit_val_batches: Size | None
     log_every_n_steps: Size
+
+    def rules(self) -> Rules:
+        for key in ("min_steps", "fallbacks"):
+            used = self.max_minutes is not None or not getattr(self, key)
+            yield key, used, "belongs to max_minutes, which is null"
+
+    @property
+    def validation_interval(self) -> int:
+        """Steps between validations; by default a quarter of the run, or more to end with one."""
+        if self.val_every_n_steps is not None:
+            return self.val_every_n_steps
+        quarter = -(-self.max_steps // 4)
+        return next(n for n in range(quarter, self.max_steps + 1) if self.max_steps % n == 0)
 
 
 class CheckpointConfig(Section):

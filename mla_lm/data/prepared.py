@@ -4,6 +4,7 @@ A split is a long sequence of ids in shards. The manifest, the tokenizer and the
 shard are checked whenever the folder is opened, every byte with `verify="full"`.
 """
 
+import gzip
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from mla_lm.files import digest, read_object, write_object
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 SPLITS = ("train", "val")
+GZIPPED = 2**18  # tokens
 
 
 class TokenStream:
@@ -72,7 +74,14 @@ class PreparedData(NamedTuple):
     def describe(self, *, n_dropped: int) -> str:
         """A line for the console; `n_dropped` training tokens are left over after the last row."""
         train = f"{len(self.train):,} training tokens ({n_dropped} left over)"
-        return f"{'corpus':11} {self.manifest['name']}, {train}, {len(self.val):,} for validation"
+        val = f"{len(self.val):,} for validation (gzip -9: {self.gzip_bits():.2f} bits/byte)"
+        return f"{'corpus':11} {self.manifest['name']}, {train}, {val}"
+
+    def gzip_bits(self) -> float:
+        """Bits per byte that gzip -9 needs for the validation text, or for its beginning."""
+        ids = self.val[:GZIPPED]
+        text = b"".join(self.tokenizer.token_bytes[i] for i in ids)
+        return 8 * len(gzip.compress(text, 9)) / max(1, len(text))
 
 
 def sha256(content: Mapping[str, Any] | str) -> str:

@@ -4,16 +4,19 @@ import shlex
 from collections.abc import Sequence
 from functools import partial
 
+from mla_lm.checkpoint.init_from import resolve_init
 from mla_lm.checkpoint.record import OF_CORPUS, Record
 from mla_lm.checkpoint.resume import resolve_origin
 from mla_lm.config import RunConfig, compose
+from mla_lm.config.compose import load_config
 from mla_lm.config.explain import key_of
 from mla_lm.config.secret import public_overrides
 from mla_lm.config.section import leaves
 from mla_lm.cost import describe
-from mla_lm.data import prepare
-from mla_lm.machine import hardware, keep_freed_memory, require_memory
+from mla_lm.data import Tokenizer, prepare
+from mla_lm.machine import Hardware, hardware, keep_freed_memory, require_memory
 from mla_lm.training import processes as ranks
+from mla_lm.training.plan import rehearse, settled
 from mla_lm.training.trainer import memory_explained, run_trainer
 
 VERSIONS = ("python", "torch", "lightning", "commit", "precision")
@@ -36,7 +39,8 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     ranks.broadcast_from_rank0(partial(require_memory, cfg, here.device, **of_ranks))
     if ranks.world_size() > 1:
         print(f"{ranks.world_size()} processes, {cfg.trainer.strategy}")
-    print(describe(cfg, here.precision), flush=True)
+    cfg, minutes = _planned(cfg, overrides or (), here, origin.tokenizer())
+    print(describe(cfg, here.precision, minutes), flush=True)
     if here.device == "mps":
         print("Apple GPU: float32, no autocast, no torch.compile; untested, reports welcome")
 
@@ -55,6 +59,30 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     )
     with memory_explained(cfg):
         run_trainer(cfg, here, data, record, repeat=overrides_to_repeat(overrides or ()))
+
+
+def _planned(
+    cfg: RunConfig, overrides: Sequence[str], here: Hardware, tokenizer: Tokenizer | None
+) -> tuple[RunConfig, float | None]:
+    """A new run with the steps of its budget, if it has one, and the minutes it will take."""
+    if cfg.trainer.max_minutes is None or cfg.resume:
+        return cfg, None
+    prepare(cfg.data, tokenizer=tokenizer)  # not part of the budget
+    print(f"timing a few steps for trainer.max_minutes={cfg.trainer.max_minutes:g}", flush=True)
+    with memory_explained(cfg):
+        return settled(
+            cfg,
+            partial(_recomposed, cfg, overrides),
+            partial(rehearse, here=here, prepared=partial(prepare, tokenizer=tokenizer)),
+        )
+
+
+def _recomposed(cfg: RunConfig, overrides: Sequence[str], below: Sequence[str]) -> RunConfig:
+    """The new run `cfg` with more overrides, below its own."""
+    more = [*below, *overrides]
+    again = load_config(more, run_dir=cfg.run_dir, run_id=cfg.run_id)
+    again = resolve_init(again, more)[0] if again.init_from else again
+    return again.model_copy(update={"resume": None})
 
 
 def command_of(overrides: Sequence[str] | None) -> str:

@@ -35,12 +35,15 @@ def run_trainer(
     train_batches, val_batches = loaders(cfg, data)
     print(data.describe(n_dropped=train_batches.n_dropped))
     L.seed_everything(cfg.seed, verbose=False)
-    trainer = trainer_of(cfg, here, repeat=repeat)
+    run_dir = Path(cfg.run_dir)
+    saves = Checkpoints(run_dir / "checkpoints", cfg.checkpoint, repeat=repeat)
+    callbacks = [ExactResume(), *instantiate("callbacks", cfg.callbacks), saves]
+    loggers = instantiate("logger", cfg.logger)
+    trainer = trainer_of(cfg, here, loggers=loggers, callbacks=callbacks)
     module = LanguageModel(cfg, data.tokenizer, record)
     if cfg.init_from and not cfg.resume:
         module.model.load_state_dict(find.read_weights(Path(cfg.init_from))[1])
         print(f"starts with the weights of {cfg.init_from}")
-    run_dir = Path(cfg.run_dir)
     with ExitStack() as claim:
 
         def begin() -> dict[str, Any]:
@@ -72,8 +75,10 @@ def loaders(cfg: RunConfig, data: PreparedData) -> tuple[TrainLoader, EvalLoader
     return train_batches, EvalLoader(data.val, **own)
 
 
-def trainer_of(cfg: RunConfig, here: Hardware, *, repeat: Sequence[str]) -> L.Trainer:
-    """Lightning's trainer of this rank; `repeat` as in `Checkpoints`."""
+def trainer_of(
+    cfg: RunConfig, here: Hardware, *, loggers: list[Any], callbacks: list[Any]
+) -> L.Trainer:
+    """Lightning's trainer of this rank."""
     accumulate = cfg.trainer.accumulate_grad_batches
     return L.Trainer(
         **strategy_of(cfg.trainer, here.precision),
@@ -83,7 +88,7 @@ def trainer_of(cfg: RunConfig, here: Hardware, *, repeat: Sequence[str]) -> L.Tr
         max_steps=cfg.trainer.max_steps,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=cfg.trainer.gradient_clip_val,
-        val_check_interval=cfg.trainer.val_every_n_steps * accumulate,
+        val_check_interval=cfg.trainer.validation_interval * accumulate,
         check_val_every_n_epoch=None,
         limit_val_batches=cfg.trainer.limit_val_batches or 1.0,
         num_sanity_val_steps=0,
@@ -91,12 +96,8 @@ def trainer_of(cfg: RunConfig, here: Hardware, *, repeat: Sequence[str]) -> L.Tr
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=cfg.run_dir,
-        logger=instantiate("logger", cfg.logger),
-        callbacks=[
-            ExactResume(),
-            *instantiate("callbacks", cfg.callbacks),
-            Checkpoints(Path(cfg.run_dir) / "checkpoints", cfg.checkpoint, repeat=repeat),
-        ],
+        logger=loggers,
+        callbacks=callbacks,
     )
 
 

@@ -43,7 +43,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "train model/ffn=dense model.ffn.n_groups=2": ("model.ffn.n_groups: no key", "model/ffn=moe"),
     "train model.attention.kind=gqa": ("model.attention.", "gqa", "model/attention=mla"),
     # options of groups
-    "train model=huge": ("model=huge: unknown choice", "deepseek_v3, nano, serveable, small, tiny"),
+    "train model=huge": ("model=huge: unknown choice", "base, deepseek_v3, medium, mini, nano"),
     "train experiment=nothing": ("experiment=nothing: unknown choice", "stories"),
     "train logger=[csv,mlflow]": ("logger=mlflow: unknown choice", "wandb"),
     f"train model={LONG}": ("model=xxx", "5000 characters"),

@@ -56,6 +56,7 @@ def test_the_plan_is_printed_before_the_first_step(trained: Run) -> None:
     assert "32-true" in before["precision"]
     assert f"{STEPS} steps of {4 * 32} tokens" in before["plan"]
     assert str(trained.folder) in before["run"]
+    assert re.search(r"gzip -9: \d\.\d\d bits/byte", before["corpus"])
 
 
 def test_every_step_validation_and_sample_is_printed(trained: Run) -> None:
@@ -106,7 +107,10 @@ def test_ctrl_c_before_the_first_step(
         ([f"callbacks.samples.prompts=['{'abc ' * 40}']"], "exceeds model.max_seq_len=32"),
         ([f"{HERE}.Unmakeable"], r"^callbacks\.mine: cannot be made \(AssertionError:\)$"),
         (["callbacks.samples._target_=no.such.Class"], r"callbacks\.samples"),
-        (["model.inter_dim=1000000000000"], "^out of memory with 4 rows of 32 tokens; try: "),
+        (
+            ["model.inter_dim=1000000000000"],
+            r"^model: [\d,.]+M parameters need .* GB of memory; try",
+        ),
         ([f"{HERE}.Greedy"], "^out of memory with 4 rows of 32 tokens; try: "),
     ],
 )

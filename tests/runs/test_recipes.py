@@ -47,7 +47,8 @@ def of(name: str, trained: Run) -> list[str]:
         return ["data=text", "data.path=my.txt", f"init_from={trained.folder}", *longer]
     if name in OF_HUB:
         return [*SMALL, "data.name=hub", *(["data.subset=null"] if "edu" in name else [])]
-    return [*SMALL, "data.path=" + ("my.jsonl" if name == "stories" else "my.txt")]
+    path = "data.path=my.jsonl" if name == "stories" else "data.path=my.txt"
+    return [*SMALL, path, *(["data=text"] if name == "five_minutes" else [])]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from mla_lm import load_config
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.find import read
 from mla_lm.checkpoint.resume import Origin
 from mla_lm.files import claimed
 from mla_lm.machine import hardware
+from mla_lm.objective.schedules import lr_multiplier
 from tests.conftest import one_line
 from tests.reliability.runs import differences, state
 from tests.runs.conftest import STEPS, Run, checkpoint, content, logged, resolve, train_here
@@ -99,6 +101,18 @@ def test_a_longer_run_stays_in_its_folder_and_a_branch_gets_its_own_id(
     branch = resolve(trained, f"resume={older}", f"run_dir={tmp_path / 'branch'}")
     assert (branch.resume, branch.run_dir) == (str(older), str(tmp_path / "branch"))
     assert branch.run_id != run_id
+
+
+def test_a_longer_run_goes_on_at_the_rate_of_its_own_schedule(
+    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(trained.folder, tmp_path / "run"))
+    train_here(f"resume={folder}", f"trainer.max_steps={STEPS + 4}", "callbacks.samples=null")
+    optim = load_config(trained.overrides).optim
+    rate = optim.lr * lr_multiplier(STEPS, cfg=optim, max_steps=STEPS + 4)
+    rates = [float(row["train/lr"]) for row in logged(folder, version=1) if "train/lr" in row]
+    assert rates[0] == pytest.approx(rate)
+    assert f"the learning rate is {rate:.3g}, not 0\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("below", ["run/checkpoints", "link"])
