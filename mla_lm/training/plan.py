@@ -9,9 +9,7 @@ import io
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -200,7 +198,7 @@ class Stopwatch(Checkpoint):
     def pace(self, n_batches: int) -> Pace:
         """What a run takes whose validation has `n_batches`."""
         timed = self.steps[max(0, min(WARM_UP, len(self.steps) - 1) - 1) :]
-        step = median(after - before for before, after in pairwise(timed))
+        step = (timed[-1] - timed[0]) / (len(timed) - 1)  # not the median: slow steps count too
         batch = (self.batches[-1] - self.batches[0]) / max(1, len(self.batches) - 1)
         first, rest = self.batches[0] - self.steps[-1], self.ended - self.batches[-1]
         start = self.steps[0] - self.began - step

@@ -143,7 +143,7 @@ def test_both_sides_train_for_their_time(monkeypatch: pytest.MonkeyPatch, tmp_pa
     Path("text.txt").write_text("\n\n".join(file.read_text() for file in files) * 20)
     for text, sides in (
         ("text.txt", ("nanoGPT's CPU recipe", "ours, a third of its time")),
-        (None, ("default run", "GPT-2")),
+        (None, ("five_minutes", "GPT-2")),
     ):
         rows = by_name(quality.run(0.1, text))
         for side in sides:
