@@ -107,6 +107,7 @@ def load_checkpoint(
         model = Transformer(cfg.model)
         model.load_state_dict(state)
         tokenizer = record.own_tokenizer()
+        model.n_tokens = tokenizer.vocab_size
     except Exception as error:  # a record made by hand fails in many ways
         raise _unfit(found, error) from None
     return model.eval(), cfg, tokenizer

@@ -94,9 +94,9 @@ def evaluate(
         out = model(batch.inputs, documents=batch.input_documents)
         sums += loss_sums(out.logits, batch.labels[:, 1:], byte_lengths)
         positions.append(position_sums(out.logits, batch.labels[:, 1:]))
-        greedy = out.logits.argmax(dim=-1)  # position i: the choice for token i + 1
+        greedy = model.of_tokens(out.logits).argmax(-1)  # position i: the choice for token i + 1
         for depth, hidden in enumerate(out.mtp, start=1):
-            drafts = model.lm_head(hidden).argmax(dim=-1)  # position i: for token i + 1 + depth
+            drafts = model.of_tokens(model.lm_head(hidden)).argmax(-1)  # for token i + 1 + depth
             agreed[depth - 1] += kept_drafts(drafts, greedy, batch, depth=depth).cpu()
         if out.routing:
             loads.append(balance.expert_load(out.routing, batch.input_counted).sum(dim=1).cpu())

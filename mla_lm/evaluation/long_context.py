@@ -175,4 +175,5 @@ def without_yarn(model: Transformer) -> Transformer | None:
     plain = PlainRopeConfig(kind="plain", theta=cfg.rope.theta)
     other = Transformer(cfg.model_copy(update={"rope": plain}))
     other.load_state_dict(model.state_dict())
+    other.n_tokens = model.n_tokens
     return other.to(model.embed.weight.device).eval()

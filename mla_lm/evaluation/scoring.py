@@ -44,7 +44,7 @@ class Score(NamedTuple):
     """Of one continuation."""
 
     log_likelihood: float  # nats, summed over tokens
-    greedy: bool  # every token is the most likely one
+    greedy: bool  # every token is the most likely one, padding ids left out
 
 
 def track(items: Iterable[T], name: str, *, total: int | None = None) -> Iterable[T]:
@@ -234,11 +234,12 @@ def _at_targets(
     n_rows = max(1, LOGITS // model.cfg.vocab_size)
     for first in range(0, len(unique), n_rows):
         logits = model.lm_head(hidden[unique[first : first + n_rows]]).float()  # (n, V)
-        highest = logits.amax(-1)
+        highest = model.of_tokens(logits).amax(-1)
         here = ((place >= first) & (place < first + n_rows)).nonzero().squeeze(1)
         at, target = place[here] - first, targets[here]
         likely[here] = logits.log_softmax(-1)[at, target]
         highest_ones = (logits[at, target] == highest[at]).nonzero().squeeze(1)
-        tied = logits[at[highest_ones]].argmax(-1) == target[highest_ones]  # the first of equals
+        first_best = model.of_tokens(logits[at[highest_ones]]).argmax(-1)
+        tied = first_best == target[highest_ones]
         best[here[highest_ones]] = tied
     return likely, best

@@ -57,6 +57,7 @@ def load_subject(cfg: EvalConfig, *, data_overrides: Sequence[str] = ()) -> Subj
         shape = run.model if cfg.context is None else run.model.extended(cfg.context)
         model = Transformer(shape).eval()
         model.load_state_dict(state)
+        model.n_tokens = tokenizer.vocab_size
         folder, record, step = path, None, 0
         files = [*sorted(path.glob("*.safetensors")), path / "config.json", path / "tokenizer.json"]
         sha256 = hashlib.sha256("".join(map(digest, files)).encode()).hexdigest()

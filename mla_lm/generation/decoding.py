@@ -4,7 +4,7 @@ One loop serves both: a step runs the main model once on the newest token and th
 (k = 0: plain decoding). `verify` accepts a prefix of the drafts so that the output is distributed
 as it is without drafts, and `truncate` cuts each row's caches back to the accepted tokens.
 
-B rows, D = n_drafts, V vocabulary. A row of n tokens has n - 1 of them in the cache.
+B rows, D = n_drafts, V tokens to choose from. A row of n tokens has n - 1 of them in the cache.
 """
 
 from collections.abc import Iterator, Sequence
@@ -117,7 +117,8 @@ class Decoder:
         if self.drafter is not None:
             self.drafter.store(out.mtp_input, [0] * len(self.rows))
         last = torch.tensor(self.lengths, device=self.tokens.device) - 1
-        logits = self.model.lm_head(out.hidden[torch.arange(len(last)), last])  # (B, V)
+        logits = self.model.lm_head(out.hidden[torch.arange(len(last)), last])
+        logits = self.model.of_tokens(logits)  # (B, V)
         if self.first is not None:
             allowed = F.pad(self.first, (0, logits.shape[-1] - self.first.shape[-1]))
             logits = logits.masked_fill(~allowed, -torch.inf)
@@ -135,12 +136,11 @@ class Decoder:
         tokens = self.tokens.gather(1, positions)  # (B, k + 1)
         out = self.model(tokens, cache=self.cache)
         assert out.logits is not None
+        logits = self.model.of_tokens(out.logits)
         if self.drafter is not None:
             self.drafter.store(out.mtp_input, [length - 1 for length in self.lengths])
-        draft = out.logits[:, :0] if draft is None else draft[:, :n_drafts]
-        n_accepted, following = verify(
-            out.logits, draft, tokens[:, 1:], self.sampling, self.generator
-        )
+        draft = logits[:, :0] if draft is None else draft[:, :n_drafts]
+        n_accepted, following = verify(logits, draft, tokens[:, 1:], self.sampling, self.generator)
         accepted, drafts = n_accepted.tolist(), tokens[:, 1:].tolist()
         rows = zip(drafts, accepted, following.tolist(), strict=True)
         emitted = self._commit([[*ids[:n], token] for ids, n, token in rows])

@@ -56,7 +56,7 @@ class Drafter:
         for depth, cache in enumerate(self.caches, start=1):
             following = tokens.gather(1, window + depth)
             state = self.model.mtp_step(depth, state, following, cache=cache)  # (B, T, dim)
-            logits = self.model.lm_head(state[rows, newest])
+            logits = self.model.of_tokens(self.model.lm_head(state[rows, newest]))
             ids, drawn_from = choose(logits, sampling, generator)
             tokens[rows, ends - 1 + depth] = ids
             probabilities.append(drawn_from)

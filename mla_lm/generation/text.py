@@ -71,6 +71,7 @@ class Completion:
         n_drafts: int = 0,
         seed: int = 0,
     ) -> None:
+        model.n_tokens = tokenizer.vocab_size  # where the model was not loaded with it
         self.prompts = [prompt.removesuffix(" ") for prompt in prompts]  # as continued
         encoded = [tokenizer.encode_prompt(prompt) for prompt in prompts]
         first = torch.from_numpy(np.array([allowed for _, allowed in encoded]))

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
@@ -68,7 +69,9 @@ def export(
         tensors = to_hugging_face(state, cfg.model)
         write_shards(tensors, folder, dtype=dtype, max_bytes=max_shard_bytes)
         write_object(folder / "config.json", config)
-        generation = ends | {"pad_token_id": tokenizer.end_of_text}
+        generation: dict[str, Any] = ends | {"pad_token_id": tokenizer.end_of_text}
+        if padding := [*range(tokenizer.vocab_size, cfg.model.vocab_size)]:
+            generation["suppress_tokens"] = padding
         write_object(folder / "generation_config.json", generation)
         _write_tokenizer(folder, tokenizer, max_length=cfg.model.max_seq_len)
         sections = {"model": _model(cfg.model, config["dtype"]), "results": _results(checkpoint)}

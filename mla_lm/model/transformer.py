@@ -42,6 +42,7 @@ class Transformer(KeepsFloat32):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.n_tokens = cfg.vocab_size  # a tokenizer may have fewer: the ids behind are padding
         self.embed = nn.Embedding(cfg.vocab_size, cfg.dim)
         self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
         self.norm = RMSNorm(cfg.dim, eps=cfg.norm_eps)
@@ -162,6 +163,10 @@ class Transformer(KeepsFloat32):
             device=self.embed.weight.device,
             absorb=absorb,
         )
+
+    def of_tokens(self, logits: Tensor) -> Tensor:
+        """Those of logits (..., V) that a choice may fall on: padding ids are never chosen."""
+        return logits[..., : self.n_tokens]
 
     @property
     def matmul_dtype(self) -> torch.dtype:

@@ -18,15 +18,16 @@ N_SUMS = 5  # nats, tokens, bytes of text, right answers, answers
 def loss_sums(logits: Tensor, labels: Tensor, byte_lengths: Tensor) -> Tensor:
     """Nats, tokens, bytes, right answers and answers of a batch: (N_SUMS,) float64, on the CPU.
 
-    logits (B, T, V), labels (B, T), where `IGNORED` does not count, byte_lengths (V,) the bytes of
-    text behind each id.
+    logits (B, T, V), labels (B, T), where `IGNORED` does not count, byte_lengths (at most V,) the
+    bytes of text behind each id that is a token.
     """
     flat = logits.float().flatten(0, 1)
     nats = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
     counted = labels[labels != IGNORED]
     sums = (nats, nats.new_tensor(counted.numel()), byte_lengths[counted].sum())
+    matches = exact_matches(logits[..., : len(byte_lengths)], labels)  # padding is never chosen
     # From the device first: Apple GPUs have no float64.
-    return torch.stack([part.cpu().double() for part in (*sums, *exact_matches(logits, labels))])
+    return torch.stack([part.cpu().double() for part in (*sums, *matches)])
 
 
 def bytes_per_target(labels: Tensor, byte_lengths: Tensor) -> Tensor:

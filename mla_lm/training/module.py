@@ -47,6 +47,7 @@ class LanguageModel(L.LightningModule):
         super().__init__()
         self.cfg, self.tokenizer, self.record = cfg, tokenizer, record
         self.model = Transformer(cfg.model)
+        self.model.n_tokens = tokenizer.vocab_size
         self.routers = self.model.routers()
         self.row_loads: list[Tensor] = []  # (L, B, E) of each micro-batch since the last step
         self.load: Tensor | None = None
@@ -194,8 +195,9 @@ class LanguageModel(L.LightningModule):
         first = batch_idx == 0 and self.cfg.model.mtp_depth > 0
         out = self.model(batch.inputs, documents=batch.input_documents, mtp=first)
         if first:
-            drafts = self.model.lm_head(out.mtp[0]).argmax(-1)
-            kept = kept_drafts(drafts, out.logits.argmax(-1), batch, depth=1).cpu().double()
+            of = self.model.of_tokens
+            drafts, greedy = of(self.model.lm_head(out.mtp[0])), of(out.logits)
+            kept = kept_drafts(drafts.argmax(-1), greedy.argmax(-1), batch, depth=1).cpu().double()
             self.drafted = torch.zeros_like(kept) if none_left else kept
         if none_left:
             return

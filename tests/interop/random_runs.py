@@ -54,7 +54,9 @@ def byte_tokenizer() -> Tokenizer:
 
 def model_of(cfg: RunConfig) -> Transformer:
     torch.manual_seed(0)
-    return randomized(Transformer(cfg.model)).eval()
+    model = randomized(Transformer(cfg.model)).eval()
+    model.n_tokens = byte_tokenizer().vocab_size  # as where it is loaded
+    return model
 
 
 def checkpoint_of(cfg: RunConfig, model: Transformer, folder: Path) -> Path:
