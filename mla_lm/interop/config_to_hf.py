@@ -77,8 +77,10 @@ def _by_attention(cfg: ModelConfig) -> str:
             f"model.rope.mscale_all_dim={rope.mscale_all_dim}: Glm4MoeForCausalLM has no YaRN "
             "softmax scale for partly rotated heads"
         )
-    if cfg.ffn.kind == "dense" and whole:
-        return "Qwen3ForCausalLM" if attention.qk_norm else "LlamaForCausalLM"
+    if cfg.ffn.kind == "dense" and whole and attention.qk_norm:
+        return "Qwen3ForCausalLM"
+    if cfg.ffn.kind == "dense" and whole and cfg.dim % cfg.n_heads == 0:  # Llama refuses others
+        return "LlamaForCausalLM"
     return "Glm4MoeForCausalLM"
 
 

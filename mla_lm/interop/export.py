@@ -95,6 +95,8 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int) -> 
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
+        "padding_side": "left",  # a batch of prompts is continued at its right end
+        "split_special_tokens": True,  # what looks like one in a text is text, as in training
     }
     write_object(folder / "tokenizer_config.json", content)
 

@@ -68,11 +68,13 @@ def test_the_folder_is_complete(small: tuple[Path, Transformer], tmp_path: Path)
     assert config["ep_size"] == 1
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
     theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), byte_tokenizer()
-    text = "def f(x):\n    return naïve + 終 🙂 "
+    text = "def f(x):\n    return naïve + 終 🙂 <|endoftext|> "
     assert theirs(text).input_ids == [ours.end_of_text, *ours.encode(text)]  # as training begins it
     assert theirs.decode(ours.encode(text)) == text
     assert theirs.eos_token_id == theirs.bos_token_id == ours.end_of_text
     assert theirs.model_max_length == 80
+    batch = theirs(["a", "two words"], padding=True).input_ids
+    assert batch[0] == [ours.end_of_text] * 9 + ours.encode("a")  # prompts end at the right
 
 
 def test_the_card_shows_what_was_measured(small: tuple[Path, Transformer], tmp_path: Path) -> None:

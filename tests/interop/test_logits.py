@@ -67,6 +67,7 @@ MODELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "mqa, dense, rotated in part": (GLM, (MQA, DENSE, PART)),
     "gqa, dense": (LLAMA, (GQA, DENSE)),
     "mha, dense, tied": (LLAMA, (MHA, DENSE, TIED)),
+    "gqa, dense, width no multiple of heads": (GLM, (GQA, DENSE, "model.dim=38")),
     "mqa, dense, yarn": (LLAMA, (MQA, DENSE, *SHORT_YARN)),
     "gqa, dense, QK-norm, yarn": (QWEN, (GQA, DENSE, *NORMED, *SHORT_YARN)),
 }
