@@ -111,7 +111,8 @@ def _question_task(
 def _score(adapter: Any, tasks: Any, *, limit: int | None) -> Metrics:
     """`task/NAME/METRIC` of loaded tasks.
 
-    `n_truncated` counts the texts that are longer than the context and lose their beginning.
+    `n_truncated` counts the texts that are longer than the context and lose their beginning,
+    `n_shortened` the answers that may have fewer tokens than the task allows.
     """
     import lm_eval
 
@@ -129,6 +130,8 @@ def _score(adapter: Any, tasks: Any, *, limit: int | None) -> Metrics:
     for task, counts in found["n-samples"].items():
         metrics[f"task/{task}/n_items"] = counts["effective"]
         metrics[f"task/{task}/n_truncated"] = adapter.n_truncated[task]
+        if task in adapter.n_shortened:
+            metrics[f"task/{task}/n_shortened"] = adapter.n_shortened[task]
     return metrics
 
 
@@ -141,13 +144,14 @@ def _plain(name: str) -> str:
 
 
 def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
-    """An `lm_eval.api.model.LM`; `n_truncated` and `n_tokens` count by task."""
+    """An `lm_eval.api.model.LM`; `n_truncated`, `n_shortened` and `n_tokens` count by task."""
     from lm_eval.api.model import LM
 
     class Adapter(LM):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.n_truncated: Counter[str] = Counter()
+            self.n_shortened: Counter[str] = Counter()
             self.n_tokens: Counter[str] = Counter()
 
         def loglikelihood(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
@@ -172,8 +176,9 @@ def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
         def generate_until(self, requests: list[Any], **_: Any) -> list[str]:
             answers = []
             for request in track(requests, "generating"):
-                answer, truncated = _continued(model, tokenizer, *request.args)
+                answer, truncated, shortened = _continued(model, tokenizer, *request.args)
                 self.n_truncated[request.task_name] += truncated
+                self.n_shortened[request.task_name] += shortened
                 answers.append(answer)
             return answers
 
@@ -182,15 +187,21 @@ def harness_model(model: Transformer, tokenizer: Tokenizer) -> Any:
 
 def _continued(
     model: Transformer, tokenizer: Tokenizer, prompt: str, options: dict[str, Any]
-) -> tuple[str, bool]:
-    """The text that follows a prompt, and whether the prompt was too long."""
+) -> tuple[str, bool, bool]:
+    """The text that follows a prompt; whether the prompt was cut, and whether the text may be.
+
+    A task that wants more tokens than half the context gets fewer, and its prompt stays whole where
+    it fits.
+    """
     from lm_eval.models.utils import normalize_gen_kwargs
 
     options = normalize_gen_kwargs(options)
-    longest = model.cfg.max_seq_len
-    n_new = min(options["max_gen_toks"], longest - 2)
-    room = longest - n_new  # `end_of_text` is one of them
+    longest, n_new = model.cfg.max_seq_len, options["max_gen_toks"]
     ids = tokenizer.encode(prompt)
+    left = longest - 1 - len(ids)  # `end_of_text` is one of the prompt
+    if shortened := n_new > longest // 2 and n_new > left:  # else little of the prompt would stay
+        n_new = left if left > 0 else longest // 2
+    room = longest - n_new
     if truncated := len(ids) >= room:
         prompt = tokenizer.decode(ids[1 - room :]).lstrip("\ufffd")  # cut inside a character
     completion = Completion(
@@ -198,7 +209,7 @@ def _continued(
         tokenizer,
         [prompt],
         max_new_tokens=n_new,
-        sampling=Sampling(options["temperature"]),
+        sampling=Sampling(options.get("temperature", 0.0)),  # not filled in without do_sample
         stops=tuple(options["until"]),
     )
-    return "".join(piece for _, piece in completion), truncated
+    return "".join(piece for _, piece in completion), truncated, shortened

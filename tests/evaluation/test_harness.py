@@ -10,11 +10,12 @@ import pytest
 
 from mla_lm.commands import export
 from mla_lm.errors import UserError
-from mla_lm.evaluation.harness import _plain
+from mla_lm.evaluation.harness import _continued, _plain
+from mla_lm.generation import Completion, Sampling
 from mla_lm.model import Transformer
 from tests.conftest import one_line
 from tests.evaluation.conftest import scored
-from tests.interop.random_runs import checkpoint_of, model_of, random_config
+from tests.interop.random_runs import byte_tokenizer, checkpoint_of, model_of, random_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
 
@@ -157,6 +158,30 @@ def test_what_is_too_long_is_cut_and_counted_by_task(model: Transformer, tmp_pat
     counts = {name: found[f"{name}/n_truncated"] for name in ("some", "none", "until")}
     assert counts == {"some": 3, "none": 0, "until": 1}
     assert found["until/exact_match"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("n_words", "options", "n_new", "truncated", "shortened"),
+    [
+        (5, {}, 80 - 1 - 25, False, True),  # 256 tokens on a context of 80: the prompt stays whole
+        (5, {"max_gen_toks": 5}, 5, False, False),
+        (40, {"max_gen_toks": 5}, 5, True, False),  # as in the harness
+        (40, {}, 40, True, True),
+    ],
+)
+def test_a_prompt_goes_before_the_length_of_the_answer(
+    n_words: int,
+    options: dict[str, Any],
+    n_new: int,
+    truncated: bool,
+    shortened: bool,
+    model: Transformer,
+) -> None:
+    tokenizer, prompt = byte_tokenizer(), "word " * n_words
+    found = _continued(model, tokenizer, prompt, {"until": ["no such text"], **options})
+    prompt = prompt[-(80 - 1 - n_new) :]
+    completion = Completion(model, tokenizer, [prompt], max_new_tokens=n_new, sampling=Sampling(0))
+    assert found == ("".join(piece for _, piece in completion), truncated, shortened)
 
 
 def test_errors_and_filters_have_names() -> None:
