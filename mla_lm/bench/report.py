@@ -107,4 +107,4 @@ def show(title: str, rows: Sequence[Row]) -> None:
     for figure in rows:
         peak = f"{figure.peak_mib:,.0f}" if figure.peak_mib else ""
         table.add_row(figure.name, f"{figure.value:.4g}", figure.unit, figure.spread, peak)
-    Console(width=140).print(table)
+    Console(width=140, markup=False, emoji=False).print(table)

@@ -148,4 +148,4 @@ def _table(title: str, columns: Sequence[str], rows: dict[str, list[str]]) -> No
         table.add_column(column, justify="right")
     for name, cells in rows.items():
         table.add_row(name, *cells)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)

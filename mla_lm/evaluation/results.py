@@ -18,7 +18,7 @@ LOAD, ERROR = "moe/load", "_stderr"
 
 def metrics_table(metrics: Mapping[str, Any], layers: Sequence[str]) -> None:
     """Print numbers with their standard errors, and expert loads relative to the layer's mean."""
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names are data
     table = Table("metric", "value")
     for name, value in metrics.items():
         if isinstance(value, int | float) and not name.endswith(ERROR):

@@ -39,7 +39,11 @@ class Progress(L.Callback):
         self.ceiling = product_ceiling(precision, pl_module.device)
         self.unit = "of matmul peak" if pl_module.device.type == "cpu" else "MFU"
         self.flops_per_token = train_flops_per_token(cfg.model, cfg.data.seq_len)
-        columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+        columns = (
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.description}", markup=False),
+        )
         self.bar = Bar(*columns, TimeRemainingColumn(), disable=not sys.stdout.isatty())
         self.bar.add_task("", total=trainer.max_steps, completed=trainer.global_step)
         self.bar.start()

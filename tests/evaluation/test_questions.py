@@ -12,6 +12,7 @@ from mla_lm.config import QuestionFile
 from mla_lm.errors import UserError
 from mla_lm.evaluation import harness
 from mla_lm.evaluation.questions import read_questions
+from mla_lm.evaluation.results import metrics_table
 from mla_lm.evaluation.scoring import Request, Score
 from tests.conftest import one_line
 from tests.evaluation.conftest import scored
@@ -144,3 +145,14 @@ def test_files_without_questions_are_named(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=said):
             read_questions(tmp_path / name)
+
+
+@pytest.mark.usefixtures("_known_likelihoods")
+def test_names_of_data_are_shown_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither as rich's markup, which `[/y]` breaks, nor as its emoji."""
+    name = "x[/y] [b] :smile:"
+    found = scored(random_model(), write(tmp_path / "x.jsonl", PAIR | {"paradigm": name}))
+    metrics_table(found, [])
+    assert f"│ x/acc/{name} " in capsys.readouterr().out
