@@ -116,14 +116,18 @@ def _resolved(cfg: Any) -> dict[str, Any]:
     if "run_dir" in cfg and cfg.run_dir is None:
         if cfg.resume == "auto":
             raise UserError("resume=auto: needs run_dir=DIR, the folder of the run to continue")
-        cfg.run_dir = time.strftime("runs/%Y-%m-%d_%H-%M-%S")
+        cfg.run_dir = time.strftime("runs/%Y-%m-%d_%H-%M-%S_") + _letters(4)  # two in one second
     if "run_id" in cfg and cfg.run_id is None:
-        # letters only: Hydra would read some others as a number
-        cfg.run_id = "".join(secrets.choice(string.ascii_lowercase) for _ in range(8))
+        cfg.run_id = _letters(8)
     values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     if isinstance(values.get("model"), dict):
         values["model"].pop("sizes", None)
     return values
+
+
+def _letters(n: int) -> str:
+    """Random ones; no digits, some of which Hydra would read as a number."""
+    return "".join(secrets.choice(string.ascii_lowercase) for _ in range(n))
 
 
 def _vocabulary_of(path: str) -> int:

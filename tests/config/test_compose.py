@@ -103,7 +103,9 @@ def test_load_config_is_deterministic_apart_from_folder_and_id() -> None:
     assert "${" not in first.model_dump_json()
     assert RunConfig.model_validate(json.loads(first.model_dump_json())) == first
     unnamed = load_config(["model=nano"])
-    assert unnamed.run_id != load_config(["model=nano"]).run_id
+    again = load_config(["model=nano"])
+    assert unnamed.run_id != again.run_id
+    assert unnamed.run_dir != again.run_dir  # though begun in the same second
     assert {*differing(first, unnamed)} == {"run_dir", "run_id", "logger.csv.save_dir"}
 
 
