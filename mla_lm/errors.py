@@ -1,6 +1,7 @@
 """The one error a user meets, a single line that says what to mend, and the exit codes."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -24,8 +25,11 @@ def one_line(error: BaseException) -> str:
 def guard(action: Callable[[], None]) -> None:
     """Run `action`; turn a UserError or an unusable file into one line and status 2.
 
-    When nobody reads the output any more, as behind `| head`, it ends without a message.
+    What a terminal or pipe cannot show is printed as `?`: it is no reason to lose a run. When
+    nobody reads the output any more, as behind `| head`, it ends without a message.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # standard error never fails
+        sys.stdout.reconfigure(errors="replace")
     try:
         action()
         sys.stdout.flush()

@@ -14,7 +14,7 @@ def resident(which: str) -> int:
     """Bytes of memory this process has now (`VmRSS`) or had at its peak (`VmHWM`); 0 if unknown."""
     if not STATUS.exists():
         return 0
-    (kilobytes,) = re.findall(rf"{which}:\s*(\d+) kB", STATUS.read_text())
+    (kilobytes,) = re.findall(rf"{which}:\s*(\d+) kB", STATUS.read_text(encoding="utf-8"))
     return 1024 * int(kilobytes)
 
 
@@ -26,7 +26,7 @@ def cpu_memory() -> int:
 
 def _cgroup_limits() -> Iterator[int]:
     """Limits of this process's cgroup and of those around it, in versions 1 and 2 of cgroups."""
-    for line in GROUPS.read_text().splitlines() if GROUPS.exists() else ():
+    for line in GROUPS.read_text(encoding="utf-8").splitlines() if GROUPS.exists() else ():
         _, controllers, path = line.split(":", 2)
         if "memory" in controllers.split(","):
             group, name = CGROUPS / "memory" / path[1:], "memory.limit_in_bytes"
@@ -36,5 +36,5 @@ def _cgroup_limits() -> Iterator[int]:
             continue
         for folder in (group, *group.parents):
             limit = folder / name
-            if limit.is_file() and (text := limit.read_text().strip()) != "max":
+            if limit.is_file() and (text := limit.read_text(encoding="utf-8").strip()) != "max":
                 yield int(text)

@@ -25,13 +25,13 @@ def write_config(folder: Path, cfg: RunConfig) -> None:
     """Leave the configuration for the process; nobody else may read secrets of its loggers."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).touch(mode=0o600)
-    (folder / CONFIG).write_text(cfg.model_dump_json(indent=2))
+    (folder / CONFIG).write_text(cfg.model_dump_json(indent=2), encoding="utf-8")
 
 
 def main(name: str) -> None:
     """Run the cell in a folder, or what is left of it."""
     folder = Path(name)
-    cfg = RunConfig.model_validate_json((folder / CONFIG).read_text())
+    cfg = RunConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
     if "RANK" in os.environ:  # one of several processes that this cell has started
         train(cfg, name)
         return

@@ -137,7 +137,7 @@ def _started(planned: Plan, cell: Cell, out: Path, jobs: int) -> "subprocess.Pop
     print(f"{cell.name}: running, see {log}", flush=True)
     share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
     log.parent.mkdir(exist_ok=True)
-    with log.open("a") as output:
+    with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "mla_lm.ablation.cell", str(folder)],
             stdin=subprocess.PIPE,  # its end tells the cell that the runner is gone
@@ -151,7 +151,7 @@ def _started(planned: Plan, cell: Cell, out: Path, jobs: int) -> "subprocess.Pop
 def _ended(process: "subprocess.Popen[bytes]", log: Path) -> list[str]:
     """Say how a cell ended; its name and the reason where it failed."""
     process.communicate()
-    lines = log.read_text(errors="replace").splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     last = lines[-1] if lines else ""
     if process.returncode == 0:
         validated = [line for line in lines if "val/bpb" in line]

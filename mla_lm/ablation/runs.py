@@ -164,7 +164,8 @@ def _logged(folder: Path) -> dict[int, dict[str, float]]:
     found: dict[int, dict[str, float]] = {}
     files = folder.glob("metrics/version_*/metrics.csv")
     for path in sorted(files, key=lambda path: int(path.parent.name.partition("_")[2])):
-        whole, _, _ = path.read_text().rpartition("\n")  # without a line that was cut short
+        text = path.read_text(encoding="utf-8")
+        whole, _, _ = text.rpartition("\n")  # without a line that was cut short
         try:
             for row in csv.DictReader(whole.splitlines()):
                 values = {key: float(value) for key, value in row.items() if value}

@@ -73,7 +73,7 @@ def load_study(name: str, changes: Mapping[str, Any], overrides: Sequence[str]) 
         known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
         raise UserError(f"ablation={name}: unknown choice; choose from {known}, or a YAML file")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: no YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):

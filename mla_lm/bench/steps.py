@@ -134,7 +134,7 @@ def assert_equal(one: Side, other: Side, tokens: Tensor) -> None:
 
 def write_peer(model: Transformer, folder: Path) -> None:
     """A folder that `load_peer` reads."""
-    (folder / "config.json").write_text(json.dumps(config_dict(model.cfg)))
+    (folder / "config.json").write_text(json.dumps(config_dict(model.cfg)), encoding="utf-8")
     tensors = to_hugging_face(model.state_dict(), model.cfg)
     write_shards(tensors, folder, dtype=torch.float32, max_bytes=10**10)
 

@@ -116,7 +116,7 @@ def load_checkpoint(
 def _run_id(run_dir: Path) -> str | None:
     """The id of the run in a folder; None where it has left none."""
     try:
-        return str(json.loads((run_dir / CONFIG_FILE).read_text())["run_id"])
+        return str(json.loads((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))["run_id"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -86,7 +86,7 @@ def write_run_files(run_dir: Path, cfg: RunConfig, record: Record) -> dict[str, 
     remove_temporaries(run_dir)
     for name, text in files.items():
         with replacing(run_dir / name) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     return shown
 
 

@@ -63,4 +63,4 @@ def run(arguments: Sequence[str]) -> None:
         show(f"suite {suite}", rows)
         found[suite] = [row._asdict() for row in rows]
         if options.out:
-            Path(options.out).write_text(json.dumps(found, indent=2) + "\n")
+            Path(options.out).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -67,7 +67,7 @@ def run(arguments: Sequence[str]) -> None:
     from mla_lm.machine import accelerator_type, resolve_precision
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     model, _, tokenizer = load_checkpoint(options.ckpt, context=options.context)
     device = accelerator_type(options.accelerator, key="accelerator")
     in_bf16 = options.precision == "bf16-true" or (

@@ -150,7 +150,7 @@ def _choices(group: str) -> list[str]:
 
 def _sets(group: str, choice: str, name: str) -> bool:
     """Whether the file of a choice gives `name` a value."""
-    text = (CONFIGS / group / f"{choice}.yaml").read_text()
+    text = (CONFIGS / group / f"{choice}.yaml").read_text(encoding="utf-8")
     return re.search(rf"^{re.escape(name)}:", text, re.M) is not None
 
 

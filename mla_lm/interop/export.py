@@ -133,7 +133,7 @@ def _origin(record: Record, step: int) -> dict[str, str]:
 def _results(checkpoint: Path) -> str:
     """What `eval.py` measured on this checkpoint, if it did."""
     try:
-        metrics = json.loads((run_folder(checkpoint) / "metrics.json").read_text())
+        metrics = json.loads((run_folder(checkpoint) / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         metrics = {}
     if metrics.get("ckpt") != checkpoint.name or metrics.get("data") or "val/loss" not in metrics:

@@ -121,7 +121,7 @@ def joined(cfg: TrainerConfig) -> Iterator[None]:
     _join(cfg)
     try:
         with (
-            open(os.devnull, "w") as nowhere,
+            open(os.devnull, "w", encoding="utf-8") as nowhere,
             redirect_stdout(nowhere) if rank() else nullcontext(),
         ):
             yield

@@ -216,3 +216,17 @@ def test_an_interrupt_is_one_word(capsys: pytest.CaptureFixture[str]) -> None:
         guard(interrupted)
     assert caught.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_text_that_a_terminal_cannot_show_ends_nothing(encoding: str, tmp_path: Path) -> None:
+    code = (
+        "from mla_lm.errors import UserError, guard\n"
+        "def action():\n"
+        "    print('loss 終 \\udcff')\n"  # the last: of a file name that is not UTF-8
+        "    raise UserError('data.path=終: no such file')\n"
+        "guard(action)\n"
+    )
+    result = run("-c", code, cwd=tmp_path, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert result.stdout == "loss ? ?\n"
+    assert (result.returncode, result.stderr) == (2, "error: data.path=\\u7d42: no such file\n")
