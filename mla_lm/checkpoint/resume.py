@@ -16,7 +16,7 @@ from mla_lm.checkpoint.init_from import EXTEND, resolve_init
 from mla_lm.checkpoint.record import CONFIG_FILE, RECORD, STEP, Record, require_corpus
 from mla_lm.config import RunConfig
 from mla_lm.config.compose import load_config, with_overrides
-from mla_lm.config.explain import key_of, nearest, shown
+from mla_lm.config.explain import hint, key_of, shown
 from mla_lm.config.section import leaves
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
@@ -161,10 +161,7 @@ def _refuse_changes(
     before, after = dict(leaves(stored)), dict(leaves(wanted))
     for key in allowed:
         if key not in (known := (*before, *after, *BITS)):
-            raise UserError(
-                f"resume_allow={shown(key)}: no such key; the nearest known one is "
-                f"{nearest(key, known)}"
-            )
+            raise UserError(f"resume_allow={shown(key)}: no such key{hint(key, known)}")
     same_product = len({math.prod(of[key] for key in GLOBAL_BATCH) for of in (before, after)}) == 1
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) == after.get(key) or key in FREE:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.config.cli import parse_options
+from mla_lm.config.explain import key_of
 from mla_lm.config.secret import public_overrides
 from mla_lm.errors import UserError
 
@@ -51,6 +52,9 @@ def run(arguments: Sequence[str]) -> None:
             raise UserError(f"report={options.report}: takes no other options and no overrides")
         _runner().report_folder(Path(options.report), command=command)
         return
+    if "arms" in map(key_of, overrides):
+        file = "copy one of configs/ablation, change its arms, and give ablation=FILE.yaml"
+        raise UserError(f"arms: are those of the study's file; {file}")
     if not options.ablation:
         raise UserError("ablate: needs ablation=NAME out=DIR, or report=DIR")
     from mla_lm.ablation.study import load_study, plan

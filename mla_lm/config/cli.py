@@ -66,7 +66,7 @@ def _hydra_jobs(name: str, arguments: list[str]) -> list[list[str]]:
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign] # it would print how all flags are used
     for flag in parser.parse_known_args(arguments)[1]:
-        raise UserError(f"{explain.shown(flag)}: unknown flag; a key is written KEY=VALUE")
+        raise UserError(explain.unknown_flag(flag, arguments))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and ending with status 1
     try:
         with explained(), TemporaryDirectory() as folder:
@@ -90,7 +90,9 @@ def parse_options(kind: type[Options], arguments: Sequence[str]) -> Options:
     for word in arguments:
         key, equals, value = word.partition("=")
         if not equals:
-            raise UserError(f"{word!r}: an option is written KEY=VALUE")
+            is_ckpt = "ckpt" in kind.model_fields and "ckpt=" not in "".join(arguments)
+            meant = f"; do you mean ckpt={word}" if is_ckpt else ""
+            raise UserError(f"{word!r}: an option is written KEY=VALUE{meant}")
         field = kind.model_fields.get(key)
         if field is not None and get_origin(field.annotation) is tuple:
             values[key] = (*values.get(key, ()), value)

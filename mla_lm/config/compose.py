@@ -18,6 +18,7 @@ from mla_lm.config.section import value_at
 from mla_lm.errors import UserError, one_line
 
 OWN_YAML = ("logger", "callbacks")  # the user's classes, which no checkpoint stores
+BARE = {"eval": "ckpt"}  # the key that a word without one is for
 UNSET = object()
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -96,7 +97,7 @@ def compose(
     """
     import hydra
 
-    overrides = explain.checked(overrides)
+    overrides = explain.checked(overrides, bare=BARE.get(name))
     with explained(), hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         composed = hydra.compose(name, overrides)
         composed.update(values or {})

@@ -6,8 +6,8 @@ not how they are composed; torch is not needed for it.
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import SequenceMatcher
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher, get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -19,32 +19,54 @@ from mla_lm.errors import UserError
 LONGEST = 100  # characters shown of a value
 KEY_VALUE = "an override is written KEY=VALUE"
 PRESET = "model.sizes"  # of a size preset, for the options it interpolates; not in the typed config
+CLOSE = 0.6  # similarity, from 0 to 1, of what is suggested
+GUESSES = {  # what other projects call a key, where the names are not similar
+    **dict.fromkeys(("epochs", "max_epochs", "num_train_epochs"), "trainer.max_steps"),
+    **dict.fromkeys(("block_size", "context_length", "context"), "data.seq_len"),
+    **dict.fromkeys(("n_embd", "d_model", "hidden_size"), "model.dim"),
+    **dict.fromkeys(("output_dir", "out_dir", "out"), "run_dir"),
+    "learning_rate": "optim.lr",
+    "device": "trainer.accelerator",
+    "dtype": "precision",
+}
 
 
-def checked(overrides: Sequence[str]) -> list[str]:
+def checked(overrides: Sequence[str], *, bare: str | None = None) -> list[str]:
     """The overrides as Hydra is given them; UserError for one without a key or an unknown option.
 
-    Keys are given as ones that may be added, so that pydantic says which are unknown.
+    Keys are given as ones that may be added, so that pydantic says which are unknown. A word
+    without `=` is taken for a value of the key `bare`, in what the error suggests.
     """
     found = []
     for override in overrides:
         key, equals, value = override.lstrip("+").partition("=")
         if not key:
             raise UserError(_unreadable(override))
+        if bare and not equals and override[0] not in "~-":
+            raise UserError(f"{_unreadable(override)}; do you mean {bare}={override}")
         if override[0] in "~-" or not equals:
             found.append(override)
         elif os.path.isdir(CONFIGS / key):
             choices = _choices(key)
             for choice in value.strip("[]").split(","):
-                if choice.strip() not in choices and not (key, choice) == ("experiment", "null"):
-                    raise UserError(
-                        f"{key}={shown(choice)}: unknown choice; choose from {', '.join(choices)}"
-                    )
+                if choice.strip() not in choices and (key, choice) != ("experiment", "null"):
+                    rule = f"unknown choice; choose from {', '.join(choices)}"
+                    raise UserError(f"{key}={shown(choice)}: {rule}{_elsewhere(choice)}")
             found.append(f"{key}={value}")
         else:
             plain = "@" in key or key == PRESET or key.startswith((f"{PRESET}.", "hydra."))
             found.append(f"{key}={value}" if plain else f"++{key}={value}")
     return found
+
+
+def unknown_flag(flag: str, arguments: Sequence[str]) -> str:
+    """A flag of other command lines, and how its key and value are written here."""
+    key, equals, value = flag.lstrip("-").partition("=")
+    following = arguments[arguments.index(flag) + 1 :]
+    if not equals and following and "=" not in following[0] and following[0][:1] not in ("", "-"):
+        value = following[0]
+    typed = f": {key.replace('-', '_')}={shown(value)}" if value else ""
+    return f"{shown(flag)}: unknown flag; a key is written KEY=VALUE{typed}"
 
 
 def key_of(override: str) -> str:
@@ -68,8 +90,21 @@ def validation_error(
         return unknown_key(key, values, also=kind.model_fields)
     if first["type"] == "missing":
         return f"{_join(key, str(first['loc'][-1]))}: must be given"
-    rules = (_worded(e["msg"]) for e in errors if _locate(e["loc"], values) == key)
-    return f"{key}={shown(first['input'])}: must {', or '.join(rules)}"
+    here = [e for e in errors if _locate(e["loc"], values) == key]
+    rules = ", or ".join(_worded(e["msg"]) for e in here)
+    return f"{key}={shown(first['input'])}: must {rules}{_option(key, first['input'], here)}"
+
+
+def _option(key: str, value: object, errors: Sequence[Any]) -> str:
+    """What `value` is short for: an allowed one, or an option of the group that `key` is."""
+    group, word = key.replace(".", "/"), str(value)
+    if word in _choices(group):
+        return f"; do you mean {group}={word}"
+    expected = " ".join(str(e.get("ctx", {}).get("expected")) for e in errors)
+    allowed = re.findall("'([^']+)'", expected)
+    begun = [other for other in allowed if word and other.startswith(word)]
+    found = begun or get_close_matches(word, allowed, 1, CLOSE)
+    return f"; do you mean {found[0]}" if found else ""
 
 
 def composition_error(error: Exception) -> str:
@@ -99,17 +134,38 @@ def unknown_key(key: str, values: Mapping[str, Any], *, also: Iterable[str] = ()
         return f"{key}: no key of {group}.kind={kind}; it belongs to {' or '.join(homes)}"
     others = {*also, *_dotted_keys(values)} - {key}
     known = [other for other in others if not other.startswith(f"{key}.")]
-    return f"{shown(key)}: unknown key; the nearest known one is {nearest(key, known)}"
+    value = dict(leaves(values)).get(key)
+    return f"{shown(key)}: unknown key{hint(key, known, value=value)}"
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The most similar of `known`; one with the same last part before all others."""
+def hint(key: str, known: Collection[str], *, value: object = None) -> str:
+    """`; the nearest known one is ...`: a key or, where `value` is an option of a group, that.
 
-    def likeness(other: str) -> tuple[bool, float]:
-        ratio = SequenceMatcher(None, other.lower(), word.lower()).ratio()
-        return other.split(".")[-1] == re.split(r"[./]", word)[-1], ratio
+    One with the same last part comes before all others. Empty where no last part is similar: a far
+    one would mislead.
+    """
+    name = _last(key)
 
-    return max(sorted(known), key=likeness)
+    def likeness(other: str) -> tuple[bool, bool, float]:
+        last = _last(other)
+        return last == name, _ratio(last, name) >= CLOSE, _ratio(other, key)
+
+    nearest = GUESSES.get(name, "")
+    if nearest not in known:
+        nearest = max(sorted(known), key=likeness)
+        if not likeness(nearest)[1]:
+            return ""
+    group = nearest.replace(".", "/")
+    is_option = "/" in group and value in _choices(group)
+    return f"; the nearest known one is {f'{group}={value}' if is_option else nearest}"
+
+
+def _ratio(one: str, other: str) -> float:
+    return SequenceMatcher(None, one.lower(), other.lower()).ratio()
+
+
+def _last(key: str) -> str:
+    return re.split(r"[./]", key)[-1]
 
 
 def shown(value: object) -> str:
@@ -146,6 +202,14 @@ def _locate(location: Sequence[int | str], values: Any) -> str:
 
 def _choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / group).glob("[!_]*.yaml"))
+
+
+def _elsewhere(choice: str) -> str:
+    """The groups that have this option."""
+    folders = (path for path in sorted(CONFIGS.rglob("*")) if path.is_dir())
+    groups = (str(path.relative_to(CONFIGS)) for path in folders if path.name != "ablation")
+    found = [f"{group}={choice}" for group in groups if choice in _choices(group)]
+    return f"; or do you mean {' or '.join(found)}" if found else ""
 
 
 def _sets(group: str, choice: str, name: str) -> bool:

@@ -28,7 +28,9 @@ TYPOS = {  # a command, the key that nobody knows, the nearest one
     "train lr=3": ("lr", "optim.lr"),
     "train trainer.seed=3": ("trainer.seed", "seed"),
     "train modl=nano": ("modl", "model"),
-    "train model/attentio=gqa": ("model/attentio", "model.attention"),
+    "train model/attentio=gqa": ("model/attentio", "model/attention=gqa"),
+    "train attention=gqa": ("attention", "model/attention=gqa"),
+    "train epochs=3": ("epochs", "trainer.max_steps"),
     "train -m model=nano,tiny sead=3": ("sead", "seed"),
     "eval cpkt=x ckpt=x": ("cpkt", "ckpt"),
     "generate ckpt=x promt=y": ("promt", "prompt"),
@@ -47,6 +49,8 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "train experiment=nothing": ("experiment=nothing: unknown choice", "stories"),
     "train logger=[csv,mlflow]": ("logger=mlflow: unknown choice", "wandb"),
     f"train model={LONG}": ("model=xxx", "5000 characters"),
+    "train model=mha": ("model=mha: unknown choice", "; or do you mean model/attention=mha\n"),
+    "train zzzz=3": ("zzzz: unknown key\n",),  # nothing is near
     # wrong types, values out of range
     "train model.dim=wide": ("model.dim=wide: must be", "integer"),
     "train model.dim.deep=3": ("model.dim={'deep': 3}: must be", "integer"),
@@ -61,6 +65,8 @@ REFUSED: dict[str, tuple[str, ...]] = {
     f"train trainer.max_steps={10**30}": (f"trainer.max_steps={10**30}: must be less than",),
     "train trainer.devices=[0,1]": ("trainer.devices=[0, 1]: must be", "'auto'", "integer"),
     "train precision=fp8": ("precision=fp8: must be", "'bf16-mixed'"),
+    "train precision=bf16": ("precision=bf16: must be", "; do you mean bf16-mixed\n"),
+    "train model.attention=gqa": ("model.attention=gqa: must", "model/attention=gqa\n"),
     "train -m seed=1,wide": ("seed=wide: must be", "integer"),
     "train logger.csv=3": ("logger.csv=3: must have a class as its _target_",),
     "train ~model.dim": ("model.dim: must be given",),
@@ -107,6 +113,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     # flags
     "train --bogus": ("--bogus: unknown flag",),
     "train --seed=3": ("--seed=3: unknown flag; a key is written KEY=VALUE",),
+    "train --model nano": ("--model: unknown flag", ": model=nano\n"),
     # files
     "train resume=auto": ("resume=auto: needs run_dir=DIR",),
     "train resume=nowhere": ("resume=nowhere: no such file or folder",),
@@ -121,16 +128,19 @@ REFUSED: dict[str, tuple[str, ...]] = {
     # the other commands
     "eval": ("ckpt: must be given",),
     "eval ckpt=nowhere": ("ckpt=nowhere: no such file or folder",),
+    "eval runs/x": ("runs/x: an override is written KEY=VALUE; do you mean ckpt=runs/x\n",),
     "eval ckpt=x parts=[lmm]": ("parts.0=lmm: must be", "'lm'"),
     "eval ckpt=x stride=5 parts=[code]": ("stride=5", "lm"),
     "trian": ("trian: unknown verb", "generate"),
     "generate ckpt=x prompt": ("'prompt': an option is written KEY=VALUE",),
     "generate ckpt=nowhere prompt=x": ("ckpt=nowhere: no such file or folder",),
+    "generate runs/x prompt=x": ("'runs/x': an option is written", "; do you mean ckpt=runs/x\n"),
     "generate ckpt=x prompt=@no.txt": ("prompt='@no.txt': ",),
     "generate ckpt=x stop=a stop=": ("stop.1=: must have at least 1 character",),
     "import src=nowhere out=x": ("src=nowhere: no such file or folder",),
     "import src=x out=y data/tokenizer=bytes": ("data/tokenizer=bytes: ", "src"),
     "ablate ablation=nothing out=x": ("ablation=nothing", "smoke"),
+    "ablate ablation=smoke arms=[mla]": ("arms: are those of", "ablation=FILE.yaml"),
 }
 REFUSED |= {line: (f"{key}: {UNKNOWN} {meant}\n",) for line, (key, meant) in TYPOS.items()}
 AS_PROCESSES = ("train model.n_layer=3", "eval ckpt=nowhere", "generate ckpt=nowhere prompt=x")
