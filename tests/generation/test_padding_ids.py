@@ -17,6 +17,7 @@ from mla_lm.data.batch import Annotator
 from mla_lm.evaluation.language_model import evaluate
 from mla_lm.evaluation.scoring import Request, score
 from mla_lm.generation import Completion, Sampling, generate
+from mla_lm.objective.metrics import loss_sums
 from tests.conftest import randomized, write_checkpoint
 
 SAMPLED = Sampling(1.2, top_k=20, top_p=0.9)
@@ -55,7 +56,7 @@ def test_decoding_gives_tokens_only(
 
 @torch.no_grad()
 def test_greedy_choices_of_a_text_are_tokens(ckpt: Path, tokenizer: Tokenizer) -> None:
-    """In likelihood questions and in the acceptance of drafts; likelihoods count all ids."""
+    """In likelihood questions, exact matches, acceptance of drafts; likelihoods count all ids."""
     model, cfg, _ = load_checkpoint(ckpt)
     text = torch.tensor([tokenizer.encode(PROMPTS[0] * 3)[:12]])
     logits = model(text).logits
@@ -65,6 +66,8 @@ def test_greedy_choices_of_a_text_are_tokens(ckpt: Path, tokenizer: Tokenizer) -
     assert found.log_likelihood == pytest.approx(float(logits[0, -1].log_softmax(-1)[best]))
 
     lengths = torch.from_numpy(tokenizer.byte_lengths)
+    answers = logits[..., : tokenizer.vocab_size].argmax(-1)
+    assert loss_sums(logits, answers, lengths)[3:].tolist() == [1, 1]  # exact match
     annotate = Annotator(cfg.data, tokenizer)
     acceptance = evaluate(model, [text], lengths, annotate).metrics
     model.lm_head.weight[tokenizer.vocab_size :] = 0
