@@ -20,7 +20,7 @@ from mla_lm.errors import UserError
 from mla_lm.model import Transformer
 from mla_lm.model.sharding import whole
 from mla_lm.objective import balance
-from mla_lm.objective.losses import loss_terms
+from mla_lm.objective.losses import count_targets, loss_terms
 from mla_lm.objective.metrics import (
     N_SUMS,
     bits_per_byte,
@@ -50,6 +50,7 @@ class LanguageModel(L.LightningModule):
         self.routers = self.model.routers()
         self.row_loads: list[Tensor] = []  # (L, B, E) of each micro-batch since the last step
         self.load: Tensor | None = None
+        self.n_targets = torch.ones(0)  # of the step: mean over micro-batches and ranks, by depth
         self.micro_losses: list[Tensor] = []  # `terms` of each micro-batch since the last step
         self.terms: tuple[str, ...] = ()
         self.loss: float | None = None
@@ -72,6 +73,8 @@ class LanguageModel(L.LightningModule):
     def training_step(self, tokens: Tensor, batch_idx: int) -> Tensor:
         self.load = self.loss = None
         cfg, batch = self.cfg, self.annotate(tokens)
+        if not self.micro_losses:
+            self.n_targets = self.count_targets_of_step(tokens)
         out = self.model(
             batch.inputs,
             documents=batch.input_documents,
@@ -79,7 +82,7 @@ class LanguageModel(L.LightningModule):
             checkpointing=cfg.trainer.activation_checkpointing,
         )
         head = self.model.lm_head.weight
-        terms = loss_terms(out, batch, head, cfg.balance, self.over_ranks)
+        terms = loss_terms(out, batch, head, cfg.balance, self.n_targets, self.over_ranks)
         weights = {
             "ce": 1.0,
             "mtp": mtp_weight(self.global_step, cfg=cfg.loss, max_steps=cfg.trainer.max_steps),
@@ -92,10 +95,21 @@ class LanguageModel(L.LightningModule):
         self.is_logged = (self.global_step + 1) % cfg.trainer.log_every_n_steps == 0
         found = {"loss": loss, **terms}
         if self.is_logged:
-            found["bytes"] = bytes_per_target(batch.labels[:, 1:], self.byte_lengths)
+            labels, n = batch.labels[:, 1:], self.n_targets[0]
+            found["bytes"] = bytes_per_target(labels, self.byte_lengths, n)
         self.terms = tuple(found)
         self.micro_losses.append(torch.stack([*found.values()]).detach())
         return loss
+
+    def count_targets_of_step(self, first: Tensor) -> Tensor:
+        """Targets by depth, mean over the micro-batches and ranks of the step that `first` begins.
+
+        Known before its micro-batches have run, so that their losses add up to that of one batch.
+        """
+        loader: Any = self.trainer.train_dataloader
+        tokens = torch.cat((first, loader.rest_of_step().to(first.device)))
+        n_targets = count_targets(self.annotate(tokens), self.cfg.model.mtp_depth)
+        return self.over_ranks(n_targets / (len(tokens) // len(first)))
 
     def over_ranks(self, values: Tensor, how: str = "mean") -> Tensor:
         """The mean or the sum over all ranks, without gradient."""
