@@ -53,6 +53,7 @@ class LanguageModel(L.LightningModule):
         self.n_targets = torch.ones(0)  # of the step: mean over micro-batches and ranks, by depth
         self.micro_losses: list[Tensor] = []  # `terms` of each micro-batch since the last step
         self.terms: tuple[str, ...] = ()
+        self.mtp_weight = 0.0  # of the step
         self.loss: float | None = None
         self.n_skipped = 0  # steps, in a row
         self.is_logged = False  # logging every step costs 5 % of a step of 200 ms
@@ -83,9 +84,11 @@ class LanguageModel(L.LightningModule):
         )
         head = self.model.lm_head.weight
         terms = loss_terms(out, batch, head, cfg.balance, self.n_targets, self.over_ranks)
+        max_steps = cfg.trainer.max_steps
+        self.mtp_weight = mtp_weight(self.global_step, cfg=cfg.loss, max_steps=max_steps)
         weights = {
             "ce": 1.0,
-            "mtp": mtp_weight(self.global_step, cfg=cfg.loss, max_steps=cfg.trainer.max_steps),
+            "mtp": self.mtp_weight,
             "sequence_balance": cfg.balance.sequence_loss_weight,
             "switch_balance": cfg.balance.switch_loss_weight,
         }
@@ -125,6 +128,9 @@ class LanguageModel(L.LightningModule):
 
         Lightning has undone the loss scale of 16-mixed before.
         """
+        if self.mtp_weight == 0:  # neither balance losses, decay nor old momenta move the modules
+            for p in self.model.mtp.parameters():
+                p.grad = None
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         parameters = [p for p in self.parameters() if p.grad is not None]
         grads = [p.grad for p in parameters if p.grad is not None]
@@ -178,7 +184,9 @@ class LanguageModel(L.LightningModule):
         rows = torch.cat(row_loads, dim=1)
         self.load = self.over_ranks(rows.sum(dim=1), "sum")
         speed = bias_speed(self.global_step, cfg=cfg.balance, max_steps=max_steps)
-        for router, load in zip(self.routers.values(), self.load, strict=True):
+        for (name, router), load in zip(self.routers.items(), self.load, strict=True):
+            if name.startswith("mtp_") and self.mtp_weight == 0:
+                continue
             balance.update_bias(router.e_score_correction_bias, load, speed=speed)
         if self.is_logged:
             self.log_load(self.load, self.over_ranks(balance.max_violation(rows).mean(dim=1)))
