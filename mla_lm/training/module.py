@@ -95,7 +95,8 @@ class LanguageModel(L.LightningModule):
         loss = sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
         if out.routing:
             self.row_loads.append(balance.expert_load(out.routing, batch.input_counted))
-        self.is_logged = (self.global_step + 1) % cfg.trainer.log_every_n_steps == 0
+        step = self.global_step + 1
+        self.is_logged = step % cfg.trainer.log_every_n_steps == 0 or step == max_steps
         found = {"loss": loss, **terms}
         if self.is_logged:
             labels, n = batch.labels[:, 1:], self.n_targets[0]
