@@ -92,11 +92,8 @@ class TrainerConfig(Section):
 
     @property
     def validation_interval(self) -> int:
-        """Steps between validations; by default a quarter of the run, or more to end with one."""
-        if self.val_every_n_steps is not None:
-            return self.val_every_n_steps
-        quarter = -(-self.max_steps // 4)
-        return next(n for n in range(quarter, self.max_steps + 1) if self.max_steps % n == 0)
+        """Steps between validations, by default a quarter of the run; its end is validated too."""
+        return self.val_every_n_steps or -(-self.max_steps // 4)
 
 
 class CheckpointConfig(Section):

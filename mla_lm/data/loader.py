@@ -81,9 +81,19 @@ class TrainLoader(_Loader):
 
     def __iter__(self) -> Iterator[Tensor]:
         for _ in range(self.sample // self.global_batch % len(self), len(self)):
-            first = self.sample + self.rank * self.batch_size
+            micro_batch = self._micro_batch(self.sample)
             self.sample += self.global_batch
-            yield self._rows(map(self._window, range(first, first + self.batch_size)))
+            yield micro_batch
+
+    def rest_of_step(self) -> Tensor:
+        """This rank's rows of a step but for those of its first micro-batch, just taken."""
+        starts = [self.sample + n * self.global_batch for n in range(self.accumulate - 1)]
+        return torch.cat([self._rows(()), *map(self._micro_batch, starts)])
+
+    def _micro_batch(self, sample: int) -> Tensor:
+        """This rank's part of the global micro-batch that begins with `sample`."""
+        first = sample + self.rank * self.batch_size
+        return self._rows(map(self._window, range(first, first + self.batch_size)))
 
     def _window(self, sample: int) -> int:
         epoch, index = divmod(sample, self.n_windows)

@@ -25,22 +25,22 @@ def loss_terms(
     batch: Batch,
     head: Tensor,
     weights: BalanceConfig,
+    n_targets: Tensor | None = None,
     over_ranks: Callable[[Tensor], Tensor] = lambda means: means,
 ) -> dict[str, Tensor]:
     """Unweighted terms: `ce`, `mtp` (mean over depths), and the balance losses that have a weight.
 
-    head (V, dim). `over_ranks` averages over all ranks, without gradient; each term is scaled so
-    that its own mean over ranks is the mean over the tokens of all ranks.
+    head (V, dim). `n_targets` (1 + depths,) is the mean of `count_targets` over the micro-batches
+    and ranks of the optimizer step, by default of this batch alone: each term is scaled so that its
+    mean over them is the mean over the targets of the whole step. `over_ranks` averages over all
+    ranks, without gradient.
     """
-    depths = range(1, len(out.mtp) + 1)
-    targets = [mtp_targets(batch.labels, depth, batch.documents) for depth in depths]
-    targets = [batch.labels[:, 1:], *targets]
-    counts = torch.stack([n_counted(of_depth) for of_depth in targets]).float()
+    targets = targets_by_depth(batch, len(out.mtp))
+    if n_targets is None:
+        n_targets = over_ranks(count_targets(batch, len(out.mtp)))
     ce, *mtp = (
         head_loss(hidden, head, of_depth, count)
-        for hidden, of_depth, count in zip(
-            (out.hidden, *out.mtp), targets, over_ranks(counts), strict=True
-        )
+        for hidden, of_depth, count in zip((out.hidden, *out.mtp), targets, n_targets, strict=True)
     )
     terms = {"ce": ce}
     if mtp:
@@ -53,6 +53,19 @@ def loss_terms(
         by_layer = [switch_balance_loss(r, counted, over_ranks) for r in out.routing]
         terms["switch_balance"] = torch.stack(by_layer).sum()
     return terms
+
+
+def targets_by_depth(batch: Batch, mtp_depth: int) -> list[Tensor]:
+    """Targets of the main model, then of each MTP depth."""
+    depths = range(1, mtp_depth + 1)
+    ahead = [mtp_targets(batch.labels, depth, batch.documents) for depth in depths]
+    return [batch.labels[:, 1:], *ahead]
+
+
+def count_targets(batch: Batch, mtp_depth: int) -> Tensor:
+    """How many of `targets_by_depth` count: (1 + mtp_depth,) float32."""
+    targets = targets_by_depth(batch, mtp_depth)
+    return torch.stack([n_counted(of_depth) for of_depth in targets]).float()
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -80,7 +93,8 @@ def head_loss(
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     rows = hidden.flatten(0, -2), weight, targets.flatten()
     nats: Tensor = HeadLoss.apply(*rows)  # type: ignore[no-untyped-call]
-    return nats / (n_counted(targets) if n_targets is None else n_targets).clamp(min=1)
+    n = n_counted(targets) if n_targets is None else n_targets  # a mean may lie between 0 and 1
+    return nats / n.where(n > 0, 1)
 
 
 def n_counted(targets: Tensor) -> Tensor:
@@ -176,7 +190,9 @@ def switch_balance_loss(
 
     f is the fraction of choices per expert, P the mean normalised score, over all tokens of the
     forward pass. Float32 scalar; 1 at perfect balance. `over_ranks` averages choices (E,) over all
-    ranks, so that the mean loss of the ranks is that of the whole batch.
+    ranks, so that the mean loss of the ranks is that of their whole micro-batch. It is not linear
+    in the tokens: under gradient accumulation it is the mean over micro-batches, each balanced by
+    itself, which is stricter than balance over the step.
     """
     counts, shares = _sums(routing, routing.experts, counted)
     counts = over_ranks(counts.sum(dim=0).float())
@@ -197,6 +213,7 @@ def _agreement(counts: Tensor, shares: Tensor, top_k: int) -> Tensor:
 
     f_i = counts_i / (K n), P_i = shares_i / n.
     """
-    n_choices = counts.sum(dim=-1).clamp(min=1)  # K n
+    n_choices = counts.sum(dim=-1)  # K n; a mean over ranks may lie between 0 and 1
+    n_choices = n_choices.where(n_choices > 0, 1)
     scale = counts.shape[-1] * top_k / n_choices.square()
     return scale * (counts * shares).sum(dim=-1)

@@ -30,11 +30,11 @@ def loss_sums(logits: Tensor, labels: Tensor, byte_lengths: Tensor) -> Tensor:
     return torch.stack([part.cpu().double() for part in (*sums, *matches)])
 
 
-def bytes_per_target(labels: Tensor, byte_lengths: Tensor) -> Tensor:
-    """Mean bytes of text behind the labels (B, T) that are not `IGNORED`: float32 scalar."""
+def bytes_per_target(labels: Tensor, byte_lengths: Tensor, n_targets: Tensor) -> Tensor:
+    """Bytes of text behind the labels (B, T) that count, over `n_targets`: float32 scalar."""
     counted = labels != IGNORED
     lengths = byte_lengths[labels.where(counted, 0)] * counted
-    return lengths.sum().float() / counted.sum().clamp(min=1)
+    return lengths.sum().float() / n_targets.where(n_targets > 0, 1)
 
 
 def exact_matches(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

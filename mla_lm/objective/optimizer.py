@@ -22,6 +22,8 @@ class MuonAdamW(Optimizer):
     Muon steps along the orthogonalised momentum, scaled to the RMS of an AdamW step, so both kinds
     share learning rate and decay. Each stacked expert (E, rows, columns) is a matrix of its own, as
     is each block of rows of a projection, such as a head; `parts` has their numbers of rows.
+    A matrix whose gradient is zero, such as an expert without a token, is left alone: what is left
+    of its momentum would make a step of full size. (Steps of AdamW fade with the momentum.)
     Sharded matrices are gathered on every rank, one shape at a time; each rank keeps its shard.
     """
 
@@ -50,7 +52,6 @@ class MuonAdamW(Optimizer):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             assert p.grad is not None
             self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-            p.mul_(1 - group["lr"] * group["weight_decay"])
             row = 0
             for n_rows in self.parts.get(p, p.shape[-2:-1]):
                 if n_rows:
@@ -75,12 +76,16 @@ class MuonAdamW(Optimizer):
         matrices = torch.cat([update for p in members for update in updates(p)])
         sizes = [p.shape[:-2].numel() for p, rows in members.items() for _ in rows]
         steps = iter(orthogonalize(matrices).split(sizes))
-        scale = 0.2 * max(shape) ** 0.5
+        decay, scale = 1 - group["lr"] * group["weight_decay"], 0.2 * max(shape) ** 0.5
         for p, rows in members.items():
-            matrix = whole(p)
+            assert p.grad is not None
+            matrix, largest = whole(p), whole(p.grad.abs().amax(dim=-1))  # (..., rows)
             for row in rows:
-                of_part = matrix.narrow(-2, row, shape[0])
-                of_part.add_(next(steps).view_as(of_part), alpha=-group["lr"] * scale)
+                before = matrix.narrow(-2, row, shape[0])
+                step = next(steps).view_as(before)
+                after = (before * decay).add_(step, alpha=-group["lr"] * scale)
+                has_gradient = largest.narrow(-1, row, shape[0]).any(dim=-1)[..., None, None]
+                before.copy_(after.where(has_gradient, before))
             if matrix is not p:
                 p.copy_(part(matrix, p))
 

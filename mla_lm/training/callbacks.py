@@ -57,11 +57,12 @@ class Progress(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, idx: int
     ) -> None:
+        assert isinstance(pl_module, LanguageModel)
         assert self.since is not None
         self.tokens += batch[:, 1:].numel() * trainer.world_size
         step, steps = trainer.global_step, trainer.global_step - self.step
         self.bar.update(TaskID(0), completed=step)
-        if steps == 0 or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if pl_module.micro_losses or not pl_module.is_logged:
             return
         seconds = time.perf_counter() - self.since
         speed = self.tokens / seconds

@@ -1,7 +1,8 @@
 """When a run saves: by steps, by the clock, at its best, at its end, and when told to stop.
 
-A checkpoint is always of whole optimizer steps. Where the step is validated it is saved after the
-validation, and where it ends an epoch after the epoch: Lightning resumes exactly only there.
+A checkpoint is always of whole optimizer steps. Where the step is validated, as the last one always
+is, it is saved after the validation, and where it ends an epoch after the epoch: Lightning resumes
+exactly only there.
 """
 
 import math
@@ -69,8 +70,8 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, LanguageModel)
         inside_window = bool(pl_module.micro_losses)
-        self.stop_requested |= trainer.should_stop
-        trainer.should_stop = self.stop_requested and not inside_window
+        self.stop_requested |= trainer.should_stop or trainer.global_step >= trainer.max_steps
+        trainer.should_stop = self.stop_requested and not inside_window  # Lightning validates
         if not (inside_window or _validates(trainer) or trainer.is_last_batch):
             self._save_if_due(trainer)
 
@@ -160,8 +161,8 @@ class Checkpoints(Checkpoint):
 
 def _validates(trainer: L.Trainer) -> bool:
     """Whether the batch just trained on is followed by a validation."""
-    batches = trainer.fit_loop.total_batch_idx + 1
-    return trainer.enable_validation and batches % int(trainer.val_check_batch or 1) == 0
+    due = (trainer.fit_loop.total_batch_idx + 1) % int(trainer.val_check_batch or 1) == 0
+    return trainer.enable_validation and (due or trainer.should_stop)
 
 
 def prepare_folder(folder: Path, step: int, size: int, *, keep: int) -> None:

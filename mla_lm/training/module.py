@@ -20,7 +20,7 @@ from mla_lm.errors import UserError
 from mla_lm.model import Transformer
 from mla_lm.model.sharding import whole
 from mla_lm.objective import balance
-from mla_lm.objective.losses import loss_terms
+from mla_lm.objective.losses import count_targets, loss_terms
 from mla_lm.objective.metrics import (
     N_SUMS,
     bits_per_byte,
@@ -51,8 +51,10 @@ class LanguageModel(L.LightningModule):
         self.routers = self.model.routers()
         self.row_loads: list[Tensor] = []  # (L, B, E) of each micro-batch since the last step
         self.load: Tensor | None = None
+        self.n_targets = torch.ones(0)  # of the step: mean over micro-batches and ranks, by depth
         self.micro_losses: list[Tensor] = []  # `terms` of each micro-batch since the last step
         self.terms: tuple[str, ...] = ()
+        self.mtp_weight = 0.0  # of the step
         self.loss: float | None = None
         self.n_skipped = 0  # steps, in a row
         self.is_logged = False  # logging every step costs 5 % of a step of 200 ms
@@ -73,6 +75,8 @@ class LanguageModel(L.LightningModule):
     def training_step(self, tokens: Tensor, batch_idx: int) -> Tensor:
         self.load = self.loss = None
         cfg, batch = self.cfg, self.annotate(tokens)
+        if not self.micro_losses:
+            self.n_targets = self.count_targets_of_step(tokens)
         out = self.model(
             batch.inputs,
             documents=batch.input_documents,
@@ -80,23 +84,37 @@ class LanguageModel(L.LightningModule):
             checkpointing=cfg.trainer.activation_checkpointing,
         )
         head = self.model.lm_head.weight
-        terms = loss_terms(out, batch, head, cfg.balance, self.over_ranks)
+        terms = loss_terms(out, batch, head, cfg.balance, self.n_targets, self.over_ranks)
+        max_steps = cfg.trainer.max_steps
+        self.mtp_weight = mtp_weight(self.global_step, cfg=cfg.loss, max_steps=max_steps)
         weights = {
             "ce": 1.0,
-            "mtp": mtp_weight(self.global_step, cfg=cfg.loss, max_steps=cfg.trainer.max_steps),
+            "mtp": self.mtp_weight,
             "sequence_balance": cfg.balance.sequence_loss_weight,
             "switch_balance": cfg.balance.switch_loss_weight,
         }
         loss = sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
         if out.routing:
             self.row_loads.append(balance.expert_load(out.routing, batch.input_counted))
-        self.is_logged = (self.global_step + 1) % cfg.trainer.log_every_n_steps == 0
+        step = self.global_step + 1
+        self.is_logged = step % cfg.trainer.log_every_n_steps == 0 or step == max_steps
         found = {"loss": loss, **terms}
         if self.is_logged:
-            found["bytes"] = bytes_per_target(batch.labels[:, 1:], self.byte_lengths)
+            labels, n = batch.labels[:, 1:], self.n_targets[0]
+            found["bytes"] = bytes_per_target(labels, self.byte_lengths, n)
         self.terms = tuple(found)
         self.micro_losses.append(torch.stack([*found.values()]).detach())
         return loss
+
+    def count_targets_of_step(self, first: Tensor) -> Tensor:
+        """Targets by depth, mean over the micro-batches and ranks of the step that `first` begins.
+
+        Known before its micro-batches have run, so that their losses add up to that of one batch.
+        """
+        loader: Any = self.trainer.train_dataloader
+        tokens = torch.cat((first, loader.rest_of_step().to(first.device)))
+        n_targets = count_targets(self.annotate(tokens), self.cfg.model.mtp_depth)
+        return self.over_ranks(n_targets / (len(tokens) // len(first)))
 
     def over_ranks(self, values: Tensor, how: str = "mean") -> Tensor:
         """The mean or the sum over all ranks, without gradient."""
@@ -112,6 +130,9 @@ class LanguageModel(L.LightningModule):
 
         Lightning has undone the loss scale of 16-mixed before.
         """
+        if self.mtp_weight == 0:  # neither balance losses, decay nor old momenta move the modules
+            for p in self.model.mtp.parameters():
+                p.grad = None
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         parameters = [p for p in self.parameters() if p.grad is not None]
         grads = [p.grad for p in parameters if p.grad is not None]
@@ -165,7 +186,9 @@ class LanguageModel(L.LightningModule):
         rows = torch.cat(row_loads, dim=1)
         self.load = self.over_ranks(rows.sum(dim=1), "sum")
         speed = bias_speed(self.global_step, cfg=cfg.balance, max_steps=max_steps)
-        for router, load in zip(self.routers.values(), self.load, strict=True):
+        for (name, router), load in zip(self.routers.items(), self.load, strict=True):
+            if name.startswith("mtp_") and self.mtp_weight == 0:
+                continue
             balance.update_bias(router.e_score_correction_bias, load, speed=speed)
         if self.is_logged:
             self.log_load(self.load, self.over_ranks(balance.max_violation(rows).mean(dim=1)))

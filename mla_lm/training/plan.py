@@ -55,7 +55,7 @@ class Pace(NamedTuple):
 
     def of_run(self, run: Steps) -> float:
         """Seconds of a whole run."""
-        n_validations = run.max_steps // run.val_every_n_steps
+        n_validations = -(-run.max_steps // run.val_every_n_steps)
         return self.start + run.max_steps * self.step + n_validations * self.validation
 
 
@@ -95,7 +95,7 @@ def within(cfg: TrainerConfig, pace: Pace, seconds: float) -> Steps:
     """As many steps and validations as take `seconds`, and not more than `cfg` allows."""
     left = seconds - pace.start
     if every := cfg.val_every_n_steps:
-        steps = int(left / (pace.step + pace.validation / every))
+        steps = int((left - pace.validation) / (pace.step + pace.validation / every))
     else:
         affordable = VALIDATION_SHARE * seconds / pace.validation
         n_validations = 4 if affordable >= 4 else 2 if affordable >= 2 else 1

@@ -109,9 +109,11 @@ def memory_explained(cfg: RunConfig) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
+        switch = cfg.balance.switch_loss_weight > 0
+        but = " (balance.switch_loss_weight then balances each part)" if switch else ""
         raise UserError(
             f"out of memory with {cfg.data.batch_size} rows of {cfg.data.seq_len} tokens; try: "
             "(1) a smaller data.batch_size with more trainer.accumulate_grad_batches, the same "
-            "steps in parts; (2) trainer.activation_checkpointing=non_reentrant, which runs blocks "
-            "twice; (3) a smaller data.seq_len or model, see `python -m mla_lm info`"
+            f"steps in parts{but}; (2) trainer.activation_checkpointing=non_reentrant, which runs "
+            "blocks twice; (3) a smaller data.seq_len or model, see `python -m mla_lm info`"
         ) from None

@@ -92,7 +92,6 @@ ARMS = "question: q, arms: {a: []}, reference: a"
         ("smoke", "match=kv_bytes", r"arm mha: .*kv_bytes.*does not change it"),
         ("smoke", "run_dir=x", r"run_dir: the study gives each cell its own"),
         ("smoke", "model.dimm=3", r"model.dimm: unknown key"),
-        ("smoke", "trainer.max_steps=50", r"arm mla: .*val_every_n_steps=20: must divide"),
         ("smoke", "logger=wandb", r"arm mla: logger: a study reads the files of logger=csv"),
         ("smoke", "", r"out: must be given"),
         ("", "", r"needs ablation=NAME out=DIR, or report=DIR"),

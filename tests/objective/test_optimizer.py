@@ -171,18 +171,38 @@ def test_orthogonalize_pulls_singular_values_to_about_one(shape: tuple[int, int,
 
 
 def test_muon_steps_stacked_experts_as_separate_matrices_and_decays_like_adamw() -> None:
-    stacked, still = nn.Parameter(torch.randn(3, 8, 5)), nn.Parameter(torch.randn(8, 5))
+    stacked = nn.Parameter(torch.randn(3, 8, 5))
     cfg = optim_config(kind="muon", weight_decay=0.5, lr=0.1)
-    optimizer = build_optimizer(nn.ParameterDict({"stacked": stacked, "still": still}), cfg)
-    before = [p.detach().clone() * (1 - 0.1 * 0.5) for p in (stacked, still)]
-    stacked.grad, still.grad = torch.randn(3, 8, 5), torch.zeros(8, 5)
+    optimizer = build_optimizer(nn.ParameterDict({"stacked": stacked}), cfg)
+    before = stacked.detach().clone() * (1 - 0.1 * 0.5)
+    stacked.grad = torch.randn(3, 8, 5)
     optimizer.step()
     for index in range(3):
-        values = torch.linalg.svdvals((before[0] - stacked)[index].detach())
+        values = torch.linalg.svdvals((before - stacked)[index].detach())
         scale = 0.1 * 0.2 * 8**0.5
         assert values.min() > 0.6 * scale
         assert values.max() < 1.3 * scale
-    torch.testing.assert_close(still.detach(), before[1])
+
+
+def test_muon_leaves_a_matrix_without_gradient_alone() -> None:
+    """An idle expert and a whole matrix for 200 steps; then the expert follows its new gradient."""
+    weights = {"stacked": torch.randn(3, 8, 5), "alone": torch.randn(8, 5)}
+    stacked, alone = parameters = [nn.Parameter(tensor) for tensor in weights.values()]
+    cfg = optim_config(kind="muon", weight_decay=0.5, lr=0.01)
+    optimizer = build_optimizer(nn.ParameterDict(zip(weights, parameters, strict=True)), cfg)
+    for step in range(201):
+        stacked.grad, alone.grad = torch.randn(3, 8, 5), torch.randn(8, 5)
+        if step:
+            stacked.grad[1], alone.grad[:] = 0, 0
+        before = [p.detach().clone() for p in parameters]
+        optimizer.step()
+        moved = [not before[0][expert].equal(stacked[expert]) for expert in range(3)]
+        assert [*moved, not before[1].equal(alone)] == [True, step == 0, True, step == 0]
+    stacked.grad = gradient = torch.randn(3, 8, 5)
+    decayed = stacked[1].detach() * (1 - 0.01 * 0.5)
+    optimizer.step()
+    step_of_one = (decayed - stacked[1].detach()) / (0.01 * 0.2 * 8**0.5)
+    torch.testing.assert_close(step_of_one, orthogonalize(gradient)[1], rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("attention", ["mla", "gqa"])

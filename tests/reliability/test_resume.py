@@ -3,6 +3,7 @@
 And where one thing is left out when it is restored, it does not.
 """
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from tests.reliability.runs import (
     run,
     short,
     state,
+    steps,
 )
 
 EVERY_STEP = ("checkpoint.every_n_steps=1", f"checkpoint.keep={STEPS}")
@@ -96,6 +98,30 @@ def test_every_interruption_is_without_a_trace(
     if cases is CASES:
         record("resume matrix", found.count(""), len(found))
     assert [wrong for wrong in found if wrong] == []
+
+
+def test_the_last_step_is_validated_and_logged_whatever_the_intervals(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """Interrupted before or in that validation, or made longer, a run goes on exactly."""
+    every = ("trainer.val_every_n_steps=5", "trainer.log_every_n_steps=5")
+    words = short(corpus, *every, *EVERY_STEP)
+    _, whole, end = undisturbed(words, tmp_path / "whole")
+    log = whole.with_suffix(".log")
+    assert validated(log) == steps(log) == [5, 10, STEPS]
+    sampled = re.findall(r"## step (\d+)", (whole / "samples.md").read_text())
+    assert sampled == ["5", "10", str(STEPS)]
+    folders = [resumed(whole, step, tmp_path / f"from {step}", words) for step in (10, 11)]
+    stopped, change = tmp_path / "stopped", partial(tell_myself, 15, "validation", 1, STEPS)
+    assert run([*words, f"run_dir={stopped}"], stopped.with_suffix(".log"), change) == STOPPED
+    for folder in (*folders, stopped):
+        assert differences(state(checkpoint(folder, STEPS)), end) == [], folder
+    longer = resumed(whole, STEPS, tmp_path / "longer", (*words, "trainer.max_steps=14"))
+    assert validated(longer.with_suffix(".log")) == [14]
+
+
+def validated(log: Path) -> list[int]:
+    return [int(n) for n in re.findall(r"^step (\d+)  val/loss", log.read_text(), re.MULTILINE)]
 
 
 def forget(owner: type, method: str = "load_state_dict") -> None:

@@ -109,14 +109,19 @@ def reference(case: Case, n_ranks: int = 1) -> dict[str, Any]:
 class Loader:
     """Batches as one loader; Lightning takes a list for several."""
 
-    def __init__(self, batches: list[Tensor]) -> None:
-        self.batches = batches
+    def __init__(self, batches: list[Tensor], accumulate: int = 1) -> None:
+        self.batches, self.accumulate, self.taken = batches, accumulate, 0
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.batches)
+        for self.taken, batch in enumerate(self.batches, 1):  # noqa: B020
+            yield batch
+
+    def rest_of_step(self) -> Tensor:
+        rest = self.batches[self.taken : self.taken + self.accumulate - 1]
+        return torch.cat([self.batches[0][:0], *rest])
 
 
 class Loads(L.Callback):
@@ -150,7 +155,8 @@ def trainer(max_steps: int, *callbacks: L.Callback, **more: Any) -> L.Trainer:
 
 
 def fit(trainer: L.Trainer, module: LanguageModel, batches: list[Tensor]) -> None:
-    trainer.fit(module, Loader(batches), Loader(batches[:1]))
+    train = Loader(batches, trainer.accumulate_grad_batches)
+    trainer.fit(module, train, Loader(batches[:1]))
 
 
 def ranks(n: int) -> dict[str, Any]:
