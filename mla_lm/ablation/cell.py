@@ -44,7 +44,6 @@ def main(name: str) -> None:
 
 def train(cfg: RunConfig, name: str) -> None:
     """As `train.py` does; where a run has several processes, each is `cell FOLDER` again."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a rank says in one line what fails
     from mla_lm.training import processes as ranks
     from mla_lm.training.run import fit
 
