@@ -6,6 +6,7 @@
 import os
 import random
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 import train as application
-from mla_lm.config import RunConfig, cli
+from mla_lm.config import cli
 from mla_lm.training import plots
 from mla_lm.training.module import LanguageModel
 
@@ -33,7 +34,20 @@ def train(words: Sequence[str], log: str, changes: Sequence[Change] = ()) -> Non
     for change in changes:
         change()
     sys.argv = ["train.py", *words]
-    cli.main(application.train, name="train", kind=RunConfig)
+    cli.main(application.train, name="train", configured=application.configured)
+
+
+def slowly(seconds: float) -> None:
+    """Let every batch of a training or validation last at least so long."""
+    for name in ("training_step", "validation_step"):
+        step = getattr(LanguageModel, name)
+
+        def waiting(self: Any, *args: Any, step: Any = step) -> Any:
+            print("waiting", flush=True)
+            time.sleep(seconds)
+            return step(self, *args)
+
+        setattr(LanguageModel, name, waiting)
 
 
 def tell_myself(number: int, stage: str, batch: int, step: int | None = None) -> None:
