@@ -15,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 
 from mla_lm.cost import train_flops_per_token
+from mla_lm.errors import UserError
 from mla_lm.generation import Completion, Sampling
-from mla_lm.machine import product_ceiling, resolve_precision
+from mla_lm.machine import MatmulPeak, resolve_precision
 from mla_lm.training.module import LanguageModel
 from mla_lm.training.plots import publish
 
@@ -36,7 +37,7 @@ class Progress(L.Callback):
         assert isinstance(pl_module, LanguageModel)
         cfg = pl_module.cfg
         precision = resolve_precision(cfg.precision, pl_module.device.type)
-        self.ceiling = product_ceiling(precision, pl_module.device)
+        self.peak = MatmulPeak(precision, pl_module.device)
         self.unit = "of matmul peak" if pl_module.device.type == "cpu" else "MFU"
         self.flops_per_token = train_flops_per_token(cfg.model, cfg.data.seq_len)
         columns = (
@@ -66,10 +67,12 @@ class Progress(L.Callback):
             return
         seconds = time.perf_counter() - self.since
         speed = self.tokens / seconds
-        mfu = speed * self.flops_per_token / (self.ceiling * trainer.world_size)
-        pl_module.log_dict({"train/tokens_per_second": speed, "train/mfu": mfu})
+        mfu = self.peak.share(speed * self.flops_per_token / trainer.world_size)
+        logged = {"train/tokens_per_second": speed} | ({} if mfu is None else {"train/mfu": mfu})
+        pl_module.log_dict(logged)
         loss, bpb = (float(trainer.callback_metrics[f"train/{name}"]) for name in ("ce", "bpb"))
-        text = f"loss {loss:.3f}  {bpb:.3f} bits/byte  {speed:,.0f} tokens/s  {mfu:.0%} {self.unit}"
+        text = f"loss {loss:.3f}  {bpb:.3f} bits/byte  {speed:,.0f} tokens/s"
+        text += "" if mfu is None else f"  {mfu:.0%} {self.unit}"
         self.bar.update(TaskID(0), description=text)
         if self.bar.disable:
             left = (trainer.max_steps - step) * seconds / steps / 60
@@ -106,7 +109,10 @@ class Samples(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Raises UserError for a prompt that does not fit, before the first step."""
         for prompt in self.prompts:
-            self._completion(pl_module, prompt, seed=0)
+            try:
+                self._completion(pl_module, prompt, seed=0)
+            except UserError as error:
+                raise UserError(f"callbacks.samples.prompts: {error}, from data.seq_len") from None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         path = Path(trainer.default_root_dir) / "samples.md"
