@@ -78,6 +78,11 @@ def remove_temporaries(folder: Path) -> None:
         shutil.rmtree(stale, ignore_errors=True)
 
 
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, hidden files apart: a lock, what a killed process was about to write."""
+    return [path for path in folder.glob("*") if not path.name.startswith(".")]
+
+
 def to_disk(path: Path) -> None:
     """Sync a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -97,7 +102,7 @@ def _beside(path: Path) -> Iterator[Path]:
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; UserError where there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
     if not isinstance(content, dict):

@@ -9,7 +9,6 @@
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -55,7 +54,7 @@ def prepare(cfg: DataConfig, *, tokenizer: Tokenizer | None = None) -> PreparedD
     if cfg.tokenizer.kind == "pretrained":
         existing = tokenizer or Tokenizer.pretrained(cfg.tokenizer)
         settings["tokenizer_json"] = sha256(existing.json)
-    folder = Path(os.path.expanduser(cfg.cache_dir)) / f"{cfg.kind}-{sha256(settings)[:16]}"
+    folder = Path(cfg.cache_dir) / f"{cfg.kind}-{sha256(settings)[:16]}"
     try:
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +113,8 @@ def _prepare(
         write_manifest(unfinished, manifest)
     _encode(corpus, tokenizer, manifest, unfinished)
     if manifest["val"]["documents"] == 0:
-        raise UserError(f"{corpus.name}: no validation text")
+        key = "val_path" if getattr(cfg, "val_path", None) else "val_fraction"
+        raise UserError(f"data.{key}={getattr(cfg, key)}: no text for validation")
     unfinished.rename(folder)
 
 

@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from mla_lm.checkpoint.find import read, saved, step_of
 from mla_lm.checkpoint.record import RECORD
 from mla_lm.config import CheckpointConfig
+from mla_lm.config.text import train_py, typed
 from mla_lm.errors import INTERRUPTED, STOPPED, UserError
 from mla_lm.files import remove_temporaries
 from mla_lm.training.module import LanguageModel
@@ -48,6 +49,7 @@ class Checkpoints(Checkpoint):
         self.best_step: int | None = None
         self.best_loss: float | None = None
         self.saved_step = -1
+        self.has_trained = False
         self.stop_requested = False  # another callback asked for it inside an accumulation window
         self.saved_at = time.monotonic()
         self.signal: signal.Signals | None = None
@@ -70,6 +72,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, LanguageModel)
         inside_window = bool(pl_module.micro_losses)
+        self.has_trained |= not inside_window
         self.stop_requested |= trainer.should_stop or trainer.global_step >= trainer.max_steps
         trainer.should_stop = self.stop_requested and not inside_window  # Lightning validates
         if not (inside_window or _validates(trainer) or trainer.is_last_batch):
@@ -143,10 +146,10 @@ class Checkpoints(Checkpoint):
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
 
     def _stop(self, trainer: L.Trainer) -> None:
-        resume = (f"run_dir={shlex.quote(str(self.folder.parent))}", "resume=auto")
-        command = " ".join([*resume, *map(shlex.quote, self.repeat)])
+        command, repeat = shlex.join(train_py()), shlex.join(["resume=auto", *self.repeat])
         trainer.print(f"stopped and saved at step {trainer.global_step}")
-        trainer.print(f"resume with: python train.py {command}")
+        run_dir = typed("run_dir", str(self.folder.parent))
+        trainer.print(f"resume with: {command} {run_dir} {repeat}")
         raise SystemExit(INTERRUPTED if self.signal == signal.SIGINT else STOPPED)
 
     def _note(self, number: int, frame: Any) -> None:

@@ -1,7 +1,9 @@
 """Train what `run.py` has settled, on one rank: batches, model, Lightning's trainer."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from mla_lm.config.compose import instantiate
 from mla_lm.data import PreparedData
 from mla_lm.data.loader import EvalLoader, TrainLoader
 from mla_lm.errors import UserError
-from mla_lm.files import claimed
+from mla_lm.files import claimed, visible
 from mla_lm.machine import Hardware, out_of_memory
 from mla_lm.training import processes as ranks
 from mla_lm.training.checkpoints import Checkpoints
@@ -48,6 +50,8 @@ def run_trainer(
 
         def begin() -> dict[str, Any]:
             claim.enter_context(claimed(run_dir, key="run_dir"))
+            if not visible(run_dir):
+                claim.push(partial(_leave_nothing, run_dir, saves))
             return write_run_files(run_dir, cfg, record)
 
         shown = ranks.broadcast_from_rank0(begin)
@@ -57,6 +61,13 @@ def run_trainer(
     if ranks.rank() == 0:
         path = find.newest(run_dir)
         print(f"saved {path}" if path else f"{cfg.resume} is the end of the run already")
+
+
+def _leave_nothing(run_dir: Path, saves: Checkpoints, kind: object, *_: object) -> None:
+    """Empty the folder of a run that failed before its first step: the next may start there."""
+    if kind is not None and not saves.has_trained:
+        for path in visible(run_dir):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def loaders(cfg: RunConfig, data: PreparedData) -> tuple[TrainLoader, EvalLoader]:

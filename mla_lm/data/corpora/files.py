@@ -39,7 +39,7 @@ def find_files(path: str, *, key: str, suffixes: tuple[str, ...] = ("",)) -> Fil
     A folder gives those of one of the `suffixes`, hidden ones left out; a file with several names
     counts once. Raises UserError where there is none.
     """
-    where = Path(os.path.expanduser(path))
+    where = Path(path)
     if where.is_file():
         return {where.name: where}
     if where.is_dir():
