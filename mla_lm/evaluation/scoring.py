@@ -45,6 +45,7 @@ class Score(NamedTuple):
 
     log_likelihood: float  # nats, summed over tokens
     greedy: bool  # every token is the most likely one, padding ids left out
+    by_token: tuple[float, ...] = ()
 
 
 def track(items: Iterable[T], name: str, *, total: int | None = None) -> Iterable[T]:
@@ -218,7 +219,8 @@ def _score_trees(model: Transformer, trees: list[Tree], requests: Sequence[Reque
     )
     by_token = iter(zip(likely.tolist(), best.tolist(), strict=True))
     scored = [list(islice(by_token, len(request.continuation))) for request in requests]
-    return [Score(sum(nats for nats, _ in one), all(top for _, top in one)) for one in scored]
+    columns = (tuple(zip(*one, strict=True)) for one in scored)
+    return [Score(sum(nats), all(top), nats) for nats, top in columns]
 
 
 def _at_targets(
