@@ -49,6 +49,14 @@ def guard(action: Callable[[], None]) -> None:
         raise SystemExit(INTERRUPTED) from None
 
 
+def notice(line: str) -> None:
+    """Say what is about to take seconds; nobody who reads it is no reason to end it."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        _discard_output()
+
+
 def _end_with(line: str) -> None:
     print(f"error: {line}", file=sys.stderr)
     raise SystemExit(2) from None

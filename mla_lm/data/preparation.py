@@ -95,7 +95,7 @@ def _prepare(
         remove_temporaries(unfinished)
         print(f"preparing {corpus.name}, resuming after piece {manifest['pieces']}", flush=True)
     except UserError:  # nothing to resume, or damaged
-        print(f"preparing {corpus.name}", flush=True)
+        print(f"preparing {corpus.name}: split and tokenizer", flush=True)
         shutil.rmtree(unfinished, ignore_errors=True)
         threshold, tokenizer = choose_split(cfg, corpus, tokenizer=existing)
         write_text(unfinished / TOKENIZER, tokenizer.json)

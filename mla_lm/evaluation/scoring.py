@@ -15,7 +15,8 @@ from itertools import islice, pairwise
 from typing import NamedTuple, TypeVar
 
 import torch
-from rich import console, progress
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from mla_lm.data.loader import Stream
@@ -50,8 +51,9 @@ class Score(NamedTuple):
 
 def track(items: Iterable[T], name: str, *, total: int | None = None) -> Iterable[T]:
     """The items, with a progress bar on a terminal that disappears at the end."""
-    hidden = not console.Console().is_terminal
-    return progress.track(items, name, total=total, transient=True, disable=hidden)
+    columns = TextColumn(name), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn()
+    with Progress(*columns, transient=True, disable=not Console().is_terminal) as bar:
+        yield from bar.track(items, total=total)
 
 
 def encode(
