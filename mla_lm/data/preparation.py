@@ -1,7 +1,8 @@
 """Prepare a corpus once: text to token files, in bounded memory, one process at a time.
 
 1. find the files, and the folder in the cache that belongs to them and to the settings
-2. read the start of the corpus: choose the train/validation split, train the tokenizer
+2. read the start of the corpus: choose the train/validation split, which documents are too long to
+   be on one side of it, and train the tokenizer
 3. cut every document into pieces and encode them, `end_of_text` before each document
 4. write a block of pieces as one shard per split, then count it in the manifest, so that an
    interrupted preparation resumes after the last counted block
@@ -11,7 +12,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
@@ -31,14 +32,14 @@ from mla_lm.data.prepared import (
     sha256,
     write_manifest,
 )
-from mla_lm.data.split import Piece, choose_split, pieces_of
+from mla_lm.data.split import Piece, choose_split, cut_above, pieces_of, with_parts
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
 from mla_lm.files import digest, remove_temporaries, replacing, write_text
 
 BLOCK = 2**15  # pieces per shard, of some 2 kB where documents are long
 BATCH = 512  # pieces encoded in parallel
-VERSION = 4
+VERSION = 5
 NOT_IN_KEY = {"path", "val_path", "cache_dir", "verify", "seq_len", "batch_size", "mask_documents"}
 
 
@@ -64,7 +65,7 @@ def prepare(cfg: DataConfig, *, tokenizer: Tokenizer | None = None) -> PreparedD
                     _prepare(cfg, corpus, settings, folder, existing)
         data = open_prepared(folder, verify=cfg.verify)
         if cfg.verify == "full":  # names, sizes and times of files do not show every change
-            found = extend_digest(hashlib.sha256(), pieces_of(corpus, data.manifest["threshold"]))
+            found = extend_digest(hashlib.sha256(), _stream(corpus, data.manifest))
             if found != data.manifest["corpus"]:
                 raise UserError(f"{corpus.name}: not the text that {folder} holds; delete {folder}")
         return data
@@ -97,7 +98,8 @@ def _prepare(
     except UserError:  # nothing to resume, or damaged
         print(f"preparing {corpus.name}: split and tokenizer", flush=True)
         shutil.rmtree(unfinished, ignore_errors=True)
-        threshold, tokenizer = choose_split(cfg, corpus, tokenizer=existing)
+        above = cut_above(cfg, corpus)
+        threshold, tokenizer = choose_split(cfg, with_parts(corpus, above), tokenizer=existing)
         write_text(unfinished / TOKENIZER, tokenizer.json)
         manifest = {
             "settings": settings,
@@ -106,6 +108,7 @@ def _prepare(
             "vocab_size": tokenizer.vocab_size,
             "tokenizer_sha256": sha256(tokenizer.json),
             "threshold": threshold,
+            "cut_above": above,
             "pieces": 0,
             "corpus": hashlib.sha256().hexdigest(),
             "empty_documents": 0,
@@ -113,14 +116,26 @@ def _prepare(
         }
         write_manifest(unfinished, manifest)
     _encode(corpus, tokenizer, manifest, unfinished)
-    if manifest["val"]["documents"] == 0:
+    if corpus.val is None:
+        _require_balance(manifest, cfg.val_fraction)
+    elif manifest["val"]["documents"] == 0:
         raise UserError(f"{corpus.name}: no validation text")
     unfinished.rename(folder)
 
 
+def _require_balance(manifest: dict[str, Any], val_fraction: float) -> None:
+    """UserError where short or equal documents leave less than half of its share to training."""
+    train, val = (manifest[split]["bytes"] for split in SPLITS)
+    if train < (1 - val_fraction) / 2 * (train + val):
+        raise UserError(
+            f"{manifest['name']}: too few different documents for data.val_fraction={val_fraction}:"
+            f" {train:,} bytes to train on, {val:,} to validate on; set data.val_path"
+        )
+
+
 def _encode(corpus: Corpus, tokenizer: Tokenizer, manifest: dict[str, Any], folder: Path) -> None:
     """Encode what `manifest` does not count yet into shards in `folder`, and count it."""
-    stream = pieces_of(corpus, manifest["threshold"])
+    stream = _stream(corpus, manifest)
     running = hashlib.sha256()
     if extend_digest(running, islice(stream, manifest["pieces"])) != manifest["corpus"]:
         raise UserError(f"{corpus.name}: changed since {folder} was begun; delete {folder}")
@@ -144,6 +159,11 @@ def _encode(corpus: Corpus, tokenizer: Tokenizer, manifest: dict[str, Any], fold
         manifest["bytes_per_token"] = round(n_bytes / max(1, n_tokens), 4)
         write_manifest(folder, manifest)
         print(f"tokenizing  {n_bytes / 1e6:,.0f} MB", flush=True)
+
+
+def _stream(corpus: Corpus, manifest: dict[str, Any]) -> Iterator[Piece]:
+    """The pieces of all documents, split as `manifest` says."""
+    return pieces_of(with_parts(corpus, manifest["cut_above"]), manifest["threshold"])
 
 
 def _ids(pieces: list[Piece], tokenizer: Tokenizer, dtype: str) -> NDArray[Any]:

@@ -7,7 +7,7 @@ shard are checked whenever the folder is opened, every byte with `verify="full"`
 import gzip
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.files import digest, read_object, write_object
+from mla_lm.files import digest, read_object, read_text, write_object
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 SPLITS = ("train", "val")
 GZIPPED = 2**18  # tokens
+FEW = 10_000  # validation tokens
 
 
 class TokenStream:
@@ -71,11 +72,18 @@ class PreparedData(NamedTuple):
         """Of the ids of the validation split, in order."""
         return sha256("".join(shard["sha256"] for shard in self.manifest["val"]["shards"]))
 
-    def describe(self, *, n_dropped: int) -> str:
-        """A line for the console; `n_dropped` training tokens are left over after the last row."""
-        train = f"{len(self.train):,} training tokens ({n_dropped} left over)"
+    def describe(self, *, n_dropped: int, n_epochs: float) -> str:
+        """For the console; `n_dropped` training tokens are left over after the last row."""
+        use = f"({n_epochs:,.2f} epochs, {n_dropped} left over)"
         val = f"{len(self.val):,} for validation (gzip -9: {self.gzip_bits():.2f} bits/byte)"
-        return f"{'corpus':11} {self.manifest['name']}, {train}, {val}"
+        line = f"{self.manifest['name']}, {len(self.train):,} training tokens {use}, {val}"
+        return "\n".join((f"{'corpus':11} {line}", *self.warnings()))
+
+    def warnings(self) -> Iterator[str]:
+        """A line for the console where few tokens are validated on."""
+        if (n_tokens := len(self.val)) < FEW:
+            few = f"only {n_tokens:,} validation tokens, so val/ metrics are noisy"
+            yield f"{'warning':11} {few}; hold out more (data.val_fraction, data.val_path)"
 
     def gzip_bits(self) -> float:
         """Bits per byte that gzip -9 needs for the validation text, or for its beginning."""
@@ -110,7 +118,7 @@ def _open(folder: Path, *, full: bool) -> PreparedData:
         raise UserError(f"{folder / MANIFEST}: edited or damaged")
     if digest(folder / TOKENIZER) != manifest["tokenizer_sha256"]:
         raise UserError(f"{folder / TOKENIZER}: changed after preparation")
-    content = (folder / TOKENIZER).read_text(encoding="utf-8")
+    content = read_text(folder / TOKENIZER)
     end_of_text = manifest["settings"]["tokenizer"]["end_of_text"]
     tokenizer = Tokenizer(content, end_of_text=end_of_text)
     dtype, streams = manifest["dtype"], []

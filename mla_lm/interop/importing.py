@@ -12,7 +12,7 @@ from mla_lm.config import RunConfig
 from mla_lm.config.compose import load_config, with_values
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
-from mla_lm.files import new_folder, read_object
+from mla_lm.files import new_folder, read_object, read_text
 from mla_lm.interop.config_from_hf import model_section
 from mla_lm.interop.weights import Shards, read_state
 
@@ -47,7 +47,7 @@ def read_folder(
     separator = end_of_text or _separator(src)
     path = tokenizer or src / "tokenizer.json"
     try:
-        vocabulary = Tokenizer(path.read_text(encoding="utf-8"), end_of_text=separator)
+        vocabulary = Tokenizer(read_text(path), end_of_text=separator)
     except Exception as error:  # the library raises plain `Exception`
         hint = "tokenizer=FILE and end_of_text=TOKEN name others"
         raise UserError(f"{path}: {one_line(error)}; {hint}") from None

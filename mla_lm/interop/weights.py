@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mla_lm.config import ModelConfig
 from mla_lm.errors import UserError
-from mla_lm.files import read_object, write_object
+from mla_lm.files import open_regular, read_object, write_object
 from mla_lm.interop.layout import HEAD, Part, parts
 from mla_lm.model import Transformer
 
@@ -151,7 +151,7 @@ def _own_names(state: Mapping[str, Any], cfg: ModelConfig) -> list[str]:
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
     try:
-        with safe_open(file, "pt") as tensors:
+        with open_regular(file), safe_open(file, "pt") as tensors:
             yield tensors
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: not a readable safetensors file ({error})") from None

@@ -33,7 +33,9 @@ def run_trainer(
 ) -> None:
     """Train from the seed, the weights or the checkpoint of `cfg`; `repeat` as in `Checkpoints`."""
     train_batches, val_batches = loaders(cfg, data)
-    print(data.describe(n_dropped=train_batches.n_dropped))
+    steps = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
+    n_epochs = steps * train_batches.global_batch / train_batches.n_windows
+    print(data.describe(n_dropped=train_batches.n_dropped, n_epochs=n_epochs))
     L.seed_everything(cfg.seed, verbose=False)
     run_dir = Path(cfg.run_dir)
     saves = Checkpoints(run_dir / "checkpoints", cfg.checkpoint, repeat=repeat)

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mla_lm.config import DataConfig
 from mla_lm.data.corpora import files, open_corpus
@@ -170,35 +168,6 @@ def test_files_to_validate_on_are_left_out_of_training(
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are read in blocks of so many characters."""
     monkeypatch.setattr(files, "BLOCK", request.param)
-
-
-@pytest.mark.usefixtures("block")
-def test_a_single_file_is_cut_at_blank_lines(folder: Path) -> None:
-    content = "verse\n終わり\n \r\n" * 2000 + "no newline at the end"
-    path = written(folder / "book", content.encode())
-    found = texts_of(text(path))
-    assert "".join(found) == content
-    assert all(document.endswith("終わり\n \r\n") for document in found[:-1])
-    assert all(files.PIECE <= len(document) < files.PIECE + 20 for document in found[:-1])
-    assert keys_of(text(path)) == [document.encode() for document in found]
-    assert texts_of(text(folder / "b*k")) == found
-    assert texts_of(text(folder))[-1] == content
-
-
-any_lines = st.lists(st.text() | st.sampled_from(["", "a\r", "\x0c\u2028\x85"]), min_size=1)
-
-
-@settings(max_examples=50)
-@given(lines=any_lines, block=st.integers(1, 9))
-def test_a_single_file_is_cut_without_losing_a_character(
-    lines: list[str], block: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    content = ("x" + "\n".join(lines) * 9).replace("\0", "")
-    path = written(tmp_path_factory.mktemp("any") / "any.txt", content.encode())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "BLOCK", block)
-        patch.setattr(files, "PIECE", 37)
-        assert "".join(texts_of(text(path))) == content
 
 
 @pytest.mark.usefixtures("block")

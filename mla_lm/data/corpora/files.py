@@ -1,8 +1,7 @@
 """Documents in files: the standard library, UTF-8 text, JSON lines.
 
-Read in blocks, so that memory does not grow with the size of a file. One of several files is one
-document, and its key is its name, the same on every machine. A single file is cut at blank lines
-into documents; the key of such a piece is its text, as that of a row is.
+Read in blocks, so that memory does not grow with the size of a file. A text file is one document,
+and its key is its name below the folder, the same on every machine.
 """
 
 import glob
@@ -11,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import sysconfig
 import zlib
 from collections.abc import Collection, Iterable, Iterator
@@ -20,14 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from mla_lm.data.corpora.document import Document, row
-from mla_lm.data.tokenizer import cut
 from mla_lm.errors import UserError
 
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 GENERATED = {"encodings", "pydoc_data"}  # character tables and a dump of the manual
 BLOCK = 2**20  # characters
-PIECE = 4096  # characters: a single file is cut into documents of about this size
-BOUNDARIES = re.compile(r"\n[ \t\r]*\n"), re.compile(r"\n")  # a blank line, a line end
 
 
 Files = dict[str, Path]  # by their paths relative to a common folder, sorted
@@ -88,13 +83,9 @@ def source(files: Files) -> dict[str, Any]:
 
 
 def text_documents(files: Files) -> Iterator[Document]:
-    """One document per file; a single file is cut into pieces of `PIECE` characters or more."""
+    """One document per file."""
     for name, path in files.items():
-        if len(files) > 1:
-            yield Document(os.fsencode(name), read_text(path))
-            continue
-        for piece in cut(read_text(path), BOUNDARIES, at_least=PIECE, at_most=4 * PIECE):
-            yield Document(piece.encode(), [piece])
+        yield Document(os.fsencode(name), read_text(path))
 
 
 def read_text(path: Path) -> Iterator[str]:
