@@ -19,7 +19,7 @@ from mla_lm.ablation.figures import draw
 from mla_lm.ablation.runs import SPEEDS, Runs, graded_by
 from mla_lm.ablation.statistics import NO_INTERVAL, Comparison, best_rates, chosen, compare
 from mla_lm.ablation.study import Study
-from mla_lm.files import write_text
+from mla_lm.files import mark, write_text
 
 RUN = ["run", "arm", "seed", "lr"]
 RESULTS = [*RUN, "finished", "steps", "tokens", "val/loss", "val/bpb", "val/exact_match"]
@@ -40,6 +40,7 @@ def write_report(
 
     `failed` names cells and why, `jobs` are the cells at a time while costs were measured.
     """
+    mark(out)
     best = chosen(runs.table)
     best = best.sort_values("arm", key=lambda arm: arm != study.reference, kind="stable")
     compared = compare(best, reference=study.reference, confidence=study.confidence)
