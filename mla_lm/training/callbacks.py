@@ -16,6 +16,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from mla_lm.checkpoint.alike import require_alike
 from mla_lm.cost import train_flops_per_token
 from mla_lm.data.loader import Stream
 from mla_lm.data.tokenizer import Tokenizer
@@ -200,4 +201,6 @@ class LossSpikes(L.Callback):
         return {"losses": list(self.losses)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.losses.extend(state_dict["losses"])
+        losses = state_dict["losses"]
+        require_alike(losses, [0.0] * len(losses), "callbacks.LossSpikes")
+        self.losses.extend(losses)
