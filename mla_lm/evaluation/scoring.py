@@ -15,13 +15,13 @@ from itertools import islice, pairwise
 from typing import NamedTuple, TypeVar
 
 import torch
-from rich import console, progress
 from torch import Tensor
 
 from mla_lm.data.loader import Stream
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
 from mla_lm.model import Transformer
+from mla_lm.terminal import Bar
 
 BATCH = 2**13  # tokens per batch, padding included
 PAIRS = 2**24  # elements of a batch's attention mask
@@ -47,10 +47,10 @@ class Score(NamedTuple):
     greedy: bool  # every token is the most likely one, padding ids left out
 
 
-def track(items: Iterable[T], name: str, *, total: int | None = None) -> Iterable[T]:
+def track(items: Iterable[T], name: str, *, total: int | None = None) -> Iterator[T]:
     """The items, with a progress bar on a terminal that disappears at the end."""
-    hidden = not console.Console().is_terminal
-    return progress.track(items, name, total=total, transient=True, disable=hidden)
+    with Bar(transient=True) as bar:
+        yield from bar.track(items, total, description=name)
 
 
 def encode(

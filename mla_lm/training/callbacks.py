@@ -1,7 +1,6 @@
 """What a user is told during a run: progress, samples, loss spikes."""
 
 import os
-import sys
 import textwrap
 import time
 from collections import deque
@@ -12,11 +11,12 @@ from typing import Any
 
 import lightning as L
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from mla_lm.cost import train_flops_per_token
 from mla_lm.generation import Completion, Sampling
 from mla_lm.machine import product_ceiling, resolve_precision
+from mla_lm.markup import fenced
+from mla_lm.terminal import Bar
 from mla_lm.training.module import LanguageModel
 from mla_lm.training.plots import publish
 
@@ -29,7 +29,7 @@ class Progress(L.Callback):
     """
 
     def __init__(self) -> None:
-        self.bar = Bar(disable=True)
+        self.bar = Bar()
         self.since: float | None = None  # None from a validation to the next batch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -44,7 +44,7 @@ class Progress(L.Callback):
             BarColumn(),
             TextColumn("{task.description}", markup=False),
         )
-        self.bar = Bar(*columns, TimeRemainingColumn(), disable=not sys.stdout.isatty())
+        self.bar = Bar(*columns, TimeRemainingColumn())
         self.bar.add_task("", total=trainer.max_steps, completed=trainer.global_step)
         self.bar.start()
 
@@ -118,7 +118,7 @@ class Samples(L.Callback):
             texts.append(completion.prompts[0] + "".join(piece for _, piece in completion))
         if texts:
             print(textwrap.indent(texts[0].rstrip(), "    "), flush=True)
-        written = "".join(f"```\n{text}\n```\n\n" for text in texts)
+        written = "".join(f"{fenced(text)}\n\n" for text in texts)
         with path.open("a", encoding="utf-8") as file:
             file.write(f"## step {trainer.global_step}\n\n{written}")
         publish(trainer, "samples", "\n\n".join(texts))
