@@ -98,7 +98,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; UserError where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be a JSON object")

@@ -1,6 +1,5 @@
 """Find, verify and load a checkpoint: the newest good one of a run, its record, its model."""
 
-import json
 import os
 import re
 import sys
@@ -14,6 +13,7 @@ from mla_lm.checkpoint.record import CONFIG_FILE, PREFIX, RECORD, STEP, WEIGHTS,
 from mla_lm.config import RunConfig
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
+from mla_lm.files import read_object
 from mla_lm.model import Transformer
 
 
@@ -116,8 +116,8 @@ def load_checkpoint(
 def _run_id(run_dir: Path) -> str | None:
     """The id of the run in a folder; None where it has left none."""
     try:
-        return str(json.loads((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))["run_id"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_object(run_dir / CONFIG_FILE)["run_id"])
+    except (UserError, KeyError):
         return None
 
 

@@ -42,7 +42,9 @@ def read_folder(
     shards = Shards(src)
     try:
         model = model_section(config, shards.file_of)
-    except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:  # made by hand
+    except UserError:
+        raise
+    except Exception as error:  # one made by hand fails in many ways
         raise UserError(f"{src / 'config.json'}: cannot be read ({one_line(error)})") from None
     separator = end_of_text or _separator(src)
     path = tokenizer or src / "tokenizer.json"

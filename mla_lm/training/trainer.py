@@ -10,7 +10,7 @@ import lightning as L
 from mla_lm.checkpoint import find
 from mla_lm.checkpoint.record import Record, write_run_files
 from mla_lm.config import RunConfig
-from mla_lm.config.compose import instantiate
+from mla_lm.config.compose import instantiate, logging_to
 from mla_lm.data import PreparedData
 from mla_lm.data.loader import EvalLoader, TrainLoader
 from mla_lm.errors import UserError
@@ -52,7 +52,8 @@ def run_trainer(
 
         shown = ranks.broadcast_from_rank0(begin)
         for logger in trainer.loggers:
-            logger.log_hyperparams(shown)
+            with logging_to(logger):
+                logger.log_hyperparams(shown)
         trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
     if ranks.rank() == 0:
         path = find.newest(run_dir)
