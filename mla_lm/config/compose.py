@@ -184,9 +184,17 @@ def instantiate(group: str, nodes: Mapping[str, Any]) -> list[Any]:
     return [made for made in objects if made is not None]
 
 
+def instantiate_loggers(nodes: Mapping[str, Any]) -> list[Any]:
+    """The loggers; what they raise, many only when they are first used, is a UserError."""
+    loggers = instantiate("logger", nodes)
+    for logger in loggers:
+        for name in ("log_hyperparams", "log_metrics", "save", "finalize"):
+            setattr(logger, name, _logging_to(logger)(getattr(logger, name)))
+    return loggers
+
+
 @contextmanager
-def logging_to(logger: Any) -> Iterator[None]:
-    """Turn what a logger raises, some only when they are first used, into a UserError."""
+def _logging_to(logger: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each has its own

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from mla_lm.config import EvalConfig
-from mla_lm.config.compose import logging_to
 from mla_lm.errors import UserError, inline
 from mla_lm.evaluation.subject import Subject
 from mla_lm.files import read_object, write_object
@@ -92,7 +91,6 @@ def log_results(
     prefix = " ".join(conditions) + "/" if conditions else ""
     numbers = {prefix + name: v for name, v in metrics.items() if isinstance(v, int | float)}
     for logger in loggers:
-        with logging_to(logger):
-            logger.log_metrics(numbers, step=step)
-            logger.save()
-            logger.finalize("success")
+        logger.log_metrics(numbers, step=step)
+        logger.save()
+        logger.finalize("success")

@@ -10,7 +10,7 @@ import lightning as L
 from mla_lm.checkpoint import find
 from mla_lm.checkpoint.record import Record, write_run_files
 from mla_lm.config import RunConfig
-from mla_lm.config.compose import instantiate, logging_to
+from mla_lm.config.compose import instantiate, instantiate_loggers
 from mla_lm.data import PreparedData
 from mla_lm.data.loader import EvalLoader, TrainLoader
 from mla_lm.errors import UserError
@@ -38,7 +38,7 @@ def run_trainer(
     run_dir = Path(cfg.run_dir)
     saves = Checkpoints(run_dir / "checkpoints", cfg.checkpoint, repeat=repeat)
     callbacks = [ExactResume(), *instantiate("callbacks", cfg.callbacks), saves]
-    loggers = instantiate("logger", cfg.logger)
+    loggers = instantiate_loggers(cfg.logger)
     trainer = trainer_of(cfg, here, loggers=loggers, callbacks=callbacks)
     module = LanguageModel(cfg, data.tokenizer, record)
     if cfg.init_from and not cfg.resume:
@@ -52,8 +52,7 @@ def run_trainer(
 
         shown = ranks.broadcast_from_rank0(begin)
         for logger in trainer.loggers:
-            with logging_to(logger):
-                logger.log_hyperparams(shown)
+            logger.log_hyperparams(shown)
         trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
     if ranks.rank() == 0:
         path = find.newest(run_dir)
