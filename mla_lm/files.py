@@ -4,15 +4,17 @@ A file or folder is written in a temporary folder beside its final place (same f
 to disk, renamed, and its parent folder synced: after `kill -9` it is there whole or not at all.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -94,10 +96,29 @@ def _beside(path: Path) -> Iterator[Path]:
         yield Path(folder) / path.name
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file that others may have placed; OSError for a pipe or device, which may not end."""
+    return open(path, "rb", opener=_regular)
+
+
+def _regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe waits for its writer
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a regular file", path)
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text in a file, as `open_regular` opens it."""
+    with open_regular(path) as file:
+        return file.read().decode()
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; UserError where there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
     if not isinstance(content, dict):
@@ -118,5 +139,5 @@ def write_text(path: Path, text: str) -> None:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.files import digest, read_object, write_object
+from mla_lm.files import digest, read_object, read_text, write_object
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 SPLITS = ("train", "val")
@@ -110,7 +110,7 @@ def _open(folder: Path, *, full: bool) -> PreparedData:
         raise UserError(f"{folder / MANIFEST}: edited or damaged")
     if digest(folder / TOKENIZER) != manifest["tokenizer_sha256"]:
         raise UserError(f"{folder / TOKENIZER}: changed after preparation")
-    content = (folder / TOKENIZER).read_text(encoding="utf-8")
+    content = read_text(folder / TOKENIZER)
     end_of_text = manifest["settings"]["tokenizer"]["end_of_text"]
     tokenizer = Tokenizer(content, end_of_text=end_of_text)
     dtype, streams = manifest["dtype"], []

@@ -15,13 +15,12 @@ from mla_lm.config import ModelConfig
 from mla_lm.config.compose import read_as
 from mla_lm.cost import cache_elements_per_token, count_parameters
 from mla_lm.data.tokenizer import Tokenizer
-from mla_lm.errors import UserError, one_line, visible
+from mla_lm.errors import UserError, visible
 from mla_lm.evaluation.results import Results
 from mla_lm.files import new_folder, write_object
 from mla_lm.interop.config_to_hf import config_dict
 from mla_lm.interop.weights import to_hugging_face, write_shards
 from mla_lm.markup import fenced, in_markdown
-from mla_lm.model import Transformer
 
 CARD = """---
 license: {licence}
@@ -60,11 +59,6 @@ def export(
     """
     record, state, step = read_weights(checkpoint)
     cfg = record.run_config()
-    try:
-        with torch.device("meta"):
-            Transformer(cfg.model).load_state_dict(state, assign=True)  # names and shapes
-    except RuntimeError as error:
-        raise UserError(f"{checkpoint}: {one_line(error)}") from None
     tokenizer = record.own_tokenizer()
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
     config = config_dict(cfg.model) | ends | {"dtype": str(dtype).removeprefix("torch.")}

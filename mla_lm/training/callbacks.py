@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 
+from mla_lm.checkpoint.alike import require_alike
 from mla_lm.cost import train_flops_per_token
 from mla_lm.generation import Completion, Sampling
 from mla_lm.machine import product_ceiling, resolve_precision
@@ -163,4 +164,6 @@ class LossSpikes(L.Callback):
         return {"losses": list(self.losses)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.losses.extend(state_dict["losses"])
+        losses = state_dict["losses"]
+        require_alike(losses, [0.0] * len(losses), "callbacks.LossSpikes")
+        self.losses.extend(losses)
