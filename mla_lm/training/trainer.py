@@ -10,7 +10,7 @@ import lightning as L
 from mla_lm.checkpoint import find
 from mla_lm.checkpoint.record import Record, write_run_files
 from mla_lm.config import RunConfig
-from mla_lm.config.compose import instantiate
+from mla_lm.config.compose import instantiate, instantiate_loggers
 from mla_lm.data import PreparedData
 from mla_lm.data.loader import EvalLoader, TrainLoader
 from mla_lm.errors import UserError, one_line
@@ -41,7 +41,7 @@ def run_trainer(
     saves = Checkpoints(run_dir / "checkpoints", cfg.checkpoint, repeat=repeat)
     begin = Begin(cfg, record)
     callbacks = [begin, ExactResume(), *instantiate("callbacks", cfg.callbacks), saves]
-    loggers = instantiate("logger", cfg.logger)
+    loggers = instantiate_loggers(cfg.logger)
     trainer = trainer_of(cfg, here, loggers=loggers, callbacks=callbacks)
     module = LanguageModel(cfg, data.tokenizer, record)
     if cfg.init_from and not cfg.resume:

@@ -16,10 +16,11 @@ import lightning as L
 import numpy as np
 import torch
 
+import eval as evaluation
 import mla_lm.interop.export  # noqa: F401 # imported once, before processes are forked
 import train as application
 from mla_lm.__main__ import _run as run_verb
-from mla_lm.config import RunConfig, cli
+from mla_lm.config import EvalConfig, RunConfig, cli
 from mla_lm.errors import guard
 from mla_lm.generation import Completion  # noqa: F401
 from mla_lm.training import plots
@@ -67,6 +68,8 @@ def attempt(words: Sequence[str], place: Path, corpus: Path) -> None:
     sys.argv = list(words)
     if words[0] == "train.py":
         cli.main(application.train, name="train", kind=RunConfig)
+    elif words[0] == "eval.py":
+        cli.main(evaluation.evaluate, name="eval", kind=EvalConfig)
     else:
         guard(lambda: run_verb(*words))
 
