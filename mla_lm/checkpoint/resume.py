@@ -23,7 +23,7 @@ from mla_lm.config.section import leaves
 from mla_lm.config.text import shown, typed
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.files import read_object, visible
+from mla_lm.files import read_object, unhidden
 from mla_lm.objective.schedules import lr_multiplier
 
 NEVER = (
@@ -171,7 +171,7 @@ def _require_new(run_dir: Path, *, auto: bool) -> None:
 
 
 def _require_empty(run_dir: Path) -> None:
-    if visible(run_dir):
+    if unhidden(run_dir):
         raise UserError(f"run_dir={run_dir}: not empty; name a new folder, or resume=auto")
 
 

@@ -21,6 +21,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from mla_lm.checkpoint.alike import require_alike
 from mla_lm.checkpoint.find import read, saved, step_of
 from mla_lm.checkpoint.record import RECORD
 from mla_lm.config import CheckpointConfig
@@ -49,7 +50,6 @@ class Checkpoints(Checkpoint):
         self.best_step: int | None = None
         self.best_loss: float | None = None
         self.saved_step = -1
-        self.has_trained = False
         self.stop_requested = False  # another callback asked for it inside an accumulation window
         self.saved_at = time.monotonic()
         self.signal: signal.Signals | None = None
@@ -72,7 +72,6 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, LanguageModel)
         inside_window = bool(pl_module.micro_losses)
-        self.has_trained |= not inside_window
         self.stop_requested |= trainer.should_stop or trainer.global_step >= trainer.max_steps
         trainer.should_stop = self.stop_requested and not inside_window  # Lightning validates
         if not (inside_window or _validates(trainer) or trainer.is_last_batch):
@@ -107,6 +106,7 @@ class Checkpoints(Checkpoint):
         return {"best_step": self.best_step, "best_loss": self.best_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        require_alike(state_dict, {"best_step": None, "best_loss": None}, "callbacks.Checkpoints")
         self.best_step, self.best_loss = state_dict["best_step"], state_dict["best_loss"]
 
     def _save_if_due(self, trainer: L.Trainer) -> None:

@@ -17,7 +17,7 @@ import torch
 from mla_lm import load_config
 from mla_lm.cost import count_parameters
 from mla_lm.errors import INTERRUPTED, guard
-from mla_lm.files import visible
+from mla_lm.files import unhidden
 from mla_lm.training.checkpoints import SIGNALS
 from tests.conftest import one_line
 from tests.processes import ROOT, command, environment
@@ -67,7 +67,8 @@ def test_every_step_validation_and_sample_is_printed(trained: Run) -> None:
     assert steps == [str(step) for step in range(1, STEPS + 1)]
     validations = [i for i, line in enumerate(lines) if "  val/loss " in line]
     assert len(validations) == 3
-    assert all(lines[i + 1].startswith("    def ") for i in validations)
+    assert all(lines[i + 1].startswith("sample: the model continues ") for i in validations)
+    assert all(lines[i + 3].startswith("    ") for i in validations)
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
@@ -140,7 +141,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
     assert re.search(line, said)
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
     assert "step 1/" not in capsys.readouterr().out
-    assert visible(folder) == []  # so that the corrected command may start there
+    assert unhidden(folder) == []  # so that the corrected command may start there
 
 
 def test_a_run_folder_in_use_is_refused_untouched(trained: Run) -> None:
@@ -176,3 +177,4 @@ def test_a_terminal_shows_one_bar(trained: Run, tmp_path: Path) -> None:
     assert f"{STEPS}/{STEPS}" in text
     assert "\x1b[?25h" in text  # the cursor is shown again
     assert not re.search(rf"step \d+/{STEPS}", text)
+    assert re.search(r"validating \d/\d", text)
