@@ -154,8 +154,7 @@ def measured(cfg: RunConfig) -> dict[str, float | None]:
     per_step = cfg.data.batch_size * cfg.trainer.accumulate_grad_batches * cfg.data.seq_len
     ids: Any = np.random.default_rng(0).integers(256, size=2 * per_step + 1)
     tokenizer = Tokenizer.train((), vocab_size=257, end_of_text=cfg.data.tokenizer.end_of_text)
-    data = PreparedData(ids, ids[: cfg.data.seq_len + 1], tokenizer, {})
-    cfg = cfg.model_copy(update={"callbacks": {}})
+    data = PreparedData(ids, ids[: cfg.data.batch_size * cfg.data.seq_len + 1], tokenizer, {})
     pace = rehearse(cfg, here=here, prepared=lambda _: data)
     speed = per_step / pace.step
     flops = speed * train_flops_per_token(cfg.model, cfg.data.seq_len)
