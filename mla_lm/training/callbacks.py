@@ -77,7 +77,8 @@ class Progress(L.Callback):
         speed = self.tokens / seconds
         mfu = speed * self.flops_per_token / (self.ceiling * trainer.world_size)
         pl_module.log_dict({"train/tokens_per_second": speed, "train/mfu": mfu})
-        loss, bpb = (float(trainer.callback_metrics[f"train/{name}"]) for name in ("ce", "bpb"))
+        logged = trainer.callback_metrics
+        loss, bpb = (float(logged[f"train/{name}"]) for name in ("text_loss", "bpb"))
         text = f"loss {loss:.3f}  {bpb:.3f} bits/byte  {speed:,.0f} tokens/s  {mfu:.0%} {self.unit}"
         self.text = text
         self.bar.update(TaskID(0), description=text)
