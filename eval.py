@@ -3,7 +3,7 @@
 from typing import Any
 
 from mla_lm.config import EvalConfig, cli
-from mla_lm.config.compose import instantiate, load_config
+from mla_lm.config.compose import instantiate_loggers, load_config
 from mla_lm.errors import notice
 
 DATA = ("data=", "data.", "data/")  # how overrides of that group begin
@@ -31,7 +31,7 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     subject = load_subject(cfg, data_overrides=of_data)
     score_tasks = load_tasks(subject.model, subject.tokenizer, cfg)
     own = {"run_dir": str(subject.folder), "run_id": subject.run.run_id}
-    loggers = instantiate("logger", load_config(of_logger, **own).logger) if of_logger else []
+    loggers = instantiate_loggers(load_config(of_logger, **own).logger) if of_logger else []
     metrics: dict[str, Any] = {}
     with autocast(subject.precision, subject.device):
         for name in dict.fromkeys(cfg.parts):

@@ -23,12 +23,13 @@ from mla_lm.errors import UserError, one_line
 
 TEMPORARY = ".tmp"
 LOCK = ".lock"
+MARK = ".mla_lm"  # in folders that this package writes, so that none of it is read as data
 
 
 @contextmanager
 def claimed(folder: Path, *, key: str) -> Iterator[None]:
     """Lock a folder against other processes; UserError where one holds the lock."""
-    folder.mkdir(parents=True, exist_ok=True)
+    mark(folder)
     try:
         with FileLock(folder / LOCK, timeout=0):
             yield
@@ -56,7 +57,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"out={path}: not an empty folder; name a new one")
     with _beside(path) as temporary:
-        temporary.mkdir()
+        mark(temporary)
         try:
             yield temporary
             mode = temporary.stat().st_mode & 0o666  # by the umask; safetensors writes 0600
@@ -72,6 +73,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         except UserError as error:
             raise UserError(str(error).replace(str(temporary), str(path))) from None
     to_disk(path.parent)
+
+
+def mark(folder: Path) -> None:
+    """Make a folder, if it is not there, and say that this package writes what is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
 
 
 def remove_temporaries(folder: Path) -> None:

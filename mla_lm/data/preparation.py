@@ -7,11 +7,15 @@
 4. write a block of pieces as one shard per split, then count it in the manifest, so that an
    interrupted preparation resumes after the last counted block
 5. rename the folder into place
+
+Unfinished work lies in a folder of its user, so that in a cache of several users nobody writes into
+what another has placed there.
 """
 
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -28,14 +32,16 @@ from mla_lm.data.prepared import (
     SPLITS,
     TOKENIZER,
     PreparedData,
+    dtype_of,
     open_prepared,
     sha256,
+    shard_path,
     write_manifest,
 )
 from mla_lm.data.split import Piece, choose_split, cut_above, pieces_of, with_parts
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.files import digest, remove_temporaries, replacing, write_text
+from mla_lm.files import digest, mark, remove_temporaries, replacing, write_text
 
 BLOCK = 2**15  # pieces per shard, of some 2 kB where documents are long
 BATCH = 512  # pieces encoded in parallel
@@ -59,10 +65,11 @@ def prepare(cfg: DataConfig, *, tokenizer: Tokenizer | None = None) -> PreparedD
     folder = Path(os.path.expanduser(cfg.cache_dir)) / f"{cfg.kind}-{sha256(settings)[:16]}"
     try:
         if not folder.exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(folder):
+            unfinished = _workplace(folder.parent) / folder.name
+            with _locked(unfinished):
                 if not folder.exists():
-                    _prepare(cfg, corpus, settings, folder, existing)
+                    _prepare(cfg, corpus, settings, unfinished, existing)
+                    _publish(unfinished, folder)
         data = open_prepared(folder, verify=cfg.verify)
         if cfg.verify == "full":  # names, sizes and times of files do not show every change
             found = extend_digest(hashlib.sha256(), _stream(corpus, data.manifest))
@@ -71,6 +78,28 @@ def prepare(cfg: DataConfig, *, tokenizer: Tokenizer | None = None) -> PreparedD
         return data
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror}") from None
+
+
+def _workplace(cache: Path) -> Path:
+    """The folder of this user's unfinished work; UserError where another has made it."""
+    place = cache / f".unfinished-{os.getuid()}"
+    cache.mkdir(parents=True, exist_ok=True)
+    place.mkdir(mode=0o700, exist_ok=True)
+    found = place.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise UserError(f"{place}: a link, or of another user; set another data.cache_dir")
+    return place
+
+
+def _publish(unfinished: Path, folder: Path) -> None:
+    """Move a finished corpus into the cache, where another user may have put the same."""
+    mark(unfinished)
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(unfinished)
 
 
 def _locked(folder: Path) -> AbstractContextManager[object]:
@@ -87,10 +116,9 @@ def _prepare(
     cfg: DataConfig,
     corpus: Corpus,
     settings: dict[str, Any],
-    folder: Path,
+    unfinished: Path,
     existing: Tokenizer | None,
 ) -> None:
-    unfinished = folder.with_name(f"{folder.name}.tmp")
     try:
         _, _, tokenizer, manifest = open_prepared(unfinished, verify="full")
         remove_temporaries(unfinished)
@@ -104,7 +132,7 @@ def _prepare(
         manifest = {
             "settings": settings,
             "name": corpus.name,
-            "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
+            "dtype": dtype_of(tokenizer),
             "vocab_size": tokenizer.vocab_size,
             "tokenizer_sha256": sha256(tokenizer.json),
             "threshold": threshold,
@@ -120,7 +148,6 @@ def _prepare(
         _require_balance(manifest, cfg.val_fraction)
     elif manifest["val"]["documents"] == 0:
         raise UserError(f"{corpus.name}: no validation text")
-    unfinished.rename(folder)
 
 
 def _require_balance(manifest: dict[str, Any], val_fraction: float) -> None:
@@ -147,7 +174,7 @@ def _encode(corpus: Corpus, tokenizer: Tokenizer, manifest: dict[str, Any], fold
             counts["tokens"] += len(ids)
             counts["bytes"] += sum(len(text.encode()) for *_, text in mine)
             if len(ids):
-                path = folder / f"{split}-{len(counts['shards']):05}.bin"
+                path = shard_path(folder, split, len(counts["shards"]))
                 with replacing(path) as temporary:
                     temporary.write_bytes(ids.tobytes())
                 shard = {"path": path.name, "tokens": len(ids), "sha256": digest(path)}

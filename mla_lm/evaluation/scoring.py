@@ -15,14 +15,14 @@ from itertools import islice, pairwise
 from typing import NamedTuple, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from mla_lm.data.loader import Stream
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
 from mla_lm.model import Transformer
+from mla_lm.terminal import Bar
 
 BATCH = 2**13  # tokens per batch, padding included
 PAIRS = 2**24  # elements of a batch's attention mask
@@ -49,10 +49,10 @@ class Score(NamedTuple):
     by_token: tuple[float, ...] = ()
 
 
-def track(items: Iterable[T], name: str, *, total: int | None = None) -> Iterable[T]:
+def track(items: Iterable[T], name: str, *, total: int | None = None) -> Iterator[T]:
     """The items, with a progress bar on a terminal that disappears at the end."""
     columns = TextColumn(name), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn()
-    with Progress(*columns, transient=True, disable=not Console().is_terminal) as bar:
+    with Bar(*columns, transient=True) as bar:
         yield from bar.track(items, total=total)
 
 

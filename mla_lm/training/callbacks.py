@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 import textwrap
 import time
 from collections import deque
@@ -14,13 +13,14 @@ from typing import Any
 import lightning as L
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
+from mla_lm.checkpoint.alike import require_alike
 from mla_lm.cost import train_flops_per_token
 from mla_lm.data.loader import Stream
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.generation import Completion, Sampling
 from mla_lm.machine import product_ceiling, resolve_precision
+from mla_lm.terminal import Bar
 from mla_lm.training.module import LanguageModel
 from mla_lm.training.plots import publish
 
@@ -37,7 +37,7 @@ class Progress(L.Callback):
     """
 
     def __init__(self) -> None:
-        self.bar = Bar(disable=True)
+        self.bar = Bar()
         self.text = ""
         self.since: float | None = None  # None from a validation to the next batch
 
@@ -53,7 +53,7 @@ class Progress(L.Callback):
             BarColumn(),
             TextColumn("{task.description}", markup=False),
         )
-        self.bar = Bar(*columns, TimeRemainingColumn(), disable=not sys.stdout.isatty())
+        self.bar = Bar(*columns, TimeRemainingColumn())
         self.bar.add_task("", total=trainer.max_steps, completed=trainer.global_step)
         self.bar.start()
 
@@ -201,4 +201,6 @@ class LossSpikes(L.Callback):
         return {"losses": list(self.losses)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.losses.extend(state_dict["losses"])
+        losses = state_dict["losses"]
+        require_alike(losses, [0.0] * len(losses), "callbacks.LossSpikes")
+        self.losses.extend(losses)

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from mla_lm.checkpoint.record import RECORD, WEIGHTS, Record
+from mla_lm.checkpoint.record import RECORD, Record
 from mla_lm.config import RunConfig
 from mla_lm.data.batch import Annotator
 from mla_lm.data.tokenizer import Tokenizer
@@ -31,6 +31,7 @@ from mla_lm.objective.metrics import (
 )
 from mla_lm.objective.optimizer import build_optimizer
 from mla_lm.objective.schedules import bias_speed, lr_multiplier, mtp_weight
+from mla_lm.training.restore import require_restorable
 
 
 class LanguageModel(L.LightningModule):
@@ -246,10 +247,6 @@ class LanguageModel(L.LightningModule):
         checkpoint["n_skipped"] = self.n_skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises UserError when the tensors are not those of this model."""
-        found, own = checkpoint[WEIGHTS], self.state_dict()
-        for name in sorted(found.keys() | own.keys()):
-            shapes = [list(state[name].shape) if name in state else None for state in (found, own)]
-            if shapes[0] != shapes[1]:
-                raise UserError(f"{name}: {shapes[0]} in the checkpoint, {shapes[1]} in the model")
+        """Raises UserError for what no run of this configuration saves."""
+        require_restorable(checkpoint, self.trainer, self.cfg)
         self.n_skipped = checkpoint["n_skipped"]

@@ -41,7 +41,7 @@ PREPARE = str(ROOT / "data" / "prepare.py")
 
 
 def caches(cfg: DataConfig) -> int:
-    return sum(p.is_dir() for p in Path(cfg.cache_dir).iterdir())
+    return len([*Path(cfg.cache_dir).glob("[!.]*")])
 
 
 def test_the_command_prints_what_was_prepared_and_names_a_bad_path(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_the_command_prints_what_was_prepared_and_names_a_bad_path(tmp_path: Pat
     words = ["model=nano", "data=text", f"data.path={path}", "data.tokenizer.vocab_size=300"]
     done = run(PREPARE, *words, f"data.cache_dir={tmp_path / 'cache'}", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    (folder,) = (p for p in (tmp_path / "cache").iterdir() if p.is_dir())
+    (folder,) = (tmp_path / "cache").glob("[!.]*")
     manifest = json.loads((folder / "manifest.json").read_text())
     for split in SPLITS:
         (line,) = (line for line in done.stdout.splitlines() if line.startswith(f"{split} "))
@@ -195,7 +195,8 @@ def test_a_prepared_corpus_is_found_again_without_a_lock(
     first = prepare(cfg)
     (made,) = (folder.parent / "below").glob("text-*/")
     times = {p.name: p.stat().st_mtime_ns for p in made.iterdir()}
-    assert set(times) == {"train-00000.bin", "val-00000.bin", "tokenizer.json", "manifest.json"}
+    shards = {"train-00000.bin", "val-00000.bin"}
+    assert set(times) == {*shards, "tokenizer.json", "manifest.json", ".mla_lm"}
     shutil.move(folder, folder.parent / "elsewhere")
     monkeypatch.setattr(preparation, "FileLock", None)
     monkeypatch.setattr(Path, "mkdir", None)  # as in a read-only cache
@@ -288,7 +289,7 @@ def test_a_corpus_with_a_bad_row_or_nothing_to_validate_on_is_not_finished(
     path.write_text(whole)
     for _ in range(2):
         assert one_line(lambda: prepare(cfg)) == f"{path}: no validation text"
-    assert not list(Path(cfg.cache_dir).glob("jsonl-*[!.tmp]/manifest.json"))
+    assert not list(Path(cfg.cache_dir).glob("jsonl-*"))
 
 
 def test_equal_rows_that_leave_little_to_train_on_are_refused(
