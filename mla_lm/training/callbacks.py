@@ -79,7 +79,8 @@ class Progress(L.Callback):
         mfu = self.peak.share(speed * self.flops_per_token / trainer.world_size)
         logged = {"train/tokens_per_second": speed} | ({} if mfu is None else {"train/mfu": mfu})
         pl_module.log_dict(logged)
-        loss, bpb = (float(trainer.callback_metrics[f"train/{name}"]) for name in ("ce", "bpb"))
+        of_step = trainer.callback_metrics
+        loss, bpb = (float(of_step[f"train/{name}"]) for name in ("text_loss", "bpb"))
         text = f"loss {loss:.3f}  {bpb:.3f} bits/byte  {speed:,.0f} tokens/s"
         text += "" if mfu is None else f"  {mfu:.0%} {self.unit}"
         self.text = text

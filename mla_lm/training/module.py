@@ -101,8 +101,9 @@ class LanguageModel(L.LightningModule):
         self.is_logged = step % cfg.trainer.log_every_n_steps == 0 or step == max_steps
         found = {"loss": loss, **terms}
         if self.is_logged:
-            of_text, _, n_bytes = text_sums(nats, batch.labels[:, 1:], self.byte_lengths)
-            found |= {"nats": of_text.sum(), "bytes": n_bytes.sum().float()}
+            of_text = text_sums(nats, batch.labels[:, 1:], self.byte_lengths)
+            sums = [each.sum().float() for each in of_text]
+            found |= dict(zip(("nats", "tokens", "bytes"), sums, strict=True))
         self.terms = tuple(found)
         self.micro_losses.append(torch.stack([*found.values()]).detach())
         return loss
@@ -143,7 +144,8 @@ class LanguageModel(L.LightningModule):
         found = dict(zip(self.terms, values, strict=True))
         loss = found["loss"]
         if self.is_logged:
-            found["bpb"] = bits_per_byte(found.pop("nats"), found.pop("bytes"))
+            nats, n_tokens, n_bytes = map(found.pop, ("nats", "tokens", "bytes"))
+            found |= {"text_loss": nats / (n_tokens or 1), "bpb": bits_per_byte(nats, n_bytes)}
             found |= {"grad_norm": length, "lr": optimizer.param_groups[0]["lr"]}
             if scaler is not None:
                 found["loss_scale"] = scaler.get_scale()
