@@ -71,6 +71,13 @@ class PreparedData(NamedTuple):
         """Of the ids of the validation split, in order."""
         return sha256("".join(shard["sha256"] for shard in self.manifest["val"]["shards"]))
 
+    def require_intact(self, split: str) -> None:
+        """UserError where a byte of a split is not as it was prepared."""
+        stream: TokenStream = getattr(self, split)
+        for path, shard in zip(stream.paths, self.manifest[split]["shards"], strict=True):
+            if digest(path) != shard["sha256"]:
+                raise UserError(f"{path}: its bytes have changed; delete {path.parent}")
+
     def describe(self, *, n_dropped: int) -> str:
         """A line for the console; `n_dropped` training tokens are left over after the last row."""
         train = f"{len(self.train):,} training tokens ({n_dropped} left over)"
@@ -98,13 +105,16 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
 def open_prepared(folder: Path, *, verify: str) -> PreparedData:
     """Map a prepared folder; raises UserError naming the file that is not as it was prepared."""
     try:
-        return _open(folder, full=verify == "full")
+        found = _open(folder)
     except (UserError, OSError) as error:
         reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
         raise UserError(f"{reason}; delete {folder}") from None
+    for split in SPLITS if verify == "full" else ():
+        found.require_intact(split)
+    return found
 
 
-def _open(folder: Path, *, full: bool) -> PreparedData:
+def _open(folder: Path) -> PreparedData:
     manifest = read_object(folder / MANIFEST)
     if manifest.pop("sha256", None) != sha256(manifest):
         raise UserError(f"{folder / MANIFEST}: edited or damaged")
@@ -120,8 +130,6 @@ def _open(folder: Path, *, full: bool) -> PreparedData:
             path, belong = folder / shard["path"], shard["tokens"] * np.dtype(dtype).itemsize
             if (size := path.stat().st_size) != belong:
                 raise UserError(f"{path}: {size} bytes where {belong} belong")
-            if full and digest(path) != shard["sha256"]:
-                raise UserError(f"{path}: its bytes have changed")
         vocab_size = tokenizer.vocab_size
         streams.append(TokenStream(folder, shards, dtype=dtype, vocab_size=vocab_size))
     return PreparedData(streams[0], streams[1], tokenizer, manifest)

@@ -1,6 +1,5 @@
 """A checkpoint as a folder that `transformers`, vLLM and `lm_eval` load without code of ours."""
 
-import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -9,13 +8,14 @@ from typing import Any
 import tokenizers
 import torch
 
+from mla_lm.checkpoint.file import digest_of
 from mla_lm.checkpoint.find import read_weights, run_folder
 from mla_lm.checkpoint.record import Record
 from mla_lm.config import ModelConfig
 from mla_lm.cost import cache_elements_per_token, count_parameters
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
-from mla_lm.files import new_folder, write_object
+from mla_lm.files import new_folder, read_object, write_object
 from mla_lm.interop.config_to_hf import config_dict
 from mla_lm.interop.weights import to_hugging_face, write_shards
 from mla_lm.model import Transformer
@@ -133,10 +133,11 @@ def _origin(record: Record, step: int) -> dict[str, str]:
 def _results(checkpoint: Path) -> str:
     """What `eval.py` measured on this checkpoint, if it did."""
     try:
-        metrics = json.loads((run_folder(checkpoint) / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        metrics = read_object(run_folder(checkpoint) / "metrics.json")
+    except UserError:
         metrics = {}
-    if metrics.get("ckpt") != checkpoint.name or metrics.get("data") or "val/loss" not in metrics:
+    of_these = metrics.get("sha256") == digest_of(checkpoint)
+    if not of_these or metrics.get("data") or "val/loss" not in metrics:
         return "Not evaluated.\n"
     part = f", the first {metrics['limit']} batches" if metrics["limit"] else ""
     rows = f"rows of {metrics['seq_len']} tokens, {metrics['precision']}{part}"
