@@ -22,6 +22,9 @@ def _require_named(cfg: RunConfig) -> None:
     from mla_lm.data.corpora import files
 
     if cfg.resume not in (None, "auto"):
+        if cfg.init_from is not None:
+            rule = f"only begins a run, and resume={cfg.resume} continues one"
+            raise UserError(f"init_from={cfg.init_from}: {rule}")
         cli.require_path("resume", cfg.resume)
     if cfg.init_from is not None:
         cli.require_path("init_from", cfg.init_from)
