@@ -64,17 +64,24 @@ class Progress(L.Callback):
         self.bar.update(TaskID(0), completed=step)
         if pl_module.micro_losses or not pl_module.is_logged:
             return
+        loss, bpb = (float(trainer.callback_metrics[f"train/{name}"]) for name in ("ce", "bpb"))
+        text = f"loss {loss:.3f}  {bpb:.3f} bits/byte"
+        if step == 1 < min(pl_module.cfg.trainer.log_every_n_steps, trainer.max_steps):
+            self._say(trainer, text)  # a first step is no measure of speed
+            return
         seconds = time.perf_counter() - self.since
         speed = self.tokens / seconds
         mfu = speed * self.flops_per_token / (self.ceiling * trainer.world_size)
         pl_module.log_dict({"train/tokens_per_second": speed, "train/mfu": mfu})
-        loss, bpb = (float(trainer.callback_metrics[f"train/{name}"]) for name in ("ce", "bpb"))
-        text = f"loss {loss:.3f}  {bpb:.3f} bits/byte  {speed:,.0f} tokens/s  {mfu:.0%} {self.unit}"
+        left = (trainer.max_steps - step) * seconds / steps / 60
+        text += f"  {speed:,.0f} tokens/s  {mfu:.0%} {self.unit}"
+        self._say(trainer, text, f"  {left:.1f} min left")
+        self._restart_clock(trainer)
+
+    def _say(self, trainer: L.Trainer, text: str, left: str = "") -> None:
         self.bar.update(TaskID(0), description=text)
         if self.bar.disable:
-            left = (trainer.max_steps - step) * seconds / steps / 60
-            print(f"step {step}/{trainer.max_steps}  {text}  {left:.1f} min left", flush=True)
-        self._restart_clock(trainer)
+            print(f"step {trainer.global_step}/{trainer.max_steps}  {text}{left}", flush=True)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         names = ("val/loss", "val/bpb", "val/exact_match")

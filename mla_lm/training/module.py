@@ -97,7 +97,10 @@ class LanguageModel(L.LightningModule):
         if out.routing:
             self.row_loads.append(balance.expert_load(out.routing, batch.input_counted))
         step = self.global_step + 1
-        self.is_logged = step % cfg.trainer.log_every_n_steps == 0 or step == max_steps
+        every = cfg.trainer.log_every_n_steps
+        self.is_logged = step % every == 0 or step in (1, max_steps)
+        own: Any = self.trainer
+        own.log_every_n_steps = 1 if step == 1 else every  # Lightning would leave the first out
         found = {"loss": loss, **terms}
         if self.is_logged:
             labels, n = batch.labels[:, 1:], self.n_targets[0]
