@@ -14,7 +14,7 @@ from mla_lm.config.compose import instantiate
 from mla_lm.data import PreparedData
 from mla_lm.data.loader import EvalLoader, TrainLoader
 from mla_lm.errors import UserError
-from mla_lm.files import claimed
+from mla_lm.files import claimed, named
 from mla_lm.machine import Hardware, out_of_memory
 from mla_lm.training import processes as ranks
 from mla_lm.training.checkpoints import Checkpoints
@@ -44,7 +44,7 @@ def run_trainer(
     if cfg.init_from and not cfg.resume:
         module.model.load_state_dict(find.read_weights(Path(cfg.init_from))[1])
         print(f"starts with the weights of {cfg.init_from}")
-    with ExitStack() as claim:
+    with named(run_dir), ExitStack() as claim:
 
         def begin() -> dict[str, Any]:
             claim.enter_context(claimed(run_dir, key="run_dir"))
