@@ -6,7 +6,6 @@ a KV cache, and drafts of `ckpt=`; quality: bits per byte after equal time; gpu:
 a GPU; all: those for which the machine and the command have what they need.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.config.cli import parse_options
 from mla_lm.errors import UserError
+from mla_lm.files import require_writable, write_object
 
 Suite = Literal["train", "decode", "quality", "gpu"]
 Text = Annotated[str, Field(min_length=1)] | None
@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> None:
     """Print a table; write the figures to `out`."""
     options = parse_options(Options, arguments)
     if options.out:
-        Path(options.out).touch()  # fails now rather than after the measurement
+        require_writable(Path(options.out))
 
     from mla_lm.bench import decode, quality, train
     from mla_lm.bench.report import Row, show
@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> None:
                 raise
             print(f"suite {suite} skipped: {error}", flush=True)
             continue
-        show(f"suite {suite}", rows)
         found[suite] = [row._asdict() for row in rows]
         if options.out:
-            Path(options.out).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            write_object(Path(options.out), found)
+        show(f"suite {suite}", rows)

@@ -1,6 +1,6 @@
 """What a user is told during a run: progress, samples, loss spikes."""
 
-import os
+import re
 import sys
 import textwrap
 import time
@@ -15,8 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 
 from mla_lm.cost import train_flops_per_token
+from mla_lm.files import write_text
 from mla_lm.generation import Completion, Sampling
 from mla_lm.machine import product_ceiling, resolve_precision
+from mla_lm.training.checkpoints import Shown
 from mla_lm.training.module import LanguageModel
 from mla_lm.training.plots import publish
 
@@ -102,8 +104,8 @@ class Progress(L.Callback):
         self.tokens, self.step, self.since = 0, trainer.global_step, time.perf_counter()
 
 
-class Samples(L.Callback):
-    """Continues a few prompts at every validation into `samples.md`; the first is printed too."""
+class Samples(Shown):
+    """Continues a few prompts after every validation into `samples.md`; prints the first too."""
 
     def __init__(self, prompts: Sequence[str], max_new_tokens: int) -> None:
         if isinstance(prompts, str):
@@ -115,19 +117,17 @@ class Samples(L.Callback):
         for prompt in self.prompts:
             self._completion(pl_module, prompt, seed=0)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        path = Path(trainer.default_root_dir) / "samples.md"
-        if not trainer.is_global_zero:  # the other ranks run the model too: it may be sharded
-            path = Path(os.devnull)
-        texts = []
+    def show(self, trainer: L.Trainer, pl_module: LanguageModel) -> None:
+        texts = []  # on all ranks: the model may be sharded
         for seed, prompt in enumerate(self.prompts):
             completion = self._completion(pl_module, prompt, seed=seed)
             texts.append(completion.prompts[0] + "".join(piece for _, piece in completion))
         if texts:
             print(textwrap.indent(texts[0].rstrip(), "    "), flush=True)
         written = "".join(f"```\n{text}\n```\n\n" for text in texts)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(f"## step {trainer.global_step}\n\n{written}")
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "samples.md"
+            write_entry(path, trainer.global_step, written)
         publish(trainer, "samples", "\n\n".join(texts))
 
     def _completion(self, pl_module: L.LightningModule, prompt: str, *, seed: int) -> Completion:
@@ -140,6 +140,16 @@ class Samples(L.Callback):
             sampling=Sampling(temperature=0.6, top_k=50),
             seed=seed,
         )
+
+
+def write_entry(path: Path, step: int, text: str) -> None:
+    """Add the entry of a step to a Markdown file, in place of it and of later ones there are."""
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    for heading in re.finditer(r"^## step (\d+)$", before, re.MULTILINE):
+        if int(heading[1]) >= step:
+            before = before[: heading.start()]
+            break
+    write_text(path, f"{before}## step {step}\n\n{text}")
 
 
 class LossSpikes(L.Callback):
