@@ -1,19 +1,22 @@
 """Find, verify and load a checkpoint: the newest good one of a run, its record, its model."""
 
-import json
 import os
 import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.alike import require_alike
 from mla_lm.checkpoint.record import CONFIG_FILE, PREFIX, RECORD, STEP, WEIGHTS, Record
 from mla_lm.config import RunConfig
+from mla_lm.cost import require_stored
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
+from mla_lm.files import read_object
 from mla_lm.model import Transformer
 
 
@@ -25,11 +28,15 @@ class Found(NamedTuple):
     content: dict[str, Any]
 
     def weights(self) -> dict[str, Tensor]:
-        """The network's state dict."""
+        """The network's state dict; UserError where it is not the configuration's, or finite."""
         try:
-            return {name.removeprefix(PREFIX): t for name, t in self.content[WEIGHTS].items()}
-        except (KeyError, AttributeError) as error:
+            state = {name.removeprefix(PREFIX): t for name, t in self.content[WEIGHTS].items()}
+            with torch.device("meta"):
+                fresh = Transformer(self.record.run_config().model).state_dict()
+            require_alike(state, fresh, "")
+        except Exception as error:  # weights made by hand fail in many ways
             raise _unfit(self.path, error) from None
+        return state
 
     def model(self, context: int | None = None) -> tuple[Transformer, RunConfig, Tokenizer]:
         """As `load_checkpoint`."""
@@ -105,8 +112,8 @@ def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:
     content = checkpoint_file.read(path, *({RECORD, STEP, *keys} if keys else ()))
     try:
         record = Record.from_stored(content[RECORD])
-        if type(content[STEP]) is not int:
-            raise ValueError(f"{STEP} is no number")
+        require_alike(content[STEP], 0, STEP)
+        require_stored(record.run_config().model, path.stat().st_size, "configuration")
     except Exception as error:  # a record made by hand fails in many ways
         raise _unfit(path, error) from None
     if step_named not in (None, content[STEP]):
@@ -117,7 +124,7 @@ def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:
 
 
 def read_weights(path: Path) -> tuple[Record, dict[str, Tensor], int]:
-    """The record, the network's state dict and the optimizer steps done; UserError as `read`."""
+    """The record, the network's state dict and the optimizer steps done; UserError as `Found`."""
     found = Found(path, *read(path, WEIGHTS))
     return found.record, found.weights(), found.content[STEP]
 
@@ -137,8 +144,8 @@ def load_checkpoint(
 def _run_id(run_dir: Path) -> str | None:
     """The id of the run in a folder; None where it has left none."""
     try:
-        return str(json.loads((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))["run_id"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_object(run_dir / CONFIG_FILE)["run_id"])
+    except (UserError, KeyError):
         return None
 
 

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from mla_lm.config import EvalConfig
-from mla_lm.errors import UserError, one_line, warned
+from mla_lm.errors import UserError, inline, warned
 from mla_lm.evaluation.subject import Subject
 from mla_lm.files import read_object, require_writable, write_object
 from mla_lm.machine import hardware
@@ -28,6 +29,23 @@ def show_results(
             metrics_table(metrics, layers)
 
 
+class Results(BaseModel):
+    """`metrics.json`: the conditions, and under every other key a metric."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    sha256: str  # of the checkpoint
+    precision: str
+    limit: int | None
+    seq_len: int
+    data: Any = None  # where it is not the text of the run
+
+    def numbers(self) -> dict[str, float]:
+        """Metrics that are measured rather than counted."""
+        found = self.model_extra or {}
+        return {name: value for name, value in found.items() if isinstance(value, float)}
+
+
 def metrics_table(metrics: Mapping[str, Any], layers: Sequence[str]) -> None:
     """Print numbers with their standard errors, and expert loads relative to the layer's mean."""
     console = Console(markup=False, emoji=False)  # names are data
@@ -37,7 +55,7 @@ def metrics_table(metrics: Mapping[str, Any], layers: Sequence[str]) -> None:
             small = isinstance(value, float) and abs(value) < 1000
             shown = f"{value:.4f}" if small else f"{value:,.0f}"
             error = metrics.get(name + ERROR)
-            table.add_row(name, shown if error is None else f"{shown} ± {error:.4f}")
+            table.add_row(inline(name), shown if error is None else f"{shown} ± {error:.4f}")
     console.print(table)
     if LOAD in metrics:
         table = Table("layer", "load of each expert (1 = balanced)", title="expert load")
@@ -95,9 +113,6 @@ def log_results(
     prefix = " ".join(conditions) + "/" if conditions else ""
     numbers = {prefix + name: v for name, v in metrics.items() if isinstance(v, int | float)}
     for logger in loggers:
-        try:
-            logger.log_metrics(numbers, step=step)
-            logger.save()
-            logger.finalize("success")
-        except Exception as error:  # each has its own
-            raise UserError(f"logger: {type(logger).__name__}: {one_line(error)}") from None
+        logger.log_metrics(numbers, step=step)
+        logger.save()
+        logger.finalize("success")
