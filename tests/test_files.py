@@ -20,11 +20,12 @@ def test_what_a_killed_writer_has_left_goes_when_the_same_is_written(tmp_path: P
 
 
 def test_what_a_living_writer_holds_stays(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "out") as first:
-        with new_folder(tmp_path / "out") as second:
-            (second / "x").touch()
-        assert first.is_dir()
-        (tmp_path / "out" / "x").unlink()
+    path = tmp_path / "a.json"
+    with replacing(path) as first:
+        first.write_text("first")
+        write_text(path, "second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
 
 
 def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
