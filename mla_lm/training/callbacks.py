@@ -17,9 +17,10 @@ from mla_lm.checkpoint.alike import require_alike
 from mla_lm.cost import train_flops_per_token
 from mla_lm.data.loader import Stream
 from mla_lm.data.tokenizer import Tokenizer
+from mla_lm.errors import UserError
 from mla_lm.files import write_text
 from mla_lm.generation import Completion, Sampling
-from mla_lm.machine import product_ceiling, resolve_precision
+from mla_lm.machine import MatmulPeak, resolve_precision
 from mla_lm.terminal import Bar
 from mla_lm.training.checkpoints import Shown
 from mla_lm.training.module import LanguageModel
@@ -46,7 +47,7 @@ class Progress(L.Callback):
         assert isinstance(pl_module, LanguageModel)
         cfg = pl_module.cfg
         precision = resolve_precision(cfg.precision, pl_module.device.type)
-        self.ceiling = product_ceiling(precision, pl_module.device)
+        self.peak = MatmulPeak(precision, pl_module.device)
         self.unit = "of matmul peak" if pl_module.device.type == "cpu" else "MFU"
         self.flops_per_token = train_flops_per_token(cfg.model, cfg.data.seq_len)
         columns = (
@@ -74,17 +75,19 @@ class Progress(L.Callback):
         self.bar.update(TaskID(0), completed=step)
         if pl_module.micro_losses or not pl_module.is_logged:
             return
-        loss, bpb = (float(trainer.callback_metrics[f"train/{name}"]) for name in ("ce", "bpb"))
+        found = trainer.callback_metrics
+        loss, bpb = (float(found[f"train/{name}"]) for name in ("text_loss", "bpb"))
         text = f"loss {loss:.3f}  {bpb:.3f} bits/byte"
         if step == 1 < min(pl_module.cfg.trainer.log_every_n_steps, trainer.max_steps):
             self._say(trainer, text)  # a first step is no measure of speed
             return
         seconds = time.perf_counter() - self.since
         speed = self.tokens / seconds
-        mfu = speed * self.flops_per_token / (self.ceiling * trainer.world_size)
-        pl_module.log_dict({"train/tokens_per_second": speed, "train/mfu": mfu})
+        mfu = self.peak.share(speed * self.flops_per_token / trainer.world_size)
+        logged = {"train/tokens_per_second": speed} | ({} if mfu is None else {"train/mfu": mfu})
+        pl_module.log_dict(logged)
         left = (trainer.max_steps - step) * seconds / steps / 60
-        text += f"  {speed:,.0f} tokens/s  {mfu:.0%} {self.unit}"
+        text += f"  {speed:,.0f} tokens/s" + ("" if mfu is None else f"  {mfu:.0%} {self.unit}")
         self._say(trainer, text, f"  {left:.1f} min left")
         self._restart_clock(trainer)
 
@@ -141,7 +144,10 @@ class Samples(Shown):
             tokens = trainer.val_dataloaders.tokens  # type: ignore[union-attr] # an `EvalLoader`
             self.prompts = first_words(tokens, pl_module.tokenizer, n_tokens=n)
         for prompt in self.prompts:
-            self._completion(pl_module, prompt, seed=0)
+            try:
+                self._completion(pl_module, prompt, seed=0)
+            except UserError as error:
+                raise UserError(f"callbacks.samples.prompts: {error}, from data.seq_len") from None
 
     def show(self, trainer: L.Trainer, pl_module: LanguageModel) -> None:
         samples = []  # on all ranks: the model may be sharded

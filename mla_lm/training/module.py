@@ -104,8 +104,9 @@ class LanguageModel(L.LightningModule):
         own.log_every_n_steps = 1 if step == 1 else every  # Lightning would leave the first out
         found = {"loss": loss, **terms}
         if self.is_logged:
-            of_text, _, n_bytes = text_sums(nats, batch.labels[:, 1:], self.byte_lengths)
-            found |= {"nats": of_text.sum(), "bytes": n_bytes.sum().float()}
+            of_text = text_sums(nats, batch.labels[:, 1:], self.byte_lengths)
+            sums = [each.sum().float() for each in of_text]
+            found |= dict(zip(("nats", "tokens", "bytes"), sums, strict=True))
         self.terms = tuple(found)
         self.micro_losses.append(torch.stack([*found.values()]).detach())
         return loss
@@ -146,7 +147,8 @@ class LanguageModel(L.LightningModule):
         found = dict(zip(self.terms, values, strict=True))
         loss = found["loss"]
         if self.is_logged:
-            found["bpb"] = bits_per_byte(found.pop("nats"), found.pop("bytes"))
+            nats, n_tokens, n_bytes = map(found.pop, ("nats", "tokens", "bytes"))
+            found |= {"text_loss": nats / (n_tokens or 1), "bpb": bits_per_byte(nats, n_bytes)}
             found |= {"grad_norm": length, "lr": optimizer.param_groups[0]["lr"]}
             if scaler is not None:
                 found["loss_scale"] = scaler.get_scale()

@@ -25,7 +25,7 @@ COLUMNS = 200  # of the picture of expert load
 STEP = "trainer/global_step"  # Lightning's key of the step in a wandb run
 Curves = dict[str, list[tuple[int, float]]]  # by name: step and value
 PICTURES = {
-    "loss": ("nats per token", ("train/ce", "val/loss")),
+    "loss": ("nats per token", ("train/text_loss", "val/loss")),
     "learning_rate": ("learning rate", ("train/lr",)),
     "mtp_acceptance": ("fraction of drafts accepted", ("mtp/acceptance",)),
 }
@@ -40,7 +40,7 @@ class Plots(Shown):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, LanguageModel)
         if pl_module.is_logged and pl_module.loss is not None:
-            self.add(trainer, "train/ce", "train/lr")
+            self.add(trainer, "train/text_loss", "train/lr")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.add(trainer, "val/loss", "mtp/acceptance")
