@@ -67,6 +67,7 @@ class Begin(L.Callback):
     def __init__(self, cfg: RunConfig, record: Record) -> None:
         self.cfg, self.record = cfg, record
         self.claim, self.done, self.has_trained = ExitStack(), False, False
+        self.is_new = not unhidden(Path(cfg.run_dir))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.done = True
@@ -80,7 +81,7 @@ class Begin(L.Callback):
     def _fill(self) -> dict[str, Any]:
         run_dir = Path(self.cfg.run_dir)
         self.claim.enter_context(claimed(run_dir, key="run_dir"))
-        if not unhidden(run_dir):
+        if self.is_new:
             self.claim.push(self._leave_nothing)
         return write_run_files(run_dir, self.cfg, self.record)
 
