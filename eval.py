@@ -1,13 +1,19 @@
 """Evaluate a checkpoint: `python eval.py ckpt=PATH [key=value]`; `--help` shows examples."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from mla_lm.config import EvalConfig, cli
-from mla_lm.config.compose import instantiate_loggers, load_config
+from mla_lm.config.compose import compose, instantiate_loggers, load_config, validate
 from mla_lm.errors import notice
 
 DATA = ("data=", "data.", "data/")  # how overrides of that group begin
 LOGGER = ("logger=", "logger.", "logger/")
+
+
+def configured(overrides: Sequence[str]) -> EvalConfig:
+    """What the overrides ask for, those of data and loggers apart."""
+    return validate(EvalConfig, compose("eval", overrides))
 
 
 def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
@@ -46,4 +52,4 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(evaluate, name="eval", kind=EvalConfig, passed_on=DATA + LOGGER)
+    cli.main(evaluate, name="eval", configured=configured, passed_on=DATA + LOGGER)

@@ -76,6 +76,9 @@ def guard(action: Callable[[], None]) -> None:
     What a terminal or pipe cannot show is printed as `?`: it is no reason to lose a run. When
     nobody reads the output any more, as behind `| head`, it ends without a message.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed: a file opened later would get its number
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # standard error never fails
         sys.stdout.reconfigure(errors="replace")
     show_controls()

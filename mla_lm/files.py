@@ -87,6 +87,11 @@ def remove_temporaries(folder: Path) -> None:
         shutil.rmtree(stale, ignore_errors=True)
 
 
+def unhidden(folder: Path) -> list[Path]:
+    """What is in a folder, hidden files apart: a lock, what a killed process was about to write."""
+    return [path for path in folder.glob("*") if not path.name.startswith(".")]
+
+
 def to_disk(path: Path) -> None:
     """Sync a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -117,9 +122,9 @@ def _regular(path: str, flags: int) -> int:
 
 
 def read_text(path: Path) -> str:
-    """The UTF-8 text in a file, as `open_regular` opens it."""
+    """The UTF-8 text in a file without a byte-order mark, as `open_regular` opens it."""
     with open_regular(path) as file:
-        return file.read().decode()
+        return file.read().decode("utf-8-sig")
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -9,15 +9,15 @@ a GPU; all: those for which the machine and the command have what they need.
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.config.cli import parse_options
+from mla_lm.config.section import PathName
 from mla_lm.errors import UserError
 
 Suite = Literal["train", "decode", "quality", "gpu"]
-Text = Annotated[str, Field(min_length=1)] | None
 
 
 class Options(BaseModel):
@@ -28,10 +28,12 @@ class Options(BaseModel):
     suite: Suite | Literal["all"] = Field(
         "train", description="train | decode | quality | gpu | all"
     )
-    ckpt: Text = Field(None, description="decode: a checkpoint whose MTP modules draft")
+    ckpt: PathName | None = Field(None, description="decode: a checkpoint whose MTP modules draft")
     minutes: float = Field(2.0, gt=0, description="quality: training time of each side")
-    text: Text = Field(None, description="quality: a text of about a megabyte, for the CPU recipe")
-    out: Text = Field(None, description="JSON file for the figures")
+    text: PathName | None = Field(
+        None, description="quality: a text of about a megabyte, for the CPU recipe"
+    )
+    out: PathName | None = Field(None, description="JSON file for the figures")
 
 
 def run(arguments: Sequence[str]) -> None:

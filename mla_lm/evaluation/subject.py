@@ -51,7 +51,7 @@ def load_subject(cfg: EvalConfig, *, data_overrides: Sequence[str] = ()) -> Subj
     """
     if of_tokenizer := [o for o in data_overrides if key_of(o).startswith("data.tokenizer")]:
         raise UserError(f"{of_tokenizer[0]}: the tokenizer is that of ckpt={cfg.ckpt}")
-    path = Path(cfg.ckpt).expanduser()
+    path = Path(cfg.ckpt)
     if is_foreign(path):
         run, state, tokenizer = read_folder(path, overrides=data_overrides)
         shape = run.model if cfg.context is None else run.model.extended(cfg.context)

@@ -18,8 +18,9 @@ from mla_lm.checkpoint.alike import require_alike
 from mla_lm.cost import train_flops_per_token
 from mla_lm.data.loader import Stream
 from mla_lm.data.tokenizer import Tokenizer
+from mla_lm.errors import UserError
 from mla_lm.generation import Completion, Sampling
-from mla_lm.machine import product_ceiling, resolve_precision
+from mla_lm.machine import MatmulPeak, resolve_precision
 from mla_lm.terminal import Bar
 from mla_lm.training.module import LanguageModel
 from mla_lm.training.plots import publish
@@ -45,7 +46,7 @@ class Progress(L.Callback):
         assert isinstance(pl_module, LanguageModel)
         cfg = pl_module.cfg
         precision = resolve_precision(cfg.precision, pl_module.device.type)
-        self.ceiling = product_ceiling(precision, pl_module.device)
+        self.peak = MatmulPeak(precision, pl_module.device)
         self.unit = "of matmul peak" if pl_module.device.type == "cpu" else "MFU"
         self.flops_per_token = train_flops_per_token(cfg.model, cfg.data.seq_len)
         columns = (
@@ -75,11 +76,13 @@ class Progress(L.Callback):
             return
         seconds = time.perf_counter() - self.since
         speed = self.tokens / seconds
-        mfu = speed * self.flops_per_token / (self.ceiling * trainer.world_size)
-        pl_module.log_dict({"train/tokens_per_second": speed, "train/mfu": mfu})
-        logged = trainer.callback_metrics
-        loss, bpb = (float(logged[f"train/{name}"]) for name in ("text_loss", "bpb"))
-        text = f"loss {loss:.3f}  {bpb:.3f} bits/byte  {speed:,.0f} tokens/s  {mfu:.0%} {self.unit}"
+        mfu = self.peak.share(speed * self.flops_per_token / trainer.world_size)
+        logged = {"train/tokens_per_second": speed} | ({} if mfu is None else {"train/mfu": mfu})
+        pl_module.log_dict(logged)
+        of_step = trainer.callback_metrics
+        loss, bpb = (float(of_step[f"train/{name}"]) for name in ("text_loss", "bpb"))
+        text = f"loss {loss:.3f}  {bpb:.3f} bits/byte  {speed:,.0f} tokens/s"
+        text += "" if mfu is None else f"  {mfu:.0%} {self.unit}"
         self.text = text
         self.bar.update(TaskID(0), description=text)
         if self.bar.disable:
@@ -134,7 +137,10 @@ class Samples(L.Callback):
             tokens = trainer.val_dataloaders.tokens  # type: ignore[union-attr] # an `EvalLoader`
             self.prompts = first_words(tokens, pl_module.tokenizer, n_tokens=n)
         for prompt in self.prompts:
-            self._completion(pl_module, prompt, seed=0)
+            try:
+                self._completion(pl_module, prompt, seed=0)
+            except UserError as error:
+                raise UserError(f"callbacks.samples.prompts: {error}, from data.seq_len") from None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         path = Path(trainer.default_root_dir) / "samples.md"

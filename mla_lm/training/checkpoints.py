@@ -25,6 +25,7 @@ from mla_lm.checkpoint.alike import require_alike
 from mla_lm.checkpoint.find import read, saved, step_of
 from mla_lm.checkpoint.record import RECORD
 from mla_lm.config import CheckpointConfig
+from mla_lm.config.text import train_py, typed
 from mla_lm.errors import INTERRUPTED, STOPPED, UserError
 from mla_lm.files import remove_temporaries
 from mla_lm.training.module import LanguageModel
@@ -145,10 +146,10 @@ class Checkpoints(Checkpoint):
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
 
     def _stop(self, trainer: L.Trainer) -> None:
-        resume = (f"run_dir={shlex.quote(str(self.folder.parent))}", "resume=auto")
-        command = " ".join([*resume, *map(shlex.quote, self.repeat)])
+        command, repeat = shlex.join(train_py()), shlex.join(["resume=auto", *self.repeat])
         trainer.print(f"stopped and saved at step {trainer.global_step}")
-        trainer.print(f"resume with: python train.py {command}")
+        run_dir = typed("run_dir", str(self.folder.parent))
+        trainer.print(f"resume with: {command} {run_dir} {repeat}")
         raise SystemExit(INTERRUPTED if self.signal == signal.SIGINT else STOPPED)
 
     def _note(self, number: int, frame: Any) -> None:

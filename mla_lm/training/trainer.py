@@ -1,5 +1,6 @@
 """Train what `run.py` has settled, on one rank: batches, model, Lightning's trainer."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from mla_lm.config.compose import instantiate, instantiate_loggers
 from mla_lm.data import PreparedData
 from mla_lm.data.loader import EvalLoader, TrainLoader
 from mla_lm.errors import UserError, one_line
-from mla_lm.files import claimed
+from mla_lm.files import claimed, unhidden
 from mla_lm.machine import Hardware, out_of_memory
 from mla_lm.training import processes as ranks
 from mla_lm.training.checkpoints import Checkpoints
@@ -65,7 +66,7 @@ class Begin(L.Callback):
 
     def __init__(self, cfg: RunConfig, record: Record) -> None:
         self.cfg, self.record = cfg, record
-        self.claim, self.done = ExitStack(), False
+        self.claim, self.done, self.has_trained = ExitStack(), False, False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.done = True
@@ -73,10 +74,22 @@ class Begin(L.Callback):
         for logger in trainer.loggers:
             logger.log_hyperparams(shown)
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.has_trained = True
+
     def _fill(self) -> dict[str, Any]:
         run_dir = Path(self.cfg.run_dir)
         self.claim.enter_context(claimed(run_dir, key="run_dir"))
+        if not unhidden(run_dir):
+            self.claim.push(self._leave_nothing)
         return write_run_files(run_dir, self.cfg, self.record)
+
+    def _leave_nothing(self, kind: object, *_: object) -> None:
+        """Empty the folder of a run that fails before its first step: the next may begin there."""
+        run_dir = Path(self.cfg.run_dir)
+        if kind is not None and not (self.has_trained or find.saved(run_dir / "checkpoints")):
+            for path in unhidden(run_dir):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def loaders(cfg: RunConfig, data: PreparedData) -> tuple[TrainLoader, EvalLoader]:

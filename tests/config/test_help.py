@@ -1,6 +1,7 @@
 """`--help` begins with examples; the shell completes groups, options and keys."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,12 @@ def test_a_closed_pipe_ends_it_silently(application: list[str]) -> None:
     os.close(reader)
     with os.fdopen(writer, "w") as closed:
         assert help_into(closed, application) == (141, "")
+
+
+@pytest.mark.parametrize("application", [["train.py", "--help"], ["-m", "mla_lm", "help"]])
+def test_closed_standard_streams_are_no_error(application: list[str]) -> None:
+    script = f"exec {shlex.join(command(*application))} <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", script], env=environment()).returncode == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

@@ -139,7 +139,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "shard elsewhere": (lambda f: shards_in(f, gate="../x"), "../x is not in this folder"),
     "shard missing": (lambda f: shards_in(f, gate="y"), "y: not a readable safetensors file"),
     "index of another shape": (lambda f: (f / INDEX).write_text("[]"), "must be a JSON object"),
-    "index without a map": (lambda f: (f / INDEX).write_text("{}"), "tensors missing"),
+    "index without a map": (lambda f: (f / INDEX).write_text("{}"), "its 0 bytes hold fewer"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: cannot be read"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: cannot be read"),
     "not tied": (

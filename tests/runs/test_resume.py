@@ -3,16 +3,19 @@
 That it goes on bit for bit is proven in tests/reliability.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import train as application
 from mla_lm import load_config
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.find import read
 from mla_lm.checkpoint.resume import Origin
+from mla_lm.errors import UserError
 from mla_lm.files import claimed
 from mla_lm.machine import hardware
 from mla_lm.objective.schedules import lr_multiplier
@@ -57,7 +60,7 @@ def test_auto_starts_a_new_run_where_nothing_was_saved(
         ("resume={elsewhere}/x.ckpt", "elsewhere: not empty"),
         ("resume=auto run_dir={empty}", "resumed x.ckpt and saved nothing; use a new folder"),
         ("resume={run}/checkpoints/step-000010.ckpt", "later checkpoints; name an empty run_dir"),
-        ("resume={run} resume_allow=[sede]", "sede: no such key; the nearest known one is seed"),
+        ("resume={run} resume_allow=[sede]", "sede: no such key; do you mean seed"),
         ("resume={run} model/attention=gqa", "model.attention."),
         ("resume={run} resume_allow=[model.dim] model.dim=64", "trained with 48; start a new run"),
         (
@@ -78,6 +81,21 @@ def test_refused_in_one_line(trained: Run, tmp_path: Path, words: str, line: str
     assert line in one_line(lambda: resolve(trained, *asked))
 
 
+@pytest.mark.parametrize("place", ["run", "checkpoint", "moved"])
+def test_overrides_are_keys_of_the_run_that_is_resumed(
+    trained: Run, tmp_path: Path, place: str
+) -> None:
+    """Whose corpus is text, where the default one has no `data.path`."""
+    moved = shutil.copy(checkpoint(trained.folder, STEPS), tmp_path / "x.ckpt")
+    places = {"run": trained.folder, "checkpoint": checkpoint(trained.folder, STEPS)}
+    path = f"data.path={trained.folder.parent / 'text'}"
+    cfg = application.configured([f"resume={places.get(place, moved)}", path])
+    assert cfg.data == load_config(trained.overrides).data
+    assert cfg.run_id != json.loads((trained.folder / "config.json").read_text())["run_id"]
+    with pytest.raises(UserError, match=r"^data\.pat: unknown key; do you mean data\.path=x$"):
+        application.configured(["resume=auto", f"run_dir={trained.folder}", "data.pat=x"])
+
+
 @pytest.mark.parametrize(
     "override",
     ["data.seq_len=16", "data.batch_size=8", "seed=7", "trainer.accumulate_grad_batches=2"],
@@ -85,7 +103,7 @@ def test_refused_in_one_line(trained: Run, tmp_path: Path, words: str, line: str
 def test_a_change_may_be_allowed(trained: Run, override: str) -> None:
     key = override.split("=")[0]
     words = (f"resume={trained.folder}", override, "model.max_seq_len=32")
-    assert f"pass resume_allow=[{key}]" in one_line(lambda: resolve(trained, *words))
+    assert f"pass 'resume_allow=[{key}]'" in one_line(lambda: resolve(trained, *words))
     allowed = resolve(trained, *words, f"resume_allow=[{key}]")
     assert allowed.resume == str(checkpoint(trained.folder, STEPS))
 
