@@ -12,9 +12,10 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO
+from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -96,7 +97,7 @@ def _beside(path: Path) -> Iterator[Path]:
         yield Path(folder) / path.name
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file that others may have placed; OSError for a pipe or device, which may not end."""
     return open(path, "rb", opener=_regular)
 
