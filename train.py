@@ -15,6 +15,9 @@ def configured(overrides: Sequence[str]) -> RunConfig:
         return validate(RunConfig, asked)
     if asked["resume"] != "auto":
         cli.require_path("resume", asked["resume"])
+        if asked["init_from"] is not None:
+            rule = f"only begins a run, and resume={asked['resume']} continues one"
+            raise UserError(f"init_from={asked['init_from']}: {rule}")
     from mla_lm.checkpoint.resume import changed
 
     return changed(asked, overrides)

@@ -6,7 +6,6 @@ a KV cache, and drafts of `ckpt=`; quality: bits per byte after equal time; gpu:
 a GPU; all: those for which the machine and the command have what they need.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mla_lm.config.cli import parse_options
 from mla_lm.config.section import PathName
 from mla_lm.errors import UserError
+from mla_lm.files import require_writable, write_object
 
 Suite = Literal["train", "decode", "quality", "gpu"]
 
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> None:
     """Print a table; write the figures to `out`."""
     options = parse_options(Options, arguments)
     if options.out:
-        Path(options.out).touch()  # fails now rather than after the measurement
+        require_writable(Path(options.out))
 
     from mla_lm.bench import decode, quality, train
     from mla_lm.bench.report import Row, show
@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> None:
                 raise
             print(f"suite {suite} skipped: {error}", flush=True)
             continue
-        show(f"suite {suite}", rows)
         found[suite] = [row._asdict() for row in rows]
         if options.out:
-            Path(options.out).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            write_object(Path(options.out), found)
+        show(f"suite {suite}", rows)

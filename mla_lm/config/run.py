@@ -141,8 +141,6 @@ class RunConfig(Section):
         yield "trainer.compile", alone, "goes with trainer.strategy=ddp only"
         fits = self.model.mtp_depth < self.data.seq_len
         yield "model.mtp_depth", fits, f"must be below data.seq_len={self.data.seq_len}"
-        begins = self.init_from is None or self.resume in (None, "auto")
-        yield "init_from", begins, f"only begins a run, and resume={self.resume} continues one"
         for group in ("logger", "callbacks"):
             for name, node in getattr(self, group).items():
                 made = isinstance(node, dict) and isinstance(node.get("_target_"), str)

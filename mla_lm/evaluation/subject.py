@@ -37,8 +37,9 @@ class Subject(NamedTuple):
     precision: Resolved
 
     def data(self) -> PreparedData:
-        """The corpus; UserError when it is the run's own and has changed since."""
+        """The corpus, its validation split verified; UserError where it is not the run's own."""
         found = prepare(self.run.data, tokenizer=self.tokenizer)
+        found.require_intact("val")
         if self.record is not None:
             records.require_corpus(self.path, self.record, found.manifest)
         return found
@@ -62,10 +63,11 @@ def load_subject(cfg: EvalConfig, *, data_overrides: Sequence[str] = ()) -> Subj
         files = [*sorted(path.glob("*.safetensors")), path / "config.json", path / "tokenizer.json"]
         sha256 = hashlib.sha256("".join(map(digest, files)).encode()).hexdigest()
     else:
-        path = find.locate(cfg.ckpt)
-        model, run, tokenizer = find.load_checkpoint(path, context=cfg.context)
-        record, content = find.read(path, records.RECORD)
-        folder, step, sha256 = find.run_folder(path), content[records.STEP], digest_of(path)
+        found = find.find(cfg.ckpt, records.WEIGHTS)
+        path, record = found.path, found.record
+        model, run, tokenizer = found.model(cfg.context)
+        folder, step = find.run_folder(path), found.content[records.STEP]
+        sha256 = digest_of(path)
         if data_overrides:
             own = run.model_copy(update={"init_from": None})
             data = with_overrides(own, data_overrides, keep=KEPT).data

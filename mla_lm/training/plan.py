@@ -28,6 +28,7 @@ from mla_lm.errors import UserError
 from mla_lm.machine import Hardware, MatmulPeak, hardware, keep_freed_memory, require_memory
 from mla_lm.memory import resident
 from mla_lm.training import processes as ranks
+from mla_lm.training.checkpoints import show
 from mla_lm.training.module import LanguageModel
 from mla_lm.training.trainer import loaders, trainer_of
 
@@ -197,6 +198,7 @@ class Stopwatch(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "rehearsal.ckpt")
+        show(trainer, pl_module)
         self.ended = time.perf_counter()
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:

@@ -54,7 +54,7 @@ def test_closed_standard_streams_are_no_error(application: list[str]) -> None:
 def test_a_full_disk_is_one_line() -> None:
     with open("/dev/full", "w") as disk:
         said = help_into(disk, ["-m", "mla_lm"])
-    assert said == (2, "error: No space left on device\n")
+    assert said == (2, "error: standard output: No space left on device\n")
 
 
 def help_into(out: IO[str], application: list[str]) -> tuple[int, str]:

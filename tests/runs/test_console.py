@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from mla_lm import load_config
+from mla_lm.checkpoint.find import newest
 from mla_lm.cost import count_parameters
-from mla_lm.errors import INTERRUPTED, guard
+from mla_lm.errors import INTERRUPTED, STOPPED, guard
 from mla_lm.files import unhidden
 from mla_lm.training.checkpoints import SIGNALS
 from tests.conftest import one_line
@@ -103,6 +104,24 @@ def test_ctrl_c_saves_and_prints_a_command_that_resumes(trained: Run, tmp_path: 
     )
     assert f"resumed {checkpoint(folder, step)} step " in result.stdout, result.stderr
     assert result.returncode == 0, result.stderr
+
+
+def test_a_run_that_nobody_reads_any_more_saves_and_ends(trained: Run, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        command("train.py", *trained.overrides, *LONG, f"run_dir={tmp_path / 'run'}"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while not process.stdout.readline().startswith(b"step 2/"):
+            pass
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == STOPPED
+    assert newest(tmp_path / "run") is not None
 
 
 def test_ctrl_c_before_the_first_step(

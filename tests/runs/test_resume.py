@@ -19,23 +19,52 @@ from mla_lm.errors import UserError
 from mla_lm.files import claimed
 from mla_lm.machine import hardware
 from mla_lm.objective.schedules import lr_multiplier
+from mla_lm.training.plots import ExpertLoad
 from tests.conftest import one_line
 from tests.reliability.runs import differences, state
 from tests.runs.conftest import STEPS, Run, checkpoint, content, logged, resolve, train_here
 
 
 def test_a_run_folder_is_all_that_is_needed(trained: Run, tmp_path: Path) -> None:
-    """Steps are logged as by an undisturbed run."""
+    """Steps are logged, and each has its samples once, as in an undisturbed run."""
     folder = Path(shutil.copytree(trained.folder, tmp_path / "run"))
     checkpoint(folder, STEPS).unlink()
     train_here(f"resume={folder}")
     wanted, found = (state(checkpoint(place, STEPS)) for place in (trained.folder, folder))
     assert differences(found, wanted) == []
+    headings = [line for line in (folder / "samples.md").read_text().splitlines() if "## " in line]
+    assert headings == ["## step 4", "## step 8", "## step 12"]
     logs = logged(trained.folder), logged(folder, version=1)
     before, after = ([row for row in log if "train/ce" in row] for log in logs)
     for row, wanted_row in zip(after, before[10:], strict=True):
         for name in ("step", "train/lr", "train/loss", "moe/max_violation"):
             assert row[name] == wanted_row[name]
+
+
+def test_what_is_only_for_people_fails_with_a_warning_after_the_save(
+    trained: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path(shutil.copytree(trained.folder, tmp_path / "run"))
+    last = checkpoint(folder, STEPS)
+    last.unlink()
+    (folder / "samples.md").unlink()
+    (folder / "samples.md").mkdir()
+    shutil.rmtree(folder / "plots")
+    (folder / "plots").touch()
+
+    def shown(*_: object) -> None:
+        raise RuntimeError(f"saved: {last.exists()}")
+
+    monkeypatch.setattr(ExpertLoad, "show", shown)
+    train_here(f"resume={folder}")
+    assert differences(state(last), state(checkpoint(trained.folder, STEPS))) == []
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
+    assert [line.split(": ")[1] for line in warnings] == ["Samples", "ExpertLoad", "Plots"]
+    assert "saved: True" in warnings[1]
+    assert all(str(folder) in line for line in (warnings[0], warnings[2]))
 
 
 @pytest.mark.parametrize("left", [None, (), ("config.json",), (".lock", ".config.json.abc.tmp")])
