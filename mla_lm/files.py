@@ -4,17 +4,20 @@ A file or folder is written in a temporary folder beside its final place (same f
 to disk, renamed, and its parent folder synced: after `kill -9` it is there whole or not at all.
 """
 
+import codecs
 import errno
+import gzip
 import hashlib
 import json
 import os
 import shutil
 import stat
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -23,6 +26,7 @@ from mla_lm.errors import UserError, one_line
 
 TEMPORARY = ".tmp"
 LOCK = ".lock"
+LONGEST = 2**27  # bytes of a text or JSON file that is read whole
 MARK = ".mla_lm"  # in folders that this package writes, so that none of it is read as data
 
 
@@ -117,9 +121,29 @@ def _regular(path: str, flags: int) -> int:
 
 
 def read_text(path: Path) -> str:
-    """The UTF-8 text in a file, as `open_regular` opens it."""
+    """The UTF-8 text in a file, as `open_regular` opens it; ValueError beyond `LONGEST`."""
     with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > LONGEST:
+            raise ValueError(f"{size:,} bytes, at most {LONGEST:,} are read")
         return file.read().decode()
+
+
+def read_lines(path: Path, *, longest: int, rule: str) -> Iterator[bytes]:
+    """The lines of a file, plain or .gz; UserError with the rule for one beyond `longest` bytes."""
+    number = 0
+    try:
+        with open_regular(path) as raw:
+            file: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+            while line := file.readline(longest + 1):
+                number += 1
+                line = line if number > 1 else line.removeprefix(codecs.BOM_UTF8)
+                if len(line) > longest:
+                    raise UserError(f"{path}: line {number}: longer than {rule}")
+                yield line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: line {number + 1}: damaged gzip ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:
