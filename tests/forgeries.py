@@ -5,13 +5,15 @@ as tensors, are replaced like any other. Knows nothing of what the trees mean.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 from itertools import pairwise
 from operator import getitem
 from random import Random
 from typing import Any
 
+Changes = Iterable[tuple[str, Any]]  # what is changed, and into what
+Leaf = Callable[[Any], Changes]
 Place = tuple[Any, ...]  # the keys and indices that lead to it
 STOP = 0.15  # share of containers that are changed themselves, not in what they hold
 DEPTHS = (100, 500)  # of lists in lists; an encoder of Python ends at about 900
@@ -47,11 +49,20 @@ STRANGERS: dict[str, Any] = {
 }
 
 
-def mutations(tree: Any, rng: Random) -> Iterator[tuple[str, Any]]:
-    """Endlessly: (what is changed, `tree` with that change); `tree` itself stays as it is."""
+def none(value: Any) -> Changes:
+    """No more changes of a leaf."""
+    return ()
+
+
+def mutations(tree: Any, rng: Random, *, leaf: Leaf = none) -> Iterator[tuple[str, Any]]:
+    """Endlessly: (what is changed, `tree` with that change); `tree` itself stays as it is.
+
+    `leaf` has more changes of a value, such as those of a tensor.
+    """
     while True:
         place = _place(tree, rng)
-        what, value = rng.choice([*_changes(reduce(getitem, place, tree), tree, rng)])
+        before = reduce(getitem, place, tree)
+        what, value = rng.choice([*_changes(before, tree, rng), *leaf(before)])
         yield f"{'.'.join(map(str, place)) or 'all'}: {what}", _with(tree, place, value)
 
 

@@ -66,7 +66,7 @@ def prepare(cfg: DataConfig, *, tokenizer: Tokenizer | None = None) -> PreparedD
     if cfg.tokenizer.kind == "pretrained":
         existing = tokenizer or Tokenizer.pretrained(cfg.tokenizer)
         settings["tokenizer_json"] = sha256(existing.json)
-    folder = Path(os.path.expanduser(cfg.cache_dir)) / f"{cfg.kind}-{sha256(settings)[:16]}"
+    folder = Path(cfg.cache_dir) / f"{cfg.kind}-{sha256(settings)[:16]}"
     try:
         if not folder.exists():
             unfinished = _workplace(folder.parent) / folder.name
@@ -128,7 +128,7 @@ def _prepare(
         remove_temporaries(unfinished)
         print(f"preparing {corpus.name}, resuming after piece {manifest['pieces']}", flush=True)
     except UserError:  # nothing to resume, or damaged
-        print(f"preparing {corpus.name}", flush=True)
+        print(f"preparing {corpus.name}: split and tokenizer", flush=True)
         shutil.rmtree(unfinished, ignore_errors=True)
         above = cut_above(cfg, corpus)
         threshold, tokenizer = choose_split(cfg, with_parts(corpus, above), tokenizer=existing)
@@ -151,7 +151,8 @@ def _prepare(
     if corpus.val is None:
         _require_balance(manifest, cfg.val_fraction)
     elif manifest["val"]["documents"] == 0:
-        raise UserError(f"{corpus.name}: no validation text")
+        key = "val_path" if getattr(cfg, "val_path", None) else "val_split"
+        raise UserError(f"data.{key}={getattr(cfg, key)}: no text for validation")
 
 
 def _require_balance(manifest: dict[str, Any], val_fraction: float) -> None:

@@ -10,6 +10,7 @@ from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.record import PREFIX, RECORD, STEP, WEIGHTS, Record, write_run_files
 from mla_lm.config import RunConfig
 from mla_lm.config.compose import load_config, with_values
+from mla_lm.cost import require_stored
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
 from mla_lm.files import new_folder, read_object, read_text
@@ -42,7 +43,9 @@ def read_folder(
     shards = Shards(src)
     try:
         model = model_section(config, shards.file_of)
-    except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:  # made by hand
+    except UserError:
+        raise
+    except Exception as error:  # a file made by hand fails in many ways
         raise UserError(f"{src / 'config.json'}: cannot be read ({one_line(error)})") from None
     separator = end_of_text or _separator(src)
     path = tokenizer or src / "tokenizer.json"
@@ -62,6 +65,7 @@ def read_folder(
     }
     run = load_config([*defaults, *overrides])
     cfg = with_values(run, {"model": model, "data.tokenizer": of_src})
+    require_stored(cfg.model, shards.n_bytes(), src / "config.json")
     return cfg, read_state(shards, cfg.model), vocabulary
 
 
