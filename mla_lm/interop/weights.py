@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mla_lm.config import ModelConfig
+from mla_lm.config.compose import read_as
 from mla_lm.errors import UserError
-from mla_lm.files import open_regular, read_object, write_object
+from mla_lm.files import open_regular, write_object
 from mla_lm.interop.layout import HEAD, Part, parts
 from mla_lm.model import Transformer
 
@@ -62,6 +64,12 @@ def write_shards(
         write_object(folder / INDEX, index)
 
 
+class Index(BaseModel):
+    """`model.safetensors.index.json`: the file of each tensor."""
+
+    weight_map: dict[str, str] = {}
+
+
 class Shards:
     """The tensors of a folder by name; a file is memory-mapped only while one of them is read."""
 
@@ -69,7 +77,7 @@ class Shards:
         self.folder = folder
         index, single = folder / INDEX, folder / SINGLE
         if index.is_file():
-            weight_map = read_object(index).get("weight_map", {})
+            weight_map = read_as(Index, index).weight_map
             self.file_of = {name: folder / file for name, file in weight_map.items()}
             for file in self.file_of.values():
                 if file.parent != folder:
