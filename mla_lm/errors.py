@@ -45,6 +45,10 @@ class _Visible:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rich_proxied_file, name)
 
+    def isatty(self) -> bool:
+        """No: libraries then write no escape sequences of their own."""
+        return False
+
     def write(self, text: str) -> int:
         bar = OF_BARS.match(text) if self.rich_proxied_file is sys.__stderr__ else None
         steering = bar[0] if bar else ""

@@ -8,11 +8,12 @@ from typing import Any
 
 import tokenizers
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from mla_lm.checkpoint.find import read_weights, run_folder
 from mla_lm.checkpoint.record import Record
 from mla_lm.config import ModelConfig
-from mla_lm.config.compose import read_as
+from mla_lm.config.compose import read_as, validate
 from mla_lm.cost import cache_elements_per_token, count_parameters
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, visible
@@ -49,6 +50,30 @@ Exported by mla_lm {version}; `transformers` runs it as `{config[architectures][
 {training}"""
 
 
+class Counts(BaseModel):
+    """Of a split."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    documents: int
+    bytes: int
+    tokens: int
+
+    def in_words(self) -> str:
+        return f"{self.documents:,} documents, {self.bytes:,} bytes, {self.tokens:,} tokens"
+
+
+class Corpus(BaseModel):
+    """What a card says of the manifest in a record."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    name: str
+    bytes_per_token: float
+    train: Counts
+    val: Counts
+
+
 def export(
     checkpoint: Path, out: Path, *, dtype: torch.dtype, max_shard_bytes: int, licence: str
 ) -> str:
@@ -73,7 +98,8 @@ def export(
         _write_tokenizer(folder, tokenizer, max_length=cfg.model.max_seq_len)
         sections = {"model": _model(cfg.model, config["dtype"]), "results": _results(checkpoint)}
         head = {"licence": licence, "name": in_markdown(out.resolve().name), "config": config}
-        card = CARD.format(**head, **sections, **_origin(record, step), version=version("mla_lm"))
+        sections |= _origin(checkpoint, record, step)
+        card = CARD.format(**head, **sections, version=version("mla_lm"))
         (folder / "README.md").write_text(card, encoding="utf-8")
     return str(config["architectures"][0])
 
@@ -112,15 +138,19 @@ def _model(model: ModelConfig, dtype: str) -> str:
     return _table(shape)
 
 
-def _origin(record: Record, step: int) -> dict[str, str]:
+def _origin(checkpoint: Path, record: Record, step: int) -> dict[str, str]:
     """The sections about data and training."""
     if not record.data:
         return dict.fromkeys(("data", "training"), "Unknown: the weights were imported.\n")
-    counts = "{documents:,} documents, {bytes:,} bytes, {tokens:,} tokens".format_map
+    try:
+        corpus = validate(Corpus, record.data)
+    except UserError as error:
+        raise UserError(f"{checkpoint}: data: {error}") from None
     data = {
-        "corpus": record.data["name"],
-        "bytes per token": record.data["bytes_per_token"],
-        **{split: counts(record.data[split]) for split in ("train", "val")},
+        "corpus": corpus.name,
+        "bytes per token": corpus.bytes_per_token,
+        "train": corpus.train.in_words(),
+        "val": corpus.val.in_words(),
     }
     command = f"{fenced(visible(record.command), 'bash')}\n\n" if record.command else ""
     training = f"{step} optimizer steps.\n\n{command}{_table(record.environment)}"
