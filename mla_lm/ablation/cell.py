@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from mla_lm.config import RunConfig
 from mla_lm.errors import guard
-from mla_lm.files import write_object
+from mla_lm.files import named, write_object
 
 CONFIG, COST, LOCK = ".cell.json", "cost.json", ".cell.lock"  # hidden: the run's folder is empty
 PATIENCE = 600.0  # seconds for the process before this one to save and end
@@ -25,7 +25,8 @@ def write_config(folder: Path, cfg: RunConfig) -> None:
     """Leave the configuration for the process; nobody else may read secrets of its loggers."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).touch(mode=0o600)
-    (folder / CONFIG).write_text(cfg.model_dump_json(indent=2), encoding="utf-8")
+    with named(folder / CONFIG):
+        (folder / CONFIG).write_text(cfg.model_dump_json(indent=2), encoding="utf-8")
 
 
 def main(name: str) -> None:

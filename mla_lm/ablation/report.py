@@ -22,7 +22,7 @@ from mla_lm.ablation.runs import SPEEDS, Runs, graded_by
 from mla_lm.ablation.statistics import NO_INTERVAL, Comparison, best_rates, chosen, compare
 from mla_lm.ablation.study import Study
 from mla_lm.errors import visible
-from mla_lm.files import write_text
+from mla_lm.files import mark, write_text
 from mla_lm.markup import fenced, in_csv, in_markdown
 
 RUN = ["run", "arm", "seed", "lr"]
@@ -44,6 +44,7 @@ def write_report(
 
     `failed` names cells and why, `jobs` are the cells at a time while costs were measured.
     """
+    mark(out)
     best = chosen(runs.table)
     best = best.sort_values("arm", key=lambda arm: arm != study.reference, kind="stable")
     compared = compare(best, reference=study.reference, confidence=study.confidence)

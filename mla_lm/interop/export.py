@@ -8,15 +8,15 @@ from typing import Any
 
 import tokenizers
 import torch
-from pydantic import BaseModel, ConfigDict
 
+from mla_lm.checkpoint.file import digest_of
 from mla_lm.checkpoint.find import read_weights, run_folder
 from mla_lm.checkpoint.record import Record
 from mla_lm.config import ModelConfig
-from mla_lm.config.compose import read_as, validate
+from mla_lm.config.compose import read_as
 from mla_lm.cost import cache_elements_per_token, count_parameters
 from mla_lm.data.tokenizer import Tokenizer
-from mla_lm.errors import UserError, visible
+from mla_lm.errors import UserError, one_line, visible
 from mla_lm.evaluation.results import Results
 from mla_lm.files import new_folder, write_object
 from mla_lm.interop.config_to_hf import config_dict
@@ -50,30 +50,6 @@ Exported by mla_lm {version}; `transformers` runs it as `{config[architectures][
 {training}"""
 
 
-class Counts(BaseModel):
-    """Of a split."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    documents: int
-    bytes: int
-    tokens: int
-
-    def in_words(self) -> str:
-        return f"{self.documents:,} documents, {self.bytes:,} bytes, {self.tokens:,} tokens"
-
-
-class Corpus(BaseModel):
-    """What a card says of the manifest in a record."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    name: str
-    bytes_per_token: float
-    train: Counts
-    val: Counts
-
-
 def export(
     checkpoint: Path, out: Path, *, dtype: torch.dtype, max_shard_bytes: int, licence: str
 ) -> str:
@@ -84,6 +60,10 @@ def export(
     """
     record, state, step = read_weights(checkpoint)
     cfg = record.run_config()
+    try:
+        origin = _origin(record, step)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # a record made by hand
+        raise UserError(f"{checkpoint}: its data cannot be described ({one_line(error)})") from None
     tokenizer = record.own_tokenizer()
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
     config = config_dict(cfg.model) | ends | {"dtype": str(dtype).removeprefix("torch.")}
@@ -98,8 +78,7 @@ def export(
         _write_tokenizer(folder, tokenizer, max_length=cfg.model.max_seq_len)
         sections = {"model": _model(cfg.model, config["dtype"]), "results": _results(checkpoint)}
         head = {"licence": licence, "name": in_markdown(out.resolve().name), "config": config}
-        sections |= _origin(checkpoint, record, step)
-        card = CARD.format(**head, **sections, version=version("mla_lm"))
+        card = CARD.format(**head, **sections, **origin, version=version("mla_lm"))
         (folder / "README.md").write_text(card, encoding="utf-8")
     return str(config["architectures"][0])
 
@@ -138,19 +117,15 @@ def _model(model: ModelConfig, dtype: str) -> str:
     return _table(shape)
 
 
-def _origin(checkpoint: Path, record: Record, step: int) -> dict[str, str]:
+def _origin(record: Record, step: int) -> dict[str, str]:
     """The sections about data and training."""
     if not record.data:
         return dict.fromkeys(("data", "training"), "Unknown: the weights were imported.\n")
-    try:
-        corpus = validate(Corpus, record.data)
-    except UserError as error:
-        raise UserError(f"{checkpoint}: data: {error}") from None
+    counts = "{documents:,} documents, {bytes:,} bytes, {tokens:,} tokens".format_map
     data = {
-        "corpus": corpus.name,
-        "bytes per token": corpus.bytes_per_token,
-        "train": corpus.train.in_words(),
-        "val": corpus.val.in_words(),
+        "corpus": record.data["name"],
+        "bytes per token": record.data["bytes_per_token"],
+        **{split: counts(record.data[split]) for split in ("train", "val")},
     }
     command = f"{fenced(visible(record.command), 'bash')}\n\n" if record.command else ""
     training = f"{step} optimizer steps.\n\n{command}{_table(record.environment)}"
@@ -165,8 +140,9 @@ def _results(checkpoint: Path) -> str:
     except UserError as error:
         print(f"skipped {error}", file=sys.stderr)
         found = None
-    numbers = found.numbers() if found else {}
-    if not found or found.ckpt != checkpoint.name or found.data or "val/loss" not in numbers:
+    of_these = found is not None and found.sha256 == digest_of(checkpoint) and not found.data
+    numbers = found.numbers() if found and of_these else {}
+    if not found or "val/loss" not in numbers:
         return "Not evaluated.\n"
     part = f", the first {found.limit} batches" if found.limit else ""
     rows = f"rows of {found.seq_len} tokens, {in_markdown(found.precision)}{part}"

@@ -24,14 +24,13 @@ from mla_lm.objective.losses import count_targets, loss_terms
 from mla_lm.objective.metrics import (
     N_SUMS,
     bits_per_byte,
-    bytes_per_target,
     kept_drafts,
     loss_sums,
     summarize,
+    text_sums,
 )
 from mla_lm.objective.optimizer import build_optimizer
 from mla_lm.objective.schedules import bias_speed, lr_multiplier, mtp_weight
-from mla_lm.training.restore import require_restorable
 
 
 class LanguageModel(L.LightningModule):
@@ -85,7 +84,7 @@ class LanguageModel(L.LightningModule):
             checkpointing=cfg.trainer.activation_checkpointing,
         )
         head = self.model.lm_head.weight
-        terms = loss_terms(out, batch, head, cfg.balance, self.n_targets, self.over_ranks)
+        terms, nats = loss_terms(out, batch, head, cfg.balance, self.n_targets, self.over_ranks)
         max_steps = cfg.trainer.max_steps
         self.mtp_weight = mtp_weight(self.global_step, cfg=cfg.loss, max_steps=max_steps)
         weights = {
@@ -98,11 +97,15 @@ class LanguageModel(L.LightningModule):
         if out.routing:
             self.row_loads.append(balance.expert_load(out.routing, batch.input_counted))
         step = self.global_step + 1
-        self.is_logged = step % cfg.trainer.log_every_n_steps == 0 or step == max_steps
+        every = cfg.trainer.log_every_n_steps
+        self.is_logged = step % every == 0 or step in (1, max_steps)
+        own: Any = self.trainer
+        own.log_every_n_steps = 1 if step == 1 else every  # Lightning would leave the first out
         found = {"loss": loss, **terms}
         if self.is_logged:
-            labels, n = batch.labels[:, 1:], self.n_targets[0]
-            found["bytes"] = bytes_per_target(labels, self.byte_lengths, n)
+            of_text = text_sums(nats, batch.labels[:, 1:], self.byte_lengths)
+            sums = [each.sum().float() for each in of_text]
+            found |= dict(zip(("nats", "tokens", "bytes"), sums, strict=True))
         self.terms = tuple(found)
         self.micro_losses.append(torch.stack([*found.values()]).detach())
         return loss
@@ -143,7 +146,8 @@ class LanguageModel(L.LightningModule):
         found = dict(zip(self.terms, values, strict=True))
         loss = found["loss"]
         if self.is_logged:
-            found["bpb"] = bits_per_byte(found["ce"], found.pop("bytes"))
+            nats, n_tokens, n_bytes = map(found.pop, ("nats", "tokens", "bytes"))
+            found |= {"text_loss": nats / (n_tokens or 1), "bpb": bits_per_byte(nats, n_bytes)}
             found |= {"grad_norm": length, "lr": optimizer.param_groups[0]["lr"]}
             if scaler is not None:
                 found["loss_scale"] = scaler.get_scale()
@@ -225,7 +229,7 @@ class LanguageModel(L.LightningModule):
             self.drafted = torch.zeros_like(kept) if none_left else kept
         if none_left:
             return
-        self.val_sums += loss_sums(out.logits, batch.labels[:, 1:], self.byte_lengths)
+        self.val_sums += loss_sums(out.logits, batch.labels[:, 1:], self.byte_lengths).sum(0)
 
     def on_validation_epoch_end(self) -> None:
         if self.cfg.model.mtp_depth:
@@ -245,6 +249,4 @@ class LanguageModel(L.LightningModule):
         checkpoint["n_skipped"] = self.n_skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises UserError for what no run of this configuration saves."""
-        require_restorable(checkpoint, self.trainer, self.cfg)
         self.n_skipped = checkpoint["n_skipped"]

@@ -51,6 +51,7 @@ def test_models_of_random_shape_agree(seed: int, tmp_path: Path) -> None:
 def test_the_folder_is_complete(small: tuple[Path, Transformer], tmp_path: Path) -> None:
     folder = exported(small[0], tmp_path / "out", "license=mit")
     assert {path.name for path in folder.iterdir()} == {
+        ".mla_lm",
         "README.md",
         "config.json",
         "generation_config.json",
@@ -79,13 +80,14 @@ def test_the_folder_is_complete(small: tuple[Path, Transformer], tmp_path: Path)
 
 
 def test_the_card_shows_what_was_measured(small: tuple[Path, Transformer], tmp_path: Path) -> None:
-    metrics = {"ckpt": small[0].name, "precision": "32-true", "limit": None, "seq_len": 80}
+    origin = {"ckpt": small[0].name, "sha256": checkpoint_file.digest_of(small[0])}
+    metrics = {**origin, "precision": "32-true", "limit": None, "seq_len": 80}
     path = small[0].with_name("metrics.json")
     path.write_text(json.dumps(metrics | {"val/loss": 3.6, "val/bpb": 1.47714, "x/y": 0.5}))
     card = (exported(small[0], tmp_path / "out") / "README.md").read_text()
     assert "| val/bpb | 1.4771 |" in card
     assert "x/y" not in card
-    path.write_text(json.dumps(metrics | {"ckpt": "step-000009.ckpt", "val/loss": 1.0}))
+    path.write_text(json.dumps(metrics | {"sha256": "of another of that name", "val/loss": 1.0}))
     assert "Not evaluated." in (exported(small[0], tmp_path / "other") / "README.md").read_text()
     path.unlink()
 
@@ -168,7 +170,7 @@ def test_a_record_of_another_corpus_is_refused(
     content[RECORD]["data"] = {"name": "x", "bytes_per_token": 2.0, "train": {"documents": []}}
     checkpoint_file.write(tmp_path / "x.ckpt", content)
     said = refusal(f"ckpt={tmp_path / 'x.ckpt'}", f"out={tmp_path / 'out'}")
-    assert said.startswith(f"{tmp_path / 'x.ckpt'}: data: ")
+    assert said.startswith(f"{tmp_path / 'x.ckpt'}: its data cannot be described (")
 
 
 def test_a_card_shows_names_as_they_are(small: tuple[Path, Transformer], tmp_path: Path) -> None:
