@@ -47,6 +47,10 @@ class _Visible:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rich_proxied_file, name)
 
+    def isatty(self) -> bool:
+        """No: libraries then write no escape sequences of their own."""
+        return False
+
     def write(self, text: str) -> int:
         raw = getattr(self.rich_proxied_file, "taken_by", self.rich_proxied_file)
         bar = OF_BARS.match(text) if raw is sys.__stderr__ else None
