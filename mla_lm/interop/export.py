@@ -16,7 +16,7 @@ from mla_lm.config import ModelConfig
 from mla_lm.config.compose import read_as
 from mla_lm.cost import cache_elements_per_token, count_parameters
 from mla_lm.data.tokenizer import Tokenizer
-from mla_lm.errors import UserError, visible
+from mla_lm.errors import UserError, one_line, visible
 from mla_lm.evaluation.results import Results
 from mla_lm.files import new_folder, write_object
 from mla_lm.interop.config_to_hf import config_dict
@@ -60,6 +60,10 @@ def export(
     """
     record, state, step = read_weights(checkpoint)
     cfg = record.run_config()
+    try:
+        origin = _origin(record, step)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # a record made by hand
+        raise UserError(f"{checkpoint}: its data cannot be described ({one_line(error)})") from None
     tokenizer = record.own_tokenizer()
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
     config = config_dict(cfg.model) | ends | {"dtype": str(dtype).removeprefix("torch.")}
@@ -74,7 +78,7 @@ def export(
         _write_tokenizer(folder, tokenizer, max_length=cfg.model.max_seq_len)
         sections = {"model": _model(cfg.model, config["dtype"]), "results": _results(checkpoint)}
         head = {"licence": licence, "name": in_markdown(out.resolve().name), "config": config}
-        card = CARD.format(**head, **sections, **_origin(record, step), version=version("mla_lm"))
+        card = CARD.format(**head, **sections, **origin, version=version("mla_lm"))
         (folder / "README.md").write_text(card, encoding="utf-8")
     return str(config["architectures"][0])
 

@@ -224,4 +224,4 @@ class LossSpikes(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         losses = state_dict["losses"]
         require_alike(losses, [0.0] * len(losses), "callbacks.LossSpikes")
-        self.losses.extend(losses)
+        self.losses = deque(losses, self.losses.maxlen)

@@ -25,7 +25,7 @@ from mla_lm.config.compose import instantiate, with_values
 from mla_lm.cost import train_flops_per_token
 from mla_lm.data import PreparedData, Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.machine import Hardware, MatmulPeak, hardware, require_memory
+from mla_lm.machine import Hardware, MatmulPeak, hardware, keep_freed_memory, require_memory
 from mla_lm.memory import resident
 from mla_lm.training import processes as ranks
 from mla_lm.training.checkpoints import show
@@ -152,11 +152,11 @@ def measured(cfg: RunConfig) -> dict[str, float | None]:
     """What training costs here, on random tokens: time, speed, share of matmul peak, memory."""
     here = hardware(cfg.precision, cfg.trainer.accelerator)
     require_memory(cfg, here.device, n_ranks=1, n_local=1)
+    keep_freed_memory()
     per_step = cfg.data.batch_size * cfg.trainer.accumulate_grad_batches * cfg.data.seq_len
     ids: Any = np.random.default_rng(0).integers(256, size=2 * per_step + 1)
     tokenizer = Tokenizer.train((), vocab_size=257, end_of_text=cfg.data.tokenizer.end_of_text)
-    data = PreparedData(ids, ids[: cfg.data.seq_len + 1], tokenizer, {})
-    cfg = cfg.model_copy(update={"callbacks": {}})
+    data = PreparedData(ids, ids[: cfg.data.batch_size * cfg.data.seq_len + 1], tokenizer, {})
     pace = rehearse(cfg, here=here, prepared=lambda _: data)
     speed = per_step / pace.step
     flops = speed * train_flops_per_token(cfg.model, cfg.data.seq_len)

@@ -15,7 +15,6 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from mla_lm.checkpoint.alike import require_alike
-from mla_lm.config import MoEConfig
 from mla_lm.evaluation.figures import draw_over_training, save
 from mla_lm.training.checkpoints import Shown
 from mla_lm.training.module import LanguageModel
@@ -86,10 +85,12 @@ class ExpertLoad(Shown):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, LanguageModel)
+        self.n_experts = [len(r.e_score_correction_bias) for r in pl_module.routers.values()]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LanguageModel)
         self.print, self.layers = trainer.print, list(pl_module.routers)
         self.steps_per_column = -(-trainer.max_steps // COLUMNS)
-        ffn = pl_module.cfg.model.ffn
-        self.n_experts = ffn.n_routed_experts if isinstance(ffn, MoEConfig) else 0
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, LanguageModel)
@@ -126,7 +127,8 @@ class ExpertLoad(Shown):
         return {"idle": self.idle, "sum": self.sum, "steps": self.steps, "loads": self.loads}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        load = torch.zeros(len(self.layers), self.n_experts, dtype=torch.int64)
+        shape = len(self.n_experts), max(self.n_experts, default=0)
+        load = torch.zeros(shape, dtype=torch.int64)
         idle, total, n = state_dict["idle"], state_dict["sum"], len(state_dict["loads"])
         fresh = {
             "idle": load if isinstance(idle, Tensor) else 0,

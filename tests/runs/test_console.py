@@ -137,12 +137,19 @@ def test_ctrl_c_before_the_first_step(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([f"callbacks.samples.prompts=['{'abc ' * 40}']"], "exceeds model.max_seq_len=32"),
-        (["data.seq_len=4"], r"^callbacks\.samples\.prompts: .* exceeds .*, from data\.seq_len$"),
+        (
+            [f"callbacks.samples.prompts=['{'abc ' * 40}']"],
+            r"^callbacks\.samples\.prompts: .* exceeds model\.max_seq_len=32, from data\.seq_len$",
+        ),
         ([f"{HERE}.Unmakeable"], r"^callbacks\.mine: cannot be made \(AssertionError:\)$"),
         (["callbacks.samples._target_=no.such.Class"], r"callbacks\.samples"),
         (
-            ["model.inter_dim=1000000000000"],
+            [
+                "model.inter_dim=1000000",
+                "model.n_layers=50",
+                "model.n_dense_layers=50",
+                "balance=none",
+            ],
             r"^model: [\d,.]+M parameters need .* GB of memory; try",
         ),
         ([f"{HERE}.Greedy"], "^out of memory with 4 rows of 32 tokens; try: "),

@@ -97,7 +97,10 @@ def test_auto_starts_a_new_run_where_nothing_was_saved(
             "trained with 0.006; start a new",
         ),
         ("resume={run} optim.kind=adamw", "optim.kind=adamw: "),
-        ("resume={run} data.batch_size=8", "trained with 4; start a new run, or pass resume_allow"),
+        (
+            "resume={run} data.batch_size=8",
+            "trained with 4; start a new run, or pass 'resume_allow",
+        ),
     ],
 )
 def test_refused_in_one_line(trained: Run, tmp_path: Path, words: str, line: str) -> None:
