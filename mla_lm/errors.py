@@ -1,10 +1,13 @@
-"""The one error a user meets, a single line that says what to mend, and the exit codes."""
+"""The one error a user meets, a single line without secrets, and the exit codes."""
 
 import errno
 import io
 import os
 import sys
 from collections.abc import Callable
+from traceback import format_exception
+
+from mla_lm.config.secret import hidden
 
 STOPPED, INTERRUPTED, UNREAD = 143, 130, 141  # exit codes: 128 + SIGTERM, SIGINT, SIGPIPE
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, a file
@@ -14,12 +17,12 @@ class UserError(ValueError):
     """Names the key or file, the value, the rule and what to do; ends a command with status 2."""
 
     def __init__(self, line: str) -> None:
-        super().__init__(" ".join(line.splitlines()))
+        super().__init__(" ".join(hidden(line).splitlines()))
 
 
 def one_line(error: BaseException) -> str:
     """What a library raised, short enough for the line of a `UserError`."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return " ".join(hidden(f"{type(error).__name__}: {error}").split())[:200]
 
 
 def guard(action: Callable[[], None]) -> None:
@@ -30,6 +33,9 @@ def guard(action: Callable[[], None]) -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # standard error never fails
         sys.stdout.reconfigure(errors="replace")
+    sys.excepthook = lambda *error: print(
+        hidden("".join(format_exception(*error))), end="", file=sys.stderr
+    )
     try:
         action()
         sys.stdout.flush()

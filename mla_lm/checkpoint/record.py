@@ -80,7 +80,7 @@ def write_run_files(run_dir: Path, cfg: RunConfig, record: Record) -> dict[str, 
     files = {
         CONFIG_FILE: json.dumps(shown, indent=2) + "\n",
         "run.json": json.dumps(ran, indent=2) + "\n",
-        "data.json": json.dumps(record.data, indent=2) + "\n",
+        "data.json": json.dumps(public(record.data), indent=2) + "\n",
         "tokenizer.json": record.tokenizer,
     }
     remove_temporaries(run_dir)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from mla_lm.config import CONFIGS, EvalConfig, RunConfig, explain
 from mla_lm.config.compose import compose, explained, validate
+from mla_lm.config.secret import public
 from mla_lm.errors import STOPPED, UserError, guard
 
 Config = TypeVar("Config", RunConfig, EvalConfig)
@@ -32,6 +33,7 @@ def main(
         signal.signal(number, lambda *_: sys.exit(STOPPED))
     passed: list[str] = [word for word in sys.argv[1:] if word.startswith(passed_on)]
     own = [word for word in sys.argv[1:] if word not in passed]
+    sys.argv[1:] = public(sys.argv[1:])  # loggers send it with a run
 
     def configured(job: Sequence[str]) -> Config:
         return validate(kind, compose(name, job))

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mla_lm.config import CONFIGS, RunConfig, YarnConfig, explain
+from mla_lm.config.secret import remember
 from mla_lm.config.section import value_at
 from mla_lm.errors import UserError, one_line
 
@@ -138,7 +139,8 @@ def _vocabulary_of(path: str) -> int:
 
 
 def validate(kind: type[Model], values: Mapping[str, Any]) -> Model:
-    """The typed configuration, or a UserError for the first mistake."""
+    """The typed configuration, or a UserError for the first mistake; its secrets are hidden."""
+    remember(values)
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from mla_lm.config import CONFIGS
+from mla_lm.config.secret import public
 from mla_lm.config.section import leaves
 from mla_lm.errors import UserError
 
@@ -169,8 +170,8 @@ def _last(key: str) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as YAML would show it, its beginning where it is long."""
-    text = "null" if value is None else str(value)
+    """A value as YAML would show it, without secrets, its beginning where it is long."""
+    text = "null" if value is None else str(public(value if isinstance(value, str) else str(value)))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
 
 

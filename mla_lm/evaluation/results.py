@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mla_lm.config import EvalConfig
+from mla_lm.config.secret import public
 from mla_lm.errors import UserError, one_line
 from mla_lm.evaluation.subject import Subject
 from mla_lm.files import read_object, write_object
@@ -70,7 +71,7 @@ def log_results(
 
     `conditions` other than those of training stand before them. UserError for a logger that fails.
     """
-    prefix = " ".join(conditions) + "/" if conditions else ""
+    prefix = " ".join(public(conditions)) + "/" if conditions else ""
     numbers = {prefix + name: v for name, v in metrics.items() if isinstance(v, int | float)}
     for logger in loggers:
         try:

@@ -10,7 +10,7 @@ from mla_lm.checkpoint.resume import resolve_origin
 from mla_lm.config import RunConfig, compose
 from mla_lm.config.compose import load_config
 from mla_lm.config.explain import key_of
-from mla_lm.config.secret import public_overrides
+from mla_lm.config.secret import hidden, public
 from mla_lm.config.section import leaves
 from mla_lm.cost import describe
 from mla_lm.data import Tokenizer, prepare
@@ -40,7 +40,7 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     if ranks.world_size() > 1:
         print(f"{ranks.world_size()} processes, {cfg.trainer.strategy}")
     cfg, minutes = _planned(cfg, overrides or (), here, origin.tokenizer())
-    print(describe(cfg, here.precision, minutes), flush=True)
+    print(hidden(describe(cfg, here.precision, minutes)), flush=True)
     if here.device == "mps":
         print("Apple GPU: float32, no autocast, no torch.compile; untested, reports welcome")
 
@@ -90,7 +90,7 @@ def command_of(overrides: Sequence[str] | None) -> str:
     if overrides is None:
         return ""
     repeated = [override for override in overrides if key_of(override) not in OF_THIS_START]
-    return shlex.join(["python", "train.py", *public_overrides(repeated)])
+    return shlex.join(["python", "train.py", *public(repeated)])
 
 
 def overrides_to_repeat(overrides: Sequence[str]) -> list[str]:
