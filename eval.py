@@ -37,8 +37,8 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
         metrics |= score_tasks()
 
     metrics_table(metrics, list(subject.model.routers()))
-    print(f"written to {write_results(subject, cfg, metrics, data_overrides=of_data)}")
-    changed = [o for o in overrides if o.startswith((*DATA, "context=", "limit="))]
+    print(f"written to {write_results(subject, cfg, metrics)}")
+    changed = [o for o in overrides if o in subject.text or o.startswith(("context=", "limit="))]
     log_results(loggers, metrics, step=subject.step, conditions=changed)
 
 

@@ -36,9 +36,7 @@ def metrics_table(metrics: Mapping[str, Any], layers: Sequence[str]) -> None:
         console.print(table)
 
 
-def write_results(
-    subject: Subject, cfg: EvalConfig, metrics: Mapping[str, Any], *, data_overrides: Sequence[str]
-) -> Path:
+def write_results(subject: Subject, cfg: EvalConfig, metrics: Mapping[str, Any]) -> Path:
     """The file with `metrics` in it; it keeps other results of the same conditions and texts."""
     target = subject.folder / f"metrics{cfg.suffix}.json"
     conditions = {
@@ -49,7 +47,7 @@ def write_results(
         "limit": cfg.limit,
         "seed": cfg.seed,
         "seq_len": cfg.context or subject.run.data.seq_len,
-        "data": list(data_overrides),
+        "data": public(subject.text),
         "environment": hardware(subject.precision, cfg.accelerator).environment,
     }
     try:

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from functools import partial
 
+from mla_lm.checkpoint.corpus import OF_USER
 from mla_lm.checkpoint.init_from import resolve_init
 from mla_lm.checkpoint.record import OF_CORPUS, Record
 from mla_lm.checkpoint.resume import resolve_origin
@@ -44,7 +45,7 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     if here.device == "mps":
         print("Apple GPU: float32, no autocast, no torch.compile; untested, reports welcome")
 
-    data = prepare(cfg.data, tokenizer=origin.tokenizer())
+    data = prepare(cfg.data, tokenizer=origin.tokenizer(), listed=origin.listed)
     ranks.assert_same_on_all_ranks(
         {key: here.environment[key] for key in VERSIONS}
         | {f"data {key}": data.manifest[key] for key in OF_CORPUS}
@@ -95,5 +96,9 @@ def command_of(overrides: Sequence[str] | None) -> str:
 
 def overrides_to_repeat(overrides: Sequence[str]) -> list[str]:
     """Those that a resumed run needs again, as checkpoints do not store them; without secrets."""
-    own = [o for o in overrides if key_of(o).partition(".")[0] in compose.OWN_YAML]
-    return public_overrides(own)
+    own = [
+        override
+        for override in overrides
+        if (key := key_of(override)) in OF_USER or key.partition(".")[0] in compose.OWN_YAML
+    ]
+    return public(own)
