@@ -94,10 +94,12 @@ def compose(
 ) -> dict[str, Any]:
     """Compose `configs/NAME.yaml` with Hydra overrides into a resolved plain dict.
 
-    `values` are set before interpolations are resolved.
+    `values`, which may come from files, are set before interpolations are resolved.
     """
     import hydra
 
+    for key, value in (values or {}).items():
+        _require_no_variable(key, value)
     overrides = explain.checked(overrides, bare=BARE.get(name))
     with explained(), hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         composed = hydra.compose(name, overrides)
@@ -161,12 +163,19 @@ def explained() -> Iterator[None]:
         raise UserError(explain.composition_error(error)) from None
 
 
+def _require_no_variable(key: str, value: object) -> None:
+    """Refuse what OmegaConf would read once more: only overrides and `configs/` name variables."""
+    if "${" in str(value):
+        raise UserError(f"{key}={explain.shown(value)}: must not hold ${{, the sign of a variable")
+
+
 def instantiate(group: str, nodes: Mapping[str, Any]) -> list[Any]:
     """The objects behind the `_target_` nodes of a group; a node set to null is left out."""
     import hydra.utils
 
     objects = []
     for name, node in nodes.items():
+        _require_no_variable(f"{group}.{name}", node)
         try:
             objects.append(hydra.utils.instantiate(node, _convert_="all"))
         except Exception as error:  # whatever the user's own class raises
