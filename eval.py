@@ -3,7 +3,8 @@
 from typing import Any
 
 from mla_lm.config import EvalConfig, cli
-from mla_lm.config.compose import instantiate, load_config
+from mla_lm.config.compose import instantiate_loggers, load_config
+from mla_lm.errors import notice
 
 DATA = ("data=", "data.", "data/")  # how overrides of that group begin
 LOGGER = ("logger=", "logger.", "logger/")
@@ -17,6 +18,7 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     cli.require_path("ckpt", cfg.ckpt)
     if cfg.tasks_include:
         cli.require_path("tasks_include", cfg.tasks_include)
+    notice(f"loading {cfg.ckpt}")
 
     from mla_lm.evaluation.harness import load_tasks
     from mla_lm.evaluation.parts import PARTS
@@ -29,10 +31,11 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     subject = load_subject(cfg, data_overrides=of_data)
     score_tasks = load_tasks(subject.model, subject.tokenizer, cfg)
     own = {"run_dir": str(subject.folder), "run_id": subject.run.run_id}
-    loggers = instantiate("logger", load_config(of_logger, **own).logger) if of_logger else []
+    loggers = instantiate_loggers(load_config(of_logger, **own).logger) if of_logger else []
     metrics: dict[str, Any] = {}
     with autocast(subject.precision, subject.device):
         for name in dict.fromkeys(cfg.parts):
+            notice(f"measuring {name}")
             metrics |= PARTS[name](subject, cfg)
         metrics |= score_tasks()
 

@@ -3,12 +3,14 @@
 import os
 
 from mla_lm.config import RunConfig, cli
-from mla_lm.errors import UserError
+from mla_lm.errors import UserError, notice
 
 
 def train(cfg: RunConfig, overrides: list[str]) -> None:
     """Run what `cfg` says, in as many processes as it asks for; `overrides` made it."""
     _require_named(cfg)
+    if os.environ.get("RANK", "0") == "0":
+        notice("loading torch and lightning")
     from mla_lm.training import processes as ranks
     from mla_lm.training.run import fit
 

@@ -4,15 +4,17 @@ A file or folder is written in a temporary folder beside its final place (same f
 to disk, renamed, and its parent folder synced: after `kill -9` it is there whole or not at all.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -21,12 +23,13 @@ from mla_lm.errors import UserError, one_line
 
 TEMPORARY = ".tmp"
 LOCK = ".lock"
+MARK = ".mla_lm"  # in folders that this package writes, so that none of it is read as data
 
 
 @contextmanager
 def claimed(folder: Path, *, key: str) -> Iterator[None]:
     """Lock a folder against other processes; UserError where one holds the lock."""
-    folder.mkdir(parents=True, exist_ok=True)
+    mark(folder)
     try:
         with FileLock(folder / LOCK, timeout=0):
             yield
@@ -54,7 +57,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"out={path}: not an empty folder; name a new one")
     with _beside(path) as temporary:
-        temporary.mkdir()
+        mark(temporary)
         try:
             yield temporary
             mode = temporary.stat().st_mode & 0o666  # by the umask; safetensors writes 0600
@@ -70,6 +73,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         except UserError as error:
             raise UserError(str(error).replace(str(temporary), str(path))) from None
     to_disk(path.parent)
+
+
+def mark(folder: Path) -> None:
+    """Make a folder, if it is not there, and say that this package writes what is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -94,11 +103,30 @@ def _beside(path: Path) -> Iterator[Path]:
         yield Path(folder) / path.name
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file that others may have placed; OSError for a pipe or device, which may not end."""
+    return open(path, "rb", opener=_regular)
+
+
+def _regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe waits for its writer
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a regular file", path)
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text in a file, as `open_regular` opens it."""
+    with open_regular(path) as file:
+        return file.read().decode()
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; UserError where there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be a JSON object")
@@ -118,5 +146,5 @@ def write_text(path: Path, text: str) -> None:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

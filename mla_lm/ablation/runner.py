@@ -10,6 +10,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from mla_lm.ablation.cell import CONFIG, COST
 from mla_lm.ablation.report import write_report
@@ -17,17 +20,27 @@ from mla_lm.ablation.runs import Runs, read_if_there, read_runs, runs_below
 from mla_lm.ablation.statistics import best_rates
 from mla_lm.ablation.study import Cell, Plan, Study, cells, sweep_cells
 from mla_lm.checkpoint.record import CONFIG_FILE
-from mla_lm.config.compose import validate
+from mla_lm.config.compose import read_as
 from mla_lm.config.secret import hidden, public
 from mla_lm.data import prepare
 from mla_lm.errors import UserError
-from mla_lm.files import claimed, read_object, write_object
+from mla_lm.files import claimed, write_object
 
 CELLS, LOGS = "cells", "logs"
 STUDY = "study.json"
 MAY_CHANGE = ("question", "seeds", "confidence")  # of a study that has begun
 NOT_KEPT = {"run_dir", "run_id", "logger", "callbacks"}  # of cells; may hold secrets
 POLL = 0.1  # seconds between looks at the processes
+
+
+class Kept(BaseModel):
+    """`study.json`: what is studied, and by which command."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    command: str
+    study: Study
+    configurations: dict[str, dict[str, Any]]
 
 
 def conduct(planned: Plan, out: Path, *, jobs: int, command: str) -> None:
@@ -63,8 +76,8 @@ def report_folder(out: Path, *, command: str) -> None:
     if not out.is_dir():
         raise UserError(f"report={out}: no such folder")
     if (out / STUDY).exists():
-        kept = read_object(out / STUDY)
-        study, command = validate(Study, kept["study"]), kept["command"]
+        kept = read_as(Kept, out / STUDY)
+        study, command = kept.study, kept.command
         runs = _begun(out, study)
     elif runs := read_runs(found := runs_below(out.resolve())):
         reference = runs.table.set_index("run").arm[next(iter(found))]
@@ -83,10 +96,10 @@ def _keep(planned: Plan, out: Path, command: str) -> None:
     arms = planned.configs.items()
     configs = {arm: public(cfg.model_dump(mode="json", exclude=NOT_KEPT)) for arm, cfg in arms}
     if path.exists():
-        begun = read_object(path)
-        for kept, now in ((begun["study"], study), (begun["configurations"], configs)):
+        begun = read_as(Kept, path).model_dump(mode="json")
+        for before, now in ((begun["study"], study), (begun["configurations"], configs)):
             for key in now:
-                if key not in MAY_CHANGE and now[key] != kept.get(key):
+                if key not in MAY_CHANGE and now[key] != before.get(key):
                     raise UserError(f"out={out}: belongs to another study, whose {key} differs")
     elif any(not inside.name.startswith(".") for inside in out.iterdir()):
         raise UserError(f"out={out}: not empty, and no study; name a new folder")
@@ -96,10 +109,12 @@ def _keep(planned: Plan, out: Path, command: str) -> None:
 def _begun(out: Path, study: Study) -> Runs | None:
     """The cells of a study that have begun; None without any."""
     folders = runs_below(out / CELLS)
-    arms = {
-        name: max((arm for arm in study.arms if name.startswith(f"{arm}-")), key=len)
-        for name in folders
-    }
+    arms = {}
+    for name, folder in folders.items():
+        fitting = [arm for arm in study.arms if name.startswith(f"{arm}-")]
+        if not fitting:
+            raise UserError(f"{folder}: of none of the arms {', '.join(study.arms)}")
+        arms[name] = max(fitting, key=len)
     return read_runs(folders, arms)
 
 

@@ -1,19 +1,22 @@
 """Find, verify and load a checkpoint: the newest good one of a run, its record, its model."""
 
-import json
 import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.alike import require_alike
 from mla_lm.checkpoint.record import CONFIG_FILE, PREFIX, RECORD, STEP, WEIGHTS, Record
 from mla_lm.config import RunConfig
+from mla_lm.cost import require_stored
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
+from mla_lm.files import read_object
 from mla_lm.model import Transformer
 
 
@@ -68,8 +71,8 @@ def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:
     content = checkpoint_file.read(path, *({RECORD, STEP, *keys} if keys else ()))
     try:
         record = Record.from_stored(content[RECORD])
-        if type(content[STEP]) is not int:
-            raise ValueError(f"{STEP} is no number")
+        require_alike(content[STEP], 0, STEP)
+        require_stored(record.run_config().model, path.stat().st_size, "configuration")
     except Exception as error:  # a record made by hand fails in many ways
         raise _unfit(path, error) from None
     if step_named not in (None, content[STEP]):
@@ -80,11 +83,17 @@ def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:
 
 
 def read_weights(path: Path) -> tuple[Record, dict[str, Tensor], int]:
-    """The record, the network's state dict and the optimizer steps done; UserError as `read`."""
+    """The record, the network's state dict and the optimizer steps done.
+
+    Raises UserError as `read`, and for weights that are not those of the configuration, or finite.
+    """
     record, content = read(path, WEIGHTS)
     try:
         state = {name.removeprefix(PREFIX): t for name, t in content[WEIGHTS].items()}
-    except (KeyError, AttributeError) as error:
+        with torch.device("meta"):
+            fresh = Transformer(record.run_config().model).state_dict()
+        require_alike(state, fresh, "")
+    except Exception as error:  # weights made by hand do too
         raise _unfit(path, error) from None
     return record, state, content[STEP]
 
@@ -116,8 +125,8 @@ def load_checkpoint(
 def _run_id(run_dir: Path) -> str | None:
     """The id of the run in a folder; None where it has left none."""
     try:
-        return str(json.loads((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))["run_id"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_object(run_dir / CONFIG_FILE)["run_id"])
+    except (UserError, KeyError):
         return None
 
 

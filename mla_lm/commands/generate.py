@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.config.cli import parse_options, require_path
-from mla_lm.errors import UserError
+from mla_lm.errors import UserError, raw_output
 
 if TYPE_CHECKING:
     from mla_lm.data.tokenizer import Tokenizer
@@ -66,8 +66,8 @@ def run(arguments: Sequence[str]) -> None:
     from mla_lm.checkpoint.find import load_checkpoint
     from mla_lm.machine import accelerator_type, resolve_precision
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    if isinstance(raw := raw_output(), io.TextIOWrapper):
+        raw.reconfigure(encoding="utf-8", errors="replace")
     model, _, tokenizer = load_checkpoint(options.ckpt, context=options.context)
     device = accelerator_type(options.accelerator, key="accelerator")
     in_bf16 = options.precision == "bf16-true" or (
@@ -106,15 +106,17 @@ def _complete(
         seed=options.seed,
     )
     texts = list(completion.prompts)
+    raw = raw_output()
+    out = sys.stdout if raw.isatty() else raw  # to a file as it is
     if len(texts) == 1:
-        print(texts[0], end="", flush=True)
+        print(texts[0], end="", file=out, flush=True)
         for _, piece in completion:
-            print(piece, end="", flush=True)
-        print()
+            print(piece, end="", file=out, flush=True)
+        print(file=out)
     else:
         for row, piece in completion:
             texts[row] += piece
-        print(*texts, sep=f"\n{'-' * 40}\n")
+        print(*texts, sep=f"\n{'-' * 40}\n", file=out)
     counts = completion.decoder.counts
     if options.n_drafts:
         shares = ", ".join(f"{share:.2f}" for share in counts.acceptance)

@@ -9,6 +9,7 @@ import string
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -17,6 +18,7 @@ from mla_lm.config import CONFIGS, RunConfig, YarnConfig, explain
 from mla_lm.config.secret import remember
 from mla_lm.config.section import value_at
 from mla_lm.errors import UserError, one_line
+from mla_lm.files import read_object
 
 OWN_YAML = ("logger", "callbacks")  # the user's classes, which no checkpoint stores
 BARE = {"eval": "ckpt"}  # the key that a word without one is for
@@ -149,6 +151,15 @@ def validate(kind: type[Model], values: Mapping[str, Any]) -> Model:
         raise UserError(explain.validation_error(error, kind, values)) from None
 
 
+def read_as(kind: type[Model], path: Path) -> Model:
+    """What this project wrote into a JSON file; UserError naming the file and the first mistake."""
+    content = read_object(path)
+    try:
+        return validate(kind, content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
 @contextmanager
 def explained() -> Iterator[None]:
     """Turn the errors of a composition into a UserError."""
@@ -182,3 +193,20 @@ def instantiate(group: str, nodes: Mapping[str, Any]) -> list[Any]:
             reason = one_line(error.__cause__ or error)
             raise UserError(f"{group}.{name}: cannot be made ({reason})") from None
     return [made for made in objects if made is not None]
+
+
+def instantiate_loggers(nodes: Mapping[str, Any]) -> list[Any]:
+    """The loggers; what they raise, many only when they are first used, is a UserError."""
+    loggers = instantiate("logger", nodes)
+    for logger in loggers:
+        for name in ("log_hyperparams", "log_metrics", "save", "finalize"):
+            setattr(logger, name, _logging_to(logger)(getattr(logger, name)))
+    return loggers
+
+
+@contextmanager
+def _logging_to(logger: Any) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # each has its own
+        raise UserError(f"logger: {type(logger).__name__}: {one_line(error)}") from None

@@ -16,7 +16,7 @@ import numpy as np
 
 from mla_lm.config import EvalConfig, QuestionFile
 from mla_lm.data.tokenizer import Tokenizer
-from mla_lm.errors import UserError, one_line
+from mla_lm.errors import UserError, notice, one_line
 from mla_lm.evaluation.questions import Question, read_questions
 from mla_lm.evaluation.scoring import encode, score, score_texts, track, window
 from mla_lm.files import digest
@@ -35,6 +35,7 @@ def load_tasks(model: Transformer, tokenizer: Tokenizer, cfg: EvalConfig) -> Cal
     """
     if not cfg.tasks:
         return dict
+    notice("loading lm-evaluation-harness")
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:
@@ -116,6 +117,7 @@ def _score(adapter: Any, tasks: Any, *, limit: int | None) -> Metrics:
     """
     import lm_eval
 
+    notice(f"scoring {len(tasks['tasks'])} tasks")
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # the bootstrap must not fork beside threads
     found = lm_eval.evaluate(
         adapter, tasks, limit=limit, bootstrap_iters=RESAMPLED, log_samples=False

@@ -4,17 +4,35 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from mla_lm.config import EvalConfig
 from mla_lm.config.secret import public
-from mla_lm.errors import UserError, one_line
+from mla_lm.errors import UserError, inline
 from mla_lm.evaluation.subject import Subject
 from mla_lm.files import read_object, write_object
 from mla_lm.machine import hardware
 
 LOAD, ERROR = "moe/load", "_stderr"
+
+
+class Results(BaseModel):
+    """`metrics.json`: the conditions, and under every other key a metric."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    ckpt: str
+    precision: str
+    limit: int | None
+    seq_len: int
+    data: Any = None  # where it is not the text of the run
+
+    def numbers(self) -> dict[str, float]:
+        """Metrics that are measured rather than counted."""
+        found = self.model_extra or {}
+        return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
 def metrics_table(metrics: Mapping[str, Any], layers: Sequence[str]) -> None:
@@ -26,7 +44,7 @@ def metrics_table(metrics: Mapping[str, Any], layers: Sequence[str]) -> None:
             small = isinstance(value, float) and abs(value) < 1000
             shown = f"{value:.4f}" if small else f"{value:,.0f}"
             error = metrics.get(name + ERROR)
-            table.add_row(name, shown if error is None else f"{shown} ± {error:.4f}")
+            table.add_row(inline(name), shown if error is None else f"{shown} ± {error:.4f}")
     console.print(table)
     if LOAD in metrics:
         table = Table("layer", "load of each expert (1 = balanced)", title="expert load")
@@ -72,9 +90,6 @@ def log_results(
     prefix = " ".join(public(conditions)) + "/" if conditions else ""
     numbers = {prefix + name: v for name, v in metrics.items() if isinstance(v, int | float)}
     for logger in loggers:
-        try:
-            logger.log_metrics(numbers, step=step)
-            logger.save()
-            logger.finalize("success")
-        except Exception as error:  # each has its own
-            raise UserError(f"logger: {type(logger).__name__}: {one_line(error)}") from None
+        logger.log_metrics(numbers, step=step)
+        logger.save()
+        logger.finalize("success")

@@ -21,6 +21,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from mla_lm.checkpoint.alike import require_alike
 from mla_lm.checkpoint.find import read, saved, step_of
 from mla_lm.checkpoint.record import RECORD
 from mla_lm.config import CheckpointConfig
@@ -104,6 +105,7 @@ class Checkpoints(Checkpoint):
         return {"best_step": self.best_step, "best_loss": self.best_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        require_alike(state_dict, {"best_step": None, "best_loss": None}, "callbacks.Checkpoints")
         self.best_step, self.best_loss = state_dict["best_step"], state_dict["best_loss"]
 
     def _save_if_due(self, trainer: L.Trainer) -> None:

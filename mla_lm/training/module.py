@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from mla_lm.checkpoint.record import RECORD, WEIGHTS, Record
+from mla_lm.checkpoint.record import RECORD, Record
 from mla_lm.config import RunConfig
 from mla_lm.data.batch import Annotator
 from mla_lm.data.tokenizer import Tokenizer
@@ -24,13 +24,14 @@ from mla_lm.objective.losses import count_targets, loss_terms
 from mla_lm.objective.metrics import (
     N_SUMS,
     bits_per_byte,
-    bytes_per_target,
     kept_drafts,
     loss_sums,
     summarize,
+    text_sums,
 )
 from mla_lm.objective.optimizer import build_optimizer
 from mla_lm.objective.schedules import bias_speed, lr_multiplier, mtp_weight
+from mla_lm.training.restore import require_restorable
 
 
 class LanguageModel(L.LightningModule):
@@ -84,7 +85,7 @@ class LanguageModel(L.LightningModule):
             checkpointing=cfg.trainer.activation_checkpointing,
         )
         head = self.model.lm_head.weight
-        terms = loss_terms(out, batch, head, cfg.balance, self.n_targets, self.over_ranks)
+        terms, nats = loss_terms(out, batch, head, cfg.balance, self.n_targets, self.over_ranks)
         max_steps = cfg.trainer.max_steps
         self.mtp_weight = mtp_weight(self.global_step, cfg=cfg.loss, max_steps=max_steps)
         weights = {
@@ -100,8 +101,8 @@ class LanguageModel(L.LightningModule):
         self.is_logged = step % cfg.trainer.log_every_n_steps == 0 or step == max_steps
         found = {"loss": loss, **terms}
         if self.is_logged:
-            labels, n = batch.labels[:, 1:], self.n_targets[0]
-            found["bytes"] = bytes_per_target(labels, self.byte_lengths, n)
+            of_text, _, n_bytes = text_sums(nats, batch.labels[:, 1:], self.byte_lengths)
+            found |= {"nats": of_text.sum(), "bytes": n_bytes.sum().float()}
         self.terms = tuple(found)
         self.micro_losses.append(torch.stack([*found.values()]).detach())
         return loss
@@ -142,7 +143,7 @@ class LanguageModel(L.LightningModule):
         found = dict(zip(self.terms, values, strict=True))
         loss = found["loss"]
         if self.is_logged:
-            found["bpb"] = bits_per_byte(found["ce"], found.pop("bytes"))
+            found["bpb"] = bits_per_byte(found.pop("nats"), found.pop("bytes"))
             found |= {"grad_norm": length, "lr": optimizer.param_groups[0]["lr"]}
             if scaler is not None:
                 found["loss_scale"] = scaler.get_scale()
@@ -224,7 +225,7 @@ class LanguageModel(L.LightningModule):
             self.drafted = torch.zeros_like(kept) if none_left else kept
         if none_left:
             return
-        self.val_sums += loss_sums(out.logits, batch.labels[:, 1:], self.byte_lengths)
+        self.val_sums += loss_sums(out.logits, batch.labels[:, 1:], self.byte_lengths).sum(0)
 
     def on_validation_epoch_end(self) -> None:
         if self.cfg.model.mtp_depth:
@@ -244,10 +245,6 @@ class LanguageModel(L.LightningModule):
         checkpoint["n_skipped"] = self.n_skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises UserError when the tensors are not those of this model."""
-        found, own = checkpoint[WEIGHTS], self.state_dict()
-        for name in sorted(found.keys() | own.keys()):
-            shapes = [list(state[name].shape) if name in state else None for state in (found, own)]
-            if shapes[0] != shapes[1]:
-                raise UserError(f"{name}: {shapes[0]} in the checkpoint, {shapes[1]} in the model")
+        """Raises UserError for what no run of this configuration saves."""
+        require_restorable(checkpoint, self.trainer, self.cfg)
         self.n_skipped = checkpoint["n_skipped"]

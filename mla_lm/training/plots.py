@@ -14,6 +14,8 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from mla_lm.checkpoint.alike import require_alike
+from mla_lm.config import MoEConfig
 from mla_lm.evaluation.figures import draw_over_training
 from mla_lm.files import replacing
 from mla_lm.training.module import LanguageModel
@@ -65,7 +67,8 @@ class Plots(L.Callback):
         return dict(self.curves)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.curves.update(state_dict)
+        for name, points in state_dict.items():
+            self.curves[name] = [(int(step), float(value)) for step, value in points]
 
 
 class ExpertLoad(L.Callback):
@@ -82,10 +85,12 @@ class ExpertLoad(L.Callback):
         self.steps: list[int] = []  # at the end of each column
         self.loads: list[Tensor] = []  # (L, E) each
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, LanguageModel)
         self.print, self.layers = trainer.print, list(pl_module.routers)
         self.steps_per_column = -(-trainer.max_steps // COLUMNS)
+        ffn = pl_module.cfg.model.ffn
+        self.n_experts = ffn.n_routed_experts if isinstance(ffn, MoEConfig) else 0
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, LanguageModel)
@@ -124,7 +129,17 @@ class ExpertLoad(L.Callback):
         return {"idle": self.idle, "sum": self.sum, "steps": self.steps, "loads": self.loads}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vars(self).update(state_dict)
+        load = torch.zeros(len(self.layers), self.n_experts, dtype=torch.int64)
+        idle, total, n = state_dict["idle"], state_dict["sum"], len(state_dict["loads"])
+        fresh = {
+            "idle": load if isinstance(idle, Tensor) else 0,
+            "sum": load if isinstance(total, Tensor) else 0,
+            "steps": [0] * n,
+            "loads": [load] * n,
+        }
+        require_alike(state_dict, fresh, "callbacks.ExpertLoad")
+        self.idle, self.sum = idle, total
+        self.steps, self.loads = state_dict["steps"], state_dict["loads"]
 
 
 def publish(trainer: L.Trainer, name: str, shown: Path | str) -> None:

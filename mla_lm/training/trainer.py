@@ -10,10 +10,10 @@ import lightning as L
 from mla_lm.checkpoint import find
 from mla_lm.checkpoint.record import Record, write_run_files
 from mla_lm.config import RunConfig
-from mla_lm.config.compose import instantiate
+from mla_lm.config.compose import instantiate, instantiate_loggers
 from mla_lm.data import PreparedData
 from mla_lm.data.loader import EvalLoader, TrainLoader
-from mla_lm.errors import UserError
+from mla_lm.errors import UserError, one_line
 from mla_lm.files import claimed
 from mla_lm.machine import Hardware, out_of_memory
 from mla_lm.training import processes as ranks
@@ -33,30 +33,50 @@ def run_trainer(
 ) -> None:
     """Train from the seed, the weights or the checkpoint of `cfg`; `repeat` as in `Checkpoints`."""
     train_batches, val_batches = loaders(cfg, data)
-    print(data.describe(n_dropped=train_batches.n_dropped))
+    steps = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
+    n_epochs = steps * train_batches.global_batch / train_batches.n_windows
+    print(data.describe(n_dropped=train_batches.n_dropped, n_epochs=n_epochs))
     L.seed_everything(cfg.seed, verbose=False)
     run_dir = Path(cfg.run_dir)
     saves = Checkpoints(run_dir / "checkpoints", cfg.checkpoint, repeat=repeat)
-    callbacks = [ExactResume(), *instantiate("callbacks", cfg.callbacks), saves]
-    loggers = instantiate("logger", cfg.logger)
+    begin = Begin(cfg, record)
+    callbacks = [begin, ExactResume(), *instantiate("callbacks", cfg.callbacks), saves]
+    loggers = instantiate_loggers(cfg.logger)
     trainer = trainer_of(cfg, here, loggers=loggers, callbacks=callbacks)
     module = LanguageModel(cfg, data.tokenizer, record)
     if cfg.init_from and not cfg.resume:
         module.model.load_state_dict(find.read_weights(Path(cfg.init_from))[1])
         print(f"starts with the weights of {cfg.init_from}")
-    with ExitStack() as claim:
-
-        def begin() -> dict[str, Any]:
-            claim.enter_context(claimed(run_dir, key="run_dir"))
-            return write_run_files(run_dir, cfg, record)
-
-        shown = ranks.broadcast_from_rank0(begin)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(shown)
-        trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
+    with begin.claim:
+        try:
+            trainer.fit(module, train_batches, val_batches, ckpt_path=cfg.resume, weights_only=True)
+        except Exception as error:
+            own = isinstance(error, UserError | OSError) or out_of_memory(error)
+            if begin.done or own or not cfg.resume:
+                raise
+            raise UserError(f"{cfg.resume}: cannot be resumed ({one_line(error)})") from None
     if ranks.rank() == 0:
         path = find.newest(run_dir)
         print(f"saved {path}" if path else f"{cfg.resume} is the end of the run already")
+
+
+class Begin(L.Callback):
+    """Claims and fills the run folder once everything is restored; before, nothing is written."""
+
+    def __init__(self, cfg: RunConfig, record: Record) -> None:
+        self.cfg, self.record = cfg, record
+        self.claim, self.done = ExitStack(), False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.done = True
+        shown = ranks.broadcast_from_rank0(self._fill)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(shown)
+
+    def _fill(self) -> dict[str, Any]:
+        run_dir = Path(self.cfg.run_dir)
+        self.claim.enter_context(claimed(run_dir, key="run_dir"))
+        return write_run_files(run_dir, self.cfg, self.record)
 
 
 def loaders(cfg: RunConfig, data: PreparedData) -> tuple[TrainLoader, EvalLoader]:
@@ -95,6 +115,7 @@ def trainer_of(
         log_every_n_steps=cfg.trainer.log_every_n_steps,
         enable_progress_bar=False,
         enable_model_summary=False,
+        enable_autolog_hparams=False,  # it would make loggers write before anything is restored
         default_root_dir=cfg.run_dir,
         logger=loggers,
         callbacks=callbacks,

@@ -57,6 +57,12 @@ def generate(
     return call
 
 
+def test_a_file_gets_text_as_it_is(generate: Generate) -> None:
+    status, out, _ = generate("prompt=a\x1b[31m\u202eb", "max_new_tokens=1")
+    assert status == 0
+    assert out.startswith("a\x1b[31m\u202eb")
+
+
 def test_the_prompt_comes_first_then_text_piece_by_piece_beyond_the_trained_context(
     ckpt: Path, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def test_models_of_random_shape_agree(seed: int, tmp_path: Path) -> None:
 def test_the_folder_is_complete(small: tuple[Path, Transformer], tmp_path: Path) -> None:
     folder = exported(small[0], tmp_path / "out", "license=mit")
     assert {path.name for path in folder.iterdir()} == {
+        ".mla_lm",
         "README.md",
         "config.json",
         "generation_config.json",

@@ -65,7 +65,8 @@ def test_every_step_validation_and_sample_is_printed(trained: Run) -> None:
     assert steps == [str(step) for step in range(1, STEPS + 1)]
     validations = [i for i, line in enumerate(lines) if "  val/loss " in line]
     assert len(validations) == 3
-    assert all(lines[i + 1].startswith("    def ") for i in validations)
+    assert all(lines[i + 1].startswith("sample: the model continues ") for i in validations)
+    assert all(lines[i + 3].startswith("    ") for i in validations)
 
 
 def test_ctrl_c_saves_and_prints_the_command_to_resume(trained: Run, tmp_path: Path) -> None:
@@ -162,3 +163,4 @@ def test_a_terminal_shows_one_bar(trained: Run, tmp_path: Path) -> None:
     assert f"{STEPS}/{STEPS}" in text
     assert "\x1b[?25h" in text  # the cursor is shown again
     assert not re.search(rf"step \d+/{STEPS}", text)
+    assert re.search(r"validating \d/\d", text)

@@ -1,8 +1,7 @@
 """Documents in files: the standard library, UTF-8 text, JSON lines.
 
-Read in blocks, so that memory does not grow with the size of a file. One of several files is one
-document, and its key is its name, the same on every machine. A single file is cut at blank lines
-into documents; the key of such a piece is its text, as that of a row is.
+Read in blocks, so that memory does not grow with the size of a file. A text file is one document,
+and its key is its name below the folder, the same on every machine.
 """
 
 import glob
@@ -11,23 +10,20 @@ import hashlib
 import io
 import json
 import os
-import re
 import sysconfig
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from mla_lm.data.corpora.document import Document, row
-from mla_lm.data.tokenizer import cut
 from mla_lm.errors import UserError
+from mla_lm.files import MARK
 
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 GENERATED = {"encodings", "pydoc_data"}  # character tables and a dump of the manual
 BLOCK = 2**20  # characters
-PIECE = 4096  # characters: a single file is cut into documents of about this size
-BOUNDARIES = re.compile(r"\n[ \t\r]*\n"), re.compile(r"\n")  # a blank line, a line end
 
 
 Files = dict[str, Path]  # by their paths relative to a common folder, sorted
@@ -36,8 +32,8 @@ Files = dict[str, Path]  # by their paths relative to a common folder, sorted
 def find_files(path: str, *, key: str, suffixes: tuple[str, ...] = ("",)) -> Files:
     """The file, the files below the folder, or those matching the glob that `key`=`path` names.
 
-    A folder gives those of one of the `suffixes`, hidden ones left out; a file with several names
-    counts once. Raises UserError where there is none.
+    A folder gives those of one of the `suffixes`. Hidden files are left out, and folders that this
+    package wrote; a file with several names counts once. Raises UserError where there is none.
     """
     where = Path(os.path.expanduser(path))
     if where.is_file():
@@ -46,23 +42,54 @@ def find_files(path: str, *, key: str, suffixes: tuple[str, ...] = ("",)) -> Fil
         found = [p for p in below(where).values() if p.name.endswith(suffixes)]
         missing = f"the folder holds no files {' or '.join(suffixes)}".rstrip()
     else:
-        found = [p for p in map(Path, glob.glob(str(where), recursive=True)) if not p.is_dir()]
+        plain = [*takewhile(lambda part: not glob.has_magic(part), where.parts)]
+        where, pattern = Path(*plain), where.parts[len(plain) :]
+        found = _matches(where, pattern)
         missing = "no such file or folder, and no file matches"
-        where = Path(*takewhile(lambda part: not glob.has_magic(part), where.parts))
+    found = [path for path in found if not _written_here(path, where)]
     if not found:
-        raise UserError(f"{key}={path}: {missing}")
+        raise UserError(f"{key}={path}: {missing}; what mla_lm wrote is left out")
     return _named(where, {p.resolve(): p for p in sorted(found, reverse=True)}.values())
 
 
+def _matches(where: Path, pattern: Sequence[str]) -> list[Path]:
+    """Files that match; hidden ones where the pattern says so. `**` enters no linked folder."""
+    every = ("*",) if pattern[-1:] == ("**",) else ()
+    try:
+        found = [*where.glob("/".join((*pattern, *every)))] if pattern else []
+    except ValueError as error:
+        raise UserError(f"{where.joinpath(*pattern)}: {error}") from None
+    with_hidden = any(part[0] == "." for part in pattern)
+    return [
+        path
+        for path in found
+        if not path.is_dir()
+        if with_hidden or all(part[0] != "." for part in path.relative_to(where).parts)
+    ]
+
+
+def _written_here(path: Path, root: Path) -> bool:
+    """Whether a file lies in a folder below `root` that this package wrote."""
+    below_root = takewhile(lambda folder: folder != root, path.parents)
+    return any((folder / MARK).exists() for folder in below_root)
+
+
 def below(root: Path, *, left_out: Collection[str] = ()) -> Files:
-    """Files below a folder, links followed, without hidden ones and names in `left_out`."""
-    found = []
+    """Files below a folder, links followed, without hidden ones and names in `left_out`.
+
+    A folder that several links lead to, in a circle perhaps, is entered once.
+    """
+    found, entered = list[Path](), set[str]()
 
     def refuse(error: OSError) -> None:
         raise error
 
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
-        folders[:] = [name for name in folders if not (name[0] == "." or name in left_out)]
+        if (real := os.path.realpath(folder)) in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not (name[0] == "." or name in left_out))
         found += [Path(folder, name) for name in names if name[0] != "."]
     return _named(root, found)
 
@@ -88,13 +115,9 @@ def source(files: Files) -> dict[str, Any]:
 
 
 def text_documents(files: Files) -> Iterator[Document]:
-    """One document per file; a single file is cut into pieces of `PIECE` characters or more."""
+    """One document per file."""
     for name, path in files.items():
-        if len(files) > 1:
-            yield Document(os.fsencode(name), read_text(path))
-            continue
-        for piece in cut(read_text(path), BOUNDARIES, at_least=PIECE, at_most=4 * PIECE):
-            yield Document(piece.encode(), [piece])
+        yield Document(os.fsencode(name), read_text(path))
 
 
 def read_text(path: Path) -> Iterator[str]:
