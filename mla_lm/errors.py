@@ -1,7 +1,8 @@
 """What a user is told: the one error, a single line that says what to mend, and exit codes.
 
-Whatever is printed passes `_Visible`, so that no text of a file can steer a terminal, and no secret
-is in an error, a warning or a traceback.
+Whatever is printed passes `_Visible`, so that no text of a file can steer a terminal; no secret is
+in an error, a warning or a traceback. What is only for people, output and pictures, ends no work:
+its failures are warnings.
 """
 
 import errno
@@ -9,7 +10,8 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
 from mla_lm.config.secret import hidden
@@ -49,7 +51,8 @@ class _Visible:
         return getattr(self.rich_proxied_file, name)
 
     def write(self, text: str) -> int:
-        is_stderr = self.rich_proxied_file is sys.__stderr__
+        raw = getattr(self.rich_proxied_file, "taken_by", self.rich_proxied_file)
+        is_stderr = raw is sys.__stderr__
         bar = OF_BARS.match(text) if is_stderr else None
         steering = bar[0] if bar else ""
         rest = text[len(steering) :]
@@ -64,7 +67,10 @@ def show_controls() -> None:
 
 def raw_output() -> TextIO:
     """Standard output without that, for what steers a terminal on purpose or is not for one."""
-    stream: Any = sys.stdout
+    return _raw(sys.stdout)
+
+
+def _raw(stream: Any) -> TextIO:
     while hasattr(stream, "rich_proxied_file"):
         stream = stream.rich_proxied_file
     return cast(TextIO, stream)
@@ -81,6 +87,9 @@ def guard(action: Callable[[], None]) -> None:
     What a terminal or pipe cannot show is printed as `?`: it is no reason to lose a run. When
     nobody reads the output any more, as behind `| head`, it ends without a message.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed: a file opened later would get its number
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # standard error never fails
         sys.stdout.reconfigure(errors="replace")
     show_controls()
@@ -88,7 +97,7 @@ def guard(action: Callable[[], None]) -> None:
         action()
         sys.stdout.flush()
     except BrokenPipeError:
-        _discard_output()
+        _discard(sys.stdout)
         raise SystemExit(UNREAD) from None
     except UserError as error:
         _end_with(str(error))
@@ -96,11 +105,57 @@ def guard(action: Callable[[], None]) -> None:
         if error.filename is None and error.errno not in FULL:
             raise
         if error.filename is None:
-            _discard_output()
-        _end_with(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
+            _discard(sys.stdout)
+        _end_with(f"{error.filename or 'standard output'}: {error.strerror}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+
+
+@contextmanager
+def warned(what: str) -> Iterator[None]:
+    """Turn the failure of what is only for people into a warning."""
+    try:
+        yield
+    except Exception as error:
+        print(f"warning: {what}: {one_line(error)}", file=sys.stderr)
+
+
+@contextmanager
+def output_may_end(unread: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Drop what standard output and error no longer take; call `unread` when a pipe is closed."""
+    before: Any = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_Output(_raw(stream), unread) for stream in before)
+    show_controls()
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Output:
+    def __init__(self, stream: Any, unread: Callable[[], None]) -> None:
+        self.taken_by, self.unread = stream, unread
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.taken_by, name)
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self.taken_by.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self.taken_by.flush)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            _discard(self.taken_by)
+            if isinstance(error, BrokenPipeError):
+                self.unread()
+            else:
+                print(f"warning: output cannot be written ({error.strerror})", file=sys.stderr)
 
 
 def notice(line: str) -> None:
@@ -108,7 +163,7 @@ def notice(line: str) -> None:
     try:
         print(line, flush=True)
     except BrokenPipeError:
-        _discard_output()
+        _discard(sys.stdout)
 
 
 def _end_with(line: str) -> None:
@@ -116,6 +171,6 @@ def _end_with(line: str) -> None:
     raise SystemExit(2) from None
 
 
-def _discard_output() -> None:
-    """Let the flush at exit succeed, though what standard output wrote to is gone or full."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _discard(stream: Any) -> None:
+    """Let the flush at exit succeed, though what the stream wrote to is gone or full."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

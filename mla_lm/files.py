@@ -1,20 +1,24 @@
 """Atomic files and folders, locks on folders, JSON objects and digests.
 
 A file or folder is written in a temporary folder beside its final place (same file system), synced
-to disk, renamed, and its parent folder synced: after `kill -9` it is there whole or not at all.
+to disk, renamed, and its parent folder synced: after `kill -9` it is there whole or not at all, and
+what the killed writer has left is deleted when the same is written again.
 """
 
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO
+from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -22,6 +26,7 @@ from safetensors import SafetensorError
 from mla_lm.errors import UserError, one_line
 
 TEMPORARY = ".tmp"
+RANDOM = "?" * 8  # of the name of a temporary folder
 LOCK = ".lock"
 MARK = ".mla_lm"  # in folders that this package writes, so that none of it is read as data
 
@@ -56,7 +61,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     path = path.resolve()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"out={path}: not an empty folder; name a new one")
-    with _beside(path) as temporary:
+    with _beside(path, hidden="") as temporary:  # it may be large
         mark(temporary)
         try:
             yield temporary
@@ -81,10 +86,24 @@ def mark(folder: Path) -> None:
     (folder / MARK).touch()
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Delete the temporary files of killed writers in a folder."""
-    for stale in folder.glob(f".*{TEMPORARY}"):
-        shutil.rmtree(stale, ignore_errors=True)
+def require_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold."""
+    if path.is_dir():
+        raise UserError(f"{path}: a folder of that name exists")
+    with _beside(path) as temporary:
+        temporary.touch()
+
+
+def remove_temporaries(folder: Path, name: str = ".*") -> None:
+    """Delete what killed writers of files of that name, a pattern, have left in a folder."""
+    for stale in folder.glob(f"{name}.{RANDOM}{TEMPORARY}"):
+        with suppress(OSError), _held(stale):  # where it is not that of a living one
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def unhidden(folder: Path) -> list[Path]:
+    """What is in a folder, hidden files apart: a lock, what a killed process was about to write."""
+    return [path for path in folder.glob("*") if not path.name.startswith(".")]
 
 
 def to_disk(path: Path) -> None:
@@ -97,13 +116,47 @@ def to_disk(path: Path) -> None:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
+def _beside(path: Path, *, hidden: str = ".") -> Iterator[Path]:
+    """A place for `path` in a temporary folder beside it; an OSError there names `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY) as folder:
+    name = f"{hidden}{path.name}"
+    remove_temporaries(path.parent, glob.escape(name))
+    with (
+        named(path),
+        TemporaryDirectory(dir=path.parent, prefix=f"{name}.", suffix=TEMPORARY) as folder,
+        _held(folder),
+    ):
         yield Path(folder) / path.name
 
 
-def open_regular(path: Path) -> BinaryIO:
+@contextmanager
+def _held(folder: str | Path) -> Iterator[None]:
+    """Lock a folder, where the file system can; BlockingIOError where another process does."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise  # other errors: a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an OSError name `path` where it names no file, as that of a full disk, or a temporary."""
+    try:
+        yield
+    except OSError as error:
+        where = str(error.filename or "")
+        if error.errno is None or (where and not (path.name in where and TEMPORARY in where)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def open_regular(path: Path) -> BufferedReader:
     """Open a file that others may have placed; OSError for a pipe or device, which may not end."""
     return open(path, "rb", opener=_regular)
 
@@ -117,9 +170,9 @@ def _regular(path: str, flags: int) -> int:
 
 
 def read_text(path: Path) -> str:
-    """The UTF-8 text in a file, as `open_regular` opens it."""
+    """The UTF-8 text in a file without a byte-order mark, as `open_regular` opens it."""
     with open_regular(path) as file:
-        return file.read().decode()
+        return file.read().decode("utf-8-sig")
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from mla_lm.config.compose import read_as
 from mla_lm.config.secret import hidden, public
 from mla_lm.data import prepare
 from mla_lm.errors import UserError
-from mla_lm.files import claimed, write_object
+from mla_lm.files import claimed, unhidden, write_object
 
 CELLS, LOGS = "cells", "logs"
 STUDY = "study.json"
@@ -95,13 +95,13 @@ def _keep(planned: Plan, out: Path, command: str) -> None:
     study["arms"] = {name: public(arm) for name, arm in study["arms"].items()}
     arms = planned.configs.items()
     configs = {arm: public(cfg.model_dump(mode="json", exclude=NOT_KEPT)) for arm, cfg in arms}
-    if path.exists():
+    if path.exists() and any((out / CELLS).glob("*/checkpoints/*")):
         begun = read_as(Kept, path).model_dump(mode="json")
         for before, now in ((begun["study"], study), (begun["configurations"], configs)):
             for key in now:
                 if key not in MAY_CHANGE and now[key] != before.get(key):
                     raise UserError(f"out={out}: belongs to another study, whose {key} differs")
-    elif any(not inside.name.startswith(".") for inside in out.iterdir()):
+    elif unhidden(out) and not path.exists():
         raise UserError(f"out={out}: not empty, and no study; name a new folder")
     write_object(path, {"command": command, "study": study, "configurations": configs})
 

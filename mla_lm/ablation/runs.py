@@ -1,6 +1,7 @@
 """Runs as pandas frames, read from their folders: one row per run, and their curves.
 
-What `train.py` logs is in `metrics/version_*/metrics.csv`, a version for each start of the run.
+What `train.py` logs is in `metrics/version_*/metrics.csv`, a version for each start of a run. What
+an earlier start logged beyond the step from which a later one went on is of weights that are gone.
 Speeds are in `metrics.json` where `eval.py parts=[profile]` wrote them; in a study they and the
 peak memory are in `cost.json`. Knows nothing of statistics and reports.
 """
@@ -169,7 +170,7 @@ def _curve(cfg: RunConfig, folder: Path) -> DataFrame:
 
     Seconds leave validations out; they are NaN where no speed was logged.
     """
-    logged = _logged(folder)
+    logged = {step: row for step, row in _logged(folder).items() if step <= cfg.trainer.max_steps}
     curve = DataFrame.from_dict(logged, orient="index", dtype=float).sort_index()
     curve = curve.reindex(columns=dict.fromkeys([*LOGGED, SPEED, *curve.columns]))
     curve["step"] = curve.index.astype(int)
@@ -188,7 +189,7 @@ def _tokens_per_step(cfg: RunConfig) -> int:
 
 
 def _logged(folder: Path) -> dict[int, dict[str, float]]:
-    """What was logged after each optimizer step, by step; a later start of the run wins."""
+    """What training logged after each optimizer step, by step; a later start of the run wins."""
     found: dict[int, dict[str, float]] = {}
     files = {
         int(number): path
@@ -199,16 +200,25 @@ def _logged(folder: Path) -> dict[int, dict[str, float]]:
         try:
             text = path.read_text(encoding="utf-8")
             whole, _, _ = text.rpartition("\n")  # without a line that was cut short
-            for row in csv.DictReader(whole.splitlines()):
-                values = {key: float(value) for key, value in row.items() if value}
-                step = int(values.pop("step"))
-                if not 0 <= step < LARGEST:
-                    raise ValueError(f"step={step}")
-                bounded = {k: v if abs(v) < LARGEST else math.nan for k, v in values.items()}
-                found.setdefault(step + 1, {}).update(bounded)
+            rows = [
+                {key: float(value) for key, value in row.items() if value}
+                for row in csv.DictReader(whole.splitlines())
+            ]
+            by_step = [(int(row.pop("step")) + 1, _bounded(row)) for row in rows]
+            if not all(0 < step <= LARGEST for step, _ in by_step):
+                raise ValueError("a step that is none")
         except (ValueError, KeyError, TypeError, OverflowError, OSError, csv.Error) as error:
             raise UserError(f"{path}: not the metrics of a run ({one_line(error)})") from None
+        own = [(step, row) for step, row in by_step if "epoch" in row]  # those of eval.py have none
+        began = min((step for step, _ in own), default=math.inf)
+        found = {step: row for step, row in found.items() if step <= began}
+        for step, row in own:
+            found.setdefault(step, {}).update(row)
     return found
+
+
+def _bounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {key: v if abs(v) < LARGEST else math.nan for key, v in values.items()}
 
 
 def read_if_there(path: Path) -> dict[str, Any]:

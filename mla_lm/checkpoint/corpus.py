@@ -4,6 +4,7 @@ A record comes from anyone, so its paths are only claims. The folder of prepared
 they are verified are the user's alone.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,8 @@ def settle_corpus(
     `data` holds what `record` says, `asked` the same group of the command line.
     """
     data = with_values(data, {key: asked[key] for key in ("cache_dir", "verify")})
-    if all(asked.get(key) == value for key, value in data.named.items()):
+    given = {key: os.path.expanduser(v) for key, v in asked.items() if isinstance(v, str)}
+    if data.named.items() <= given.items():
         return data, None
     settings = record.data.get("settings")
     source = settings.get("source") if isinstance(settings, dict) else None

@@ -16,7 +16,7 @@ from mla_lm.config.secret import public
 from mla_lm.data.prepared import sha256
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.files import remove_temporaries, replacing
+from mla_lm.files import remove_temporaries, write_text
 
 RECORD = "mla_lm"  # the key of the record in the file
 STEP = "global_step"  # Lightning's key of the optimizer steps done
@@ -85,8 +85,7 @@ def write_run_files(run_dir: Path, cfg: RunConfig, record: Record) -> dict[str, 
     }
     remove_temporaries(run_dir)
     for name, text in files.items():
-        with replacing(run_dir / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(run_dir / name, text)
     return shown
 
 

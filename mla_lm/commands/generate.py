@@ -8,18 +8,17 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.config.cli import parse_options, require_path
+from mla_lm.config.section import Name, PathName
 from mla_lm.errors import UserError, raw_output
 
 if TYPE_CHECKING:
     from mla_lm.data.tokenizer import Tokenizer
     from mla_lm.model import Transformer
-
-Strings = tuple[Annotated[str, Field(min_length=1)], ...]
 
 
 class Options(BaseModel):
@@ -27,9 +26,9 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    ckpt: str = Field(min_length=1, description="a checkpoint file or a run folder")
+    ckpt: PathName = Field(description="a checkpoint file or a run folder")
     prompt: tuple[str, ...] = Field((), description="TEXT, @FILE or - for standard input")
-    stop: Strings = Field((), description="stop string, not printed")
+    stop: tuple[Name, ...] = Field((), description="stop string, not printed")
     max_new_tokens: int = Field(128, gt=0, description="tokens per prompt")
     temperature: float = Field(0.6, ge=0, description="0: greedy")
     top_k: int = Field(50, ge=0, description="top-k (0: off)")
@@ -78,7 +77,7 @@ def run(arguments: Sequence[str]) -> None:
         _complete(model, tokenizer, prompts, options)
     while not prompts:
         try:
-            prompt = input("> ")
+            prompt = input("> ").removeprefix("\ufeff")  # a byte-order mark
             prompt.encode()
         except EOFError:
             return
@@ -129,9 +128,9 @@ def _complete(
 def _read_prompt(prompt: str) -> str:
     try:
         if prompt == "-":
-            return sys.stdin.buffer.read().decode()
+            return sys.stdin.buffer.read().decode("utf-8-sig")
         if prompt.startswith("@"):
-            return Path(prompt[1:]).read_text(encoding="utf-8")
+            return Path(prompt[1:]).expanduser().read_text(encoding="utf-8-sig")
         return prompt.encode().decode()
     except (OSError, UnicodeError) as error:
         raise UserError(f"prompt={prompt!r}: {error}") from None

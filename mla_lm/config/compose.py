@@ -4,6 +4,7 @@ Hydra composes the YAML of `configs/`, pydantic validates the result once; below
 a `RunConfig` and nothing else. Torch is not imported before the configuration is known to be good.
 """
 
+import os
 import secrets
 import string
 import time
@@ -17,11 +18,11 @@ from pydantic import BaseModel, ValidationError
 from mla_lm.config import CONFIGS, RunConfig, YarnConfig, explain
 from mla_lm.config.secret import remember
 from mla_lm.config.section import value_at
+from mla_lm.config.text import literal
 from mla_lm.errors import UserError, one_line
 from mla_lm.files import read_object
 
 OWN_YAML = ("logger", "callbacks")  # the user's classes, which no checkpoint stores
-BARE = {"eval": "ckpt"}  # the key that a word without one is for
 UNSET = object()
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -92,7 +93,7 @@ def _merged(
 
 
 def compose(
-    name: str, overrides: Sequence[str], values: Mapping[str, Any] | None = None
+    name: str, overrides: Sequence[str], values: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Compose `configs/NAME.yaml` with Hydra overrides into a resolved plain dict.
 
@@ -100,13 +101,28 @@ def compose(
     """
     import hydra
 
-    for key, value in (values or {}).items():
-        _require_no_variable(key, value)
-    overrides = explain.checked(overrides, bare=BARE.get(name))
-    with explained(), hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+    overrides = explain.checked(overrides, application=name)
+    with (
+        explained(),
+        _outside_other_applications(),
+        hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)),
+    ):
         composed = hydra.compose(name, overrides)
-        composed.update(values or {})
+        composed.update({key: literal(str(text)) for key, text in (values or {}).items()})
         return _resolved(composed)
+
+
+@contextmanager
+def _outside_other_applications() -> Iterator[None]:
+    """Hydra is free for a composition of its own, also inside an application of the user's."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    around = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = around
 
 
 def _resolved(cfg: Any) -> dict[str, Any]:
@@ -123,12 +139,21 @@ def _resolved(cfg: Any) -> dict[str, Any]:
         if cfg.resume == "auto":
             raise UserError("resume=auto: needs run_dir=DIR, the folder of the run to continue")
         cfg.run_dir = time.strftime("runs/%Y-%m-%d_%H-%M-%S_") + _letters(4)  # two in one second
+    elif str(cfg.get("run_dir")).startswith("~"):
+        cfg.run_dir = os.path.expanduser(cfg.run_dir)  # loggers interpolate it
     if "run_id" in cfg and cfg.run_id is None:
         cfg.run_id = _letters(8)
-    values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    values: Any = _given(OmegaConf.to_container(cfg, resolve=True))
     if isinstance(values.get("model"), dict):
         values["model"].pop("sizes", None)
     return values
+
+
+def _given(values: Any) -> Any:
+    """What is not missing: pydantic names it after the keys that nobody knows."""
+    if not isinstance(values, dict):
+        return values
+    return {key: _given(value) for key, value in values.items() if value != "???"}
 
 
 def _letters(n: int) -> str:
@@ -139,7 +164,7 @@ def _letters(n: int) -> str:
 def _vocabulary_of(path: str) -> int:
     from mla_lm.data.tokenizer import vocabulary_of
 
-    return vocabulary_of(path)
+    return vocabulary_of(os.path.expanduser(path))
 
 
 def validate(kind: type[Model], values: Mapping[str, Any]) -> Model:

@@ -71,7 +71,7 @@ def prepare(
     if cfg.tokenizer.kind == "pretrained":
         existing = tokenizer or Tokenizer.pretrained(cfg.tokenizer)
         settings["tokenizer_json"] = sha256(existing.json)
-    folder = Path(os.path.expanduser(cfg.cache_dir)) / f"{cfg.kind}-{sha256(settings)[:16]}"
+    folder = Path(cfg.cache_dir) / f"{cfg.kind}-{sha256(settings)[:16]}"
     if listed == {} and (cfg.verify == "full" or not folder.exists()):
         raise _not_asked(cfg, "a data set of the hub")
     try:
@@ -164,7 +164,8 @@ def _prepare(
     if corpus.val is None:
         _require_balance(manifest, cfg.val_fraction)
     elif manifest["val"]["documents"] == 0:
-        raise UserError(f"{corpus.name}: no validation text")
+        key = "val_path" if getattr(cfg, "val_path", None) else "val_split"
+        raise UserError(f"data.{key}={getattr(cfg, key)}: no text for validation")
 
 
 def _require_balance(manifest: dict[str, Any], val_fraction: float) -> None:

@@ -71,6 +71,13 @@ class PreparedData(NamedTuple):
         """Of the ids of the validation split, in order."""
         return sha256("".join(shard["sha256"] for shard in self.manifest["val"]["shards"]))
 
+    def require_intact(self, split: str) -> None:
+        """UserError where a byte of a split is not as it was prepared."""
+        stream: TokenStream = getattr(self, split)
+        for path, shard in zip(stream.paths, self.manifest[split]["shards"], strict=True):
+            if digest(path) != shard["sha256"]:
+                raise UserError(f"{path}: its bytes have changed")
+
     def describe(self, *, n_dropped: int, n_epochs: float) -> str:
         """For the console; `n_dropped` training tokens are left over after the last row."""
         use = f"({n_epochs:,.2f} epochs, {n_dropped} left over)"
@@ -115,7 +122,10 @@ def dtype_of(tokenizer: Tokenizer) -> str:
 def open_prepared(folder: Path, *, verify: str) -> PreparedData:
     """Map a prepared folder; raises UserError naming the file that is not as it was prepared."""
     try:
-        return _open(folder, full=verify == "full")
+        found = _open(folder)
+        for split in SPLITS if verify == "full" else ():
+            found.require_intact(split)
+        return found
     except UserError as error:
         reason = str(error)
     except OSError as error:
@@ -125,7 +135,7 @@ def open_prepared(folder: Path, *, verify: str) -> PreparedData:
     raise UserError(f"{reason}; delete {folder}")
 
 
-def _open(folder: Path, *, full: bool) -> PreparedData:
+def _open(folder: Path) -> PreparedData:
     if folder.is_symlink():
         raise UserError(f"{folder}: a link; set data.cache_dir to the folder it leads to")
     for path in (folder / MANIFEST, folder / TOKENIZER):
@@ -146,8 +156,6 @@ def _open(folder: Path, *, full: bool) -> PreparedData:
             belong = shard["tokens"] * np.dtype(dtype).itemsize
             if (size := _size(path)) != belong:
                 raise UserError(f"{path}: {size} bytes where {belong} belong")
-            if full and digest(path) != shard["sha256"]:
-                raise UserError(f"{path}: its bytes have changed")
             paths.append(path)
         streams.append(TokenStream(paths, dtype=dtype, vocab_size=tokenizer.vocab_size))
     return PreparedData(streams[0], streams[1], tokenizer, manifest)

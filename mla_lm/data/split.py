@@ -95,7 +95,8 @@ def choose_split(
     texts = [text for position, text in kept if position >= threshold]
     if not texts:
         held_out = f"{n_documents} document(s) with text, none left for training"
-        raise UserError(f"{corpus.name}: {held_out} (data.val_fraction={cfg.val_fraction})")
+        share = "" if has_val else f" (data.val_fraction={cfg.val_fraction})"
+        raise UserError(f"{corpus.name}: {held_out}{share}")
     if tokenizer is None:
         learned = (piece for text in texts if learns for piece in pieces([text]))
         keys = cfg.tokenizer.model_dump(include={"vocab_size", "end_of_text"})

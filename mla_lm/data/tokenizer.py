@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -174,7 +173,7 @@ def vocabulary_of(path: str) -> int:
 
 def _read(path: str) -> tokenizers.Tokenizer:
     """A file, a folder with a `tokenizer.json`, or a name on the hub."""
-    where = Path(os.path.expanduser(path))
+    where = Path(path)
     where = where / "tokenizer.json" if where.is_dir() else where
     if not where.is_file() and not HUB_NAME.fullmatch(path):
         raise UserError(f"data.tokenizer.path={path}: no such file, and no name on the hub")

@@ -70,9 +70,9 @@ def load_tasks(model: Transformer, tokenizer: Tokenizer, cfg: EvalConfig) -> Cal
 def _question_file(task: str, cfg: EvalConfig) -> QuestionFile | None:
     """The file that a name of `eval.yaml` or a path means; None for a task of the harness."""
     if file := cfg.question_files.get(task):
-        return file.model_copy(update={"path": str(Path(cfg.tasks_dir, file.path).expanduser())})
+        return file.model_copy(update={"path": str(Path(cfg.tasks_dir, file.path))})
     if task.removesuffix(".gz").endswith(".jsonl"):
-        return QuestionFile(path=str(Path(task).expanduser()), delimiter=" ")
+        return QuestionFile(path=task, delimiter=" ")
     return None
 
 

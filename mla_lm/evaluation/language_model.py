@@ -3,7 +3,7 @@
 B batch, T tokens, V vocabulary, L MoE layers, E experts, Q kinds of tokens.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise, repeat
 from typing import Any, NamedTuple
 
@@ -32,8 +32,8 @@ from mla_lm.objective.metrics import (
 AT_ONCE = 1024  # strides of a sliding context scored together, which limits memory
 
 
-def language_model(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
-    """Metrics of the validation split; draws loss by position, and experts by kind of token."""
+def language_model(subject: Subject, cfg: EvalConfig) -> Iterator[dict[str, Any]]:
+    """Metrics of the validation split; then draws loss by position, experts by kind of token."""
     model, run, tokenizer = subject.model, subject.run, subject.tokenizer
     data, seq_len = subject.data(), cfg.context or run.data.seq_len
     batches = EvalLoader(data.val, seq_len=seq_len, batch_size=cfg.batch_size)
@@ -51,20 +51,20 @@ def language_model(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
         kinds=kinds,
         n_kinds=len(names),
     )
-    done = f"{n_batches} of {len(batches)} batches of {seq_len}"
-    print(f"{subject.path}  {subject.precision}  {done}")
     ranges = by_position(found.positions)
-    draw_by_position(subject.folder / f"loss_by_position{cfg.suffix}.png", ranges)
     of_text = {"val/loss_by_position": ranges, "val/sha256": data.val_sha256}
     metrics = found.metrics | of_text
+    if cfg.stride is not None:
+        separator = tokenizer.end_of_text if run.data.mask_documents else None
+        metrics |= sliding_loss(model, ids, tokenizer, stride=cfg.stride, separator=separator)
+    yield metrics
+    done = f"{n_batches} of {len(batches)} batches of {seq_len}"
+    print(f"{subject.path}  {subject.precision}  {done}")
+    draw_by_position(subject.folder / f"loss_by_position{cfg.suffix}.png", ranges)
     if found.load_by_kind is not None:
         picture = subject.folder / f"expert_kinds{cfg.suffix}.png"
         draw_by_kind(picture, found.load_by_kind, names, layers)
         print(f"which experts take which tokens: {picture}")
-    if cfg.stride is not None:
-        separator = tokenizer.end_of_text if run.data.mask_documents else None
-        metrics |= sliding_loss(model, ids, tokenizer, stride=cfg.stride, separator=separator)
-    return metrics
 
 
 class Evaluation(NamedTuple):

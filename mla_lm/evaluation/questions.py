@@ -1,5 +1,6 @@
 """Question files: JSONL, plain or .gz, of one of four shapes; the first line tells which."""
 
+import codecs
 import gzip
 import zlib
 from pathlib import Path
@@ -106,7 +107,8 @@ def read_questions(path: Path, *, limit: int | None = None) -> list[Question]:
     """The first `limit` questions of a file; UserError names the file and line of a bad one."""
     try:
         content = path.read_bytes()
-        lines = (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        lines = content.removeprefix(codecs.BOM_UTF8).splitlines()
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
     questions: list[Question] = []

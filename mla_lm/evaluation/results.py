@@ -1,6 +1,6 @@
 """Metrics on the console, in `metrics.json` with their conditions, and to loggers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,24 @@ from rich.table import Table
 
 from mla_lm.config import EvalConfig
 from mla_lm.config.secret import public
-from mla_lm.errors import UserError, inline
+from mla_lm.errors import UserError, inline, warned
 from mla_lm.evaluation.subject import Subject
-from mla_lm.files import read_object, write_object
+from mla_lm.files import read_object, require_writable, write_object
 from mla_lm.machine import hardware
 
 LOAD, ERROR = "moe/load", "_stderr"
+
+
+def show_results(
+    metrics: Mapping[str, Any], parts: Sequence[Iterator[object]], *, layers: Sequence[str]
+) -> None:
+    """For people: what the parts that have been measured draw, and tables."""
+    for part in parts:
+        with warned("picture"):
+            next(part, None)
+    if metrics:
+        with warned("table"):
+            metrics_table(metrics, layers)
 
 
 class Results(BaseModel):
@@ -23,7 +35,7 @@ class Results(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
-    ckpt: str
+    sha256: str  # of the checkpoint
     precision: str
     limit: int | None
     seq_len: int
@@ -54,9 +66,17 @@ def metrics_table(metrics: Mapping[str, Any], layers: Sequence[str]) -> None:
         console.print(table)
 
 
-def write_results(subject: Subject, cfg: EvalConfig, metrics: Mapping[str, Any]) -> Path:
-    """The file with `metrics` in it; it keeps other results of the same conditions and texts."""
-    target = subject.folder / f"metrics{cfg.suffix}.json"
+def results_file(subject: Subject, cfg: EvalConfig) -> Path:
+    """Where `metrics` go; UserError where they cannot."""
+    path = subject.folder / f"metrics{cfg.suffix}.json"
+    require_writable(path)
+    return path
+
+
+def write_results(
+    target: Path, subject: Subject, cfg: EvalConfig, metrics: Mapping[str, Any]
+) -> None:
+    """Write `metrics`; the file keeps other results of the same conditions and texts."""
     conditions = {
         "ckpt": subject.path.name,
         "step": subject.step,
@@ -72,12 +92,11 @@ def write_results(subject: Subject, cfg: EvalConfig, metrics: Mapping[str, Any])
         before = read_object(target)
     except UserError:
         before = {}
-    texts = {name: value for name, value in metrics.items() if name.endswith("/sha256")}
-    fixed = (conditions | texts).items()
-    if any(before.get(name, value) != value for name, value in fixed):
+    known = {name: value for name, value in metrics.items() if name in before}
+    texts = {name: value for name, value in known.items() if name.endswith("/sha256")}
+    if before | conditions | texts != before:
         before = {}
     write_object(target, {**before, **conditions, **metrics})
-    return target
 
 
 def log_results(

@@ -43,8 +43,9 @@ class Subject(NamedTuple):
     listed: dict[str, Any] | None
 
     def data(self) -> PreparedData:
-        """The corpus; UserError when it is the run's own and has changed since."""
+        """The corpus, its validation split verified; UserError where it is not the run's own."""
         found = prepare(self.run.data, tokenizer=self.tokenizer, listed=self.listed)
+        found.require_intact("val")
         if self.record is not None:
             records.require_corpus(self.path, self.record, found.manifest)
         return found
@@ -57,7 +58,7 @@ def load_subject(cfg: EvalConfig, *, data_overrides: Sequence[str] = ()) -> Subj
     """
     if of_tokenizer := [o for o in data_overrides if key_of(o).startswith("data.tokenizer")]:
         raise UserError(f"{of_tokenizer[0]}: the tokenizer is that of ckpt={cfg.ckpt}")
-    path = Path(cfg.ckpt).expanduser()
+    path = Path(cfg.ckpt)
     text = [o for o in data_overrides if key_of(o) not in OF_USER]
     listed = None
     if is_foreign(path):
@@ -70,11 +71,11 @@ def load_subject(cfg: EvalConfig, *, data_overrides: Sequence[str] = ()) -> Subj
         files = [*sorted(path.glob("*.safetensors")), path / "config.json", path / "tokenizer.json"]
         sha256 = hashlib.sha256("".join(map(digest, files)).encode()).hexdigest()
     else:
-        path = find.locate(cfg.ckpt)
-        model, run, tokenizer = find.load_checkpoint(path, context=cfg.context)
-        record, content = find.read(path, records.RECORD)
-        folder, step, sha256 = find.run_folder(path), content[records.STEP], digest_of(path)
-        data = run.data
+        found = find.find(cfg.ckpt, records.WEIGHTS)
+        path, record = found.path, found.record
+        model, run, tokenizer = found.model(cfg.context)
+        folder, step = find.run_folder(path), found.content[records.STEP]
+        sha256, data = digest_of(path), run.data
         if text:
             own = run.model_copy(update={"init_from": None})
             data = with_overrides(own, text, keep=KEPT).data

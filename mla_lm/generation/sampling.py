@@ -64,7 +64,5 @@ def draw(weights: Tensor, generator: torch.Generator) -> Tensor:
     Raises UserError for weights that are not finite.
     """
     if not torch.isfinite(weights).all():
-        raise UserError(
-            "the model's logits are not finite: it diverged, or its weights are damaged"
-        )
+        raise UserError("the model's logits are not finite: its weights diverged, or are damaged")
     return torch.multinomial(weights, 1, generator=generator).squeeze(-1)

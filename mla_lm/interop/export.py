@@ -9,13 +9,14 @@ from typing import Any
 import tokenizers
 import torch
 
+from mla_lm.checkpoint.file import digest_of
 from mla_lm.checkpoint.find import read_weights, run_folder
 from mla_lm.checkpoint.record import Record
 from mla_lm.config import ModelConfig
 from mla_lm.config.compose import read_as
 from mla_lm.cost import cache_elements_per_token, count_parameters
 from mla_lm.data.tokenizer import Tokenizer
-from mla_lm.errors import UserError, visible
+from mla_lm.errors import UserError, one_line, visible
 from mla_lm.evaluation.results import Results
 from mla_lm.files import new_folder, write_object
 from mla_lm.interop.config_to_hf import config_dict
@@ -59,6 +60,10 @@ def export(
     """
     record, state, step = read_weights(checkpoint)
     cfg = record.run_config()
+    try:
+        origin = _origin(record, step)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # a record made by hand
+        raise UserError(f"{checkpoint}: its data cannot be described ({one_line(error)})") from None
     tokenizer = record.own_tokenizer()
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
     config = config_dict(cfg.model) | ends | {"dtype": str(dtype).removeprefix("torch.")}
@@ -73,7 +78,7 @@ def export(
         _write_tokenizer(folder, tokenizer, max_length=cfg.model.max_seq_len)
         sections = {"model": _model(cfg.model, config["dtype"]), "results": _results(checkpoint)}
         head = {"licence": licence, "name": in_markdown(out.resolve().name), "config": config}
-        card = CARD.format(**head, **sections, **_origin(record, step), version=version("mla_lm"))
+        card = CARD.format(**head, **sections, **origin, version=version("mla_lm"))
         (folder / "README.md").write_text(card, encoding="utf-8")
     return str(config["architectures"][0])
 
@@ -135,8 +140,9 @@ def _results(checkpoint: Path) -> str:
     except UserError as error:
         print(f"skipped {error}", file=sys.stderr)
         found = None
-    numbers = found.numbers() if found else {}
-    if not found or found.ckpt != checkpoint.name or found.data or "val/loss" not in numbers:
+    of_these = found is not None and found.sha256 == digest_of(checkpoint) and not found.data
+    numbers = found.numbers() if found and of_these else {}
+    if not found or "val/loss" not in numbers:
         return "Not evaluated.\n"
     part = f", the first {found.limit} batches" if found.limit else ""
     rows = f"rows of {found.seq_len} tokens, {in_markdown(found.precision)}{part}"

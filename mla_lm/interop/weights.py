@@ -91,8 +91,12 @@ class Shards:
             )
 
     def n_bytes(self) -> int:
-        """The size of all files."""
-        return sum(file.stat().st_size for file in {*self.file_of.values()})
+        """The size of all files, which can be opened."""
+        n = 0
+        for file in {*self.file_of.values()}:
+            with _opened(file):
+                n += file.stat().st_size
+        return n
 
     def describe(self, name: str) -> tuple[torch.dtype, list[int]]:
         """Dtype and shape of a tensor that is there; UserError where it cannot be read."""

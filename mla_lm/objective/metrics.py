@@ -26,9 +26,9 @@ def loss_sums(logits: Tensor, labels: Tensor, byte_lengths: Tensor) -> Tensor:
     flat = logits.float().flatten(0, 1)
     nats = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none")
     matches = exact_matches(logits[..., : len(byte_lengths)], labels)  # padding is never chosen
-    sums = (*text_sums(nats.view_as(labels), labels, byte_lengths), *matches)
-    # From the device first: Apple GPUs have no float64.
-    return torch.stack([each.cpu().double().sum(0) for each in sums], dim=-1)
+    found = (*text_sums(nats.view_as(labels), labels, byte_lengths), *matches)
+    sums = torch.stack([each.float() for each in found], dim=-1)  # (B, T, N_SUMS)
+    return sums.cpu().double().sum(0)  # in this order: Apple GPUs have no float64
 
 
 def text_sums(nats: Tensor, labels: Tensor, byte_lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,8 +52,9 @@ def exact_matches(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     starts = counted & ~F.pad(counted, (1, 0))[:, :-1]
     answer = starts.flatten().cumsum(dim=0)  # which answer a token belongs to, from 1
     wrong = counted & (logits.argmax(dim=-1) != labels)
-    missed = torch.zeros_like(wrong).flatten().index_fill(0, answer[wrong.flatten()] - 1, True)
-    return starts & ~missed[answer - 1].view_as(starts), starts
+    of = (answer - 1).clamp(min=0)
+    missed = torch.zeros_like(answer).scatter_reduce(0, of, wrong.flatten().long(), "amax")
+    return starts & (missed[of] == 0).view_as(starts), starts
 
 
 def summarize(sums: Tensor, *, graded: bool) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """What a user is told during a run: progress, samples, loss spikes."""
 
-import os
 import re
 import textwrap
 import time
@@ -18,9 +17,12 @@ from mla_lm.checkpoint.alike import require_alike
 from mla_lm.cost import train_flops_per_token
 from mla_lm.data.loader import Stream
 from mla_lm.data.tokenizer import Tokenizer
+from mla_lm.errors import UserError
+from mla_lm.files import write_text
 from mla_lm.generation import Completion, Sampling
-from mla_lm.machine import product_ceiling, resolve_precision
+from mla_lm.machine import MatmulPeak, resolve_precision
 from mla_lm.terminal import Bar
+from mla_lm.training.checkpoints import Shown
 from mla_lm.training.module import LanguageModel
 from mla_lm.training.plots import publish
 
@@ -45,7 +47,7 @@ class Progress(L.Callback):
         assert isinstance(pl_module, LanguageModel)
         cfg = pl_module.cfg
         precision = resolve_precision(cfg.precision, pl_module.device.type)
-        self.ceiling = product_ceiling(precision, pl_module.device)
+        self.peak = MatmulPeak(precision, pl_module.device)
         self.unit = "of matmul peak" if pl_module.device.type == "cpu" else "MFU"
         self.flops_per_token = train_flops_per_token(cfg.model, cfg.data.seq_len)
         columns = (
@@ -73,18 +75,27 @@ class Progress(L.Callback):
         self.bar.update(TaskID(0), completed=step)
         if pl_module.micro_losses or not pl_module.is_logged:
             return
+        found = trainer.callback_metrics
+        loss, bpb = (float(found[f"train/{name}"]) for name in ("text_loss", "bpb"))
+        text = f"loss {loss:.3f}  {bpb:.3f} bits/byte"
+        if step == 1 < min(pl_module.cfg.trainer.log_every_n_steps, trainer.max_steps):
+            self._say(trainer, text)  # a first step is no measure of speed
+            return
         seconds = time.perf_counter() - self.since
         speed = self.tokens / seconds
-        mfu = speed * self.flops_per_token / (self.ceiling * trainer.world_size)
-        pl_module.log_dict({"train/tokens_per_second": speed, "train/mfu": mfu})
-        loss, bpb = (float(trainer.callback_metrics[f"train/{name}"]) for name in ("ce", "bpb"))
-        text = f"loss {loss:.3f}  {bpb:.3f} bits/byte  {speed:,.0f} tokens/s  {mfu:.0%} {self.unit}"
+        mfu = self.peak.share(speed * self.flops_per_token / trainer.world_size)
+        logged = {"train/tokens_per_second": speed} | ({} if mfu is None else {"train/mfu": mfu})
+        pl_module.log_dict(logged)
+        left = (trainer.max_steps - step) * seconds / steps / 60
+        text += f"  {speed:,.0f} tokens/s" + ("" if mfu is None else f"  {mfu:.0%} {self.unit}")
+        self._say(trainer, text, f"  {left:.1f} min left")
+        self._restart_clock(trainer)
+
+    def _say(self, trainer: L.Trainer, text: str, left: str = "") -> None:
         self.text = text
         self.bar.update(TaskID(0), description=text)
         if self.bar.disable:
-            left = (trainer.max_steps - step) * seconds / steps / 60
-            print(f"step {step}/{trainer.max_steps}  {text}  {left:.1f} min left", flush=True)
-        self._restart_clock(trainer)
+            print(f"step {trainer.global_step}/{trainer.max_steps}  {text}{left}", flush=True)
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, idx: int, _: int = 0
@@ -113,8 +124,8 @@ class Progress(L.Callback):
         self.tokens, self.step, self.since = 0, trainer.global_step, time.perf_counter()
 
 
-class Samples(L.Callback):
-    """Continues a few prompts at every validation into `samples.md`; the first is printed too.
+class Samples(Shown):
+    """Continues a few prompts after every validation into `samples.md`; prints the first too.
 
     Without `prompts`, the first words of validation documents.
     """
@@ -133,13 +144,13 @@ class Samples(L.Callback):
             tokens = trainer.val_dataloaders.tokens  # type: ignore[union-attr] # an `EvalLoader`
             self.prompts = first_words(tokens, pl_module.tokenizer, n_tokens=n)
         for prompt in self.prompts:
-            self._completion(pl_module, prompt, seed=0)
+            try:
+                self._completion(pl_module, prompt, seed=0)
+            except UserError as error:
+                raise UserError(f"callbacks.samples.prompts: {error}, from data.seq_len") from None
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        path = Path(trainer.default_root_dir) / "samples.md"
-        if not trainer.is_global_zero:  # the other ranks run the model too: it may be sharded
-            path = Path(os.devnull)
-        samples = []
+    def show(self, trainer: L.Trainer, pl_module: LanguageModel) -> None:
+        samples = []  # on all ranks: the model may be sharded
         for seed, prompt in enumerate(self.prompts or ()):
             completion = self._completion(pl_module, prompt, seed=seed)
             text = completion.prompts[0] + "".join(piece for _, piece in completion)
@@ -147,8 +158,9 @@ class Samples(L.Callback):
             samples.append(f"{title}\n\n{textwrap.indent(text.rstrip(), '    ')}\n")
         if samples:
             print(samples[0], flush=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n".join((f"## step {trainer.global_step}\n", *samples, "")))
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "samples.md"
+            write_entry(path, trainer.global_step, "\n".join((*samples, "")))
         publish(trainer, "samples", "\n".join(samples))
 
     def _completion(self, pl_module: L.LightningModule, prompt: str, *, seed: int) -> Completion:
@@ -161,6 +173,16 @@ class Samples(L.Callback):
             sampling=Sampling(temperature=0.6, top_k=50),
             seed=seed,
         )
+
+
+def write_entry(path: Path, step: int, text: str) -> None:
+    """Add the entry of a step to a Markdown file, in place of it and of later ones there are."""
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    for heading in re.finditer(r"^## step (\d+)$", before, re.MULTILINE):
+        if int(heading[1]) >= step:
+            before = before[: heading.start()]
+            break
+    write_text(path, f"{before}## step {step}\n\n{text}")
 
 
 def first_words(ids: Stream, tokenizer: Tokenizer, *, n_tokens: int) -> list[str]:
@@ -202,4 +224,4 @@ class LossSpikes(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         losses = state_dict["losses"]
         require_alike(losses, [0.0] * len(losses), "callbacks.LossSpikes")
-        self.losses.extend(losses)
+        self.losses = deque(losses, self.losses.maxlen)

@@ -31,7 +31,6 @@ from mla_lm.objective.metrics import (
 )
 from mla_lm.objective.optimizer import build_optimizer
 from mla_lm.objective.schedules import bias_speed, lr_multiplier, mtp_weight
-from mla_lm.training.restore import require_restorable
 
 
 class LanguageModel(L.LightningModule):
@@ -98,11 +97,15 @@ class LanguageModel(L.LightningModule):
         if out.routing:
             self.row_loads.append(balance.expert_load(out.routing, batch.input_counted))
         step = self.global_step + 1
-        self.is_logged = step % cfg.trainer.log_every_n_steps == 0 or step == max_steps
+        every = cfg.trainer.log_every_n_steps
+        self.is_logged = step % every == 0 or step in (1, max_steps)
+        own: Any = self.trainer
+        own.log_every_n_steps = 1 if step == 1 else every  # Lightning would leave the first out
         found = {"loss": loss, **terms}
         if self.is_logged:
-            of_text, _, n_bytes = text_sums(nats, batch.labels[:, 1:], self.byte_lengths)
-            found |= {"nats": of_text.sum(), "bytes": n_bytes.sum().float()}
+            of_text = text_sums(nats, batch.labels[:, 1:], self.byte_lengths)
+            sums = [each.sum().float() for each in of_text]
+            found |= dict(zip(("nats", "tokens", "bytes"), sums, strict=True))
         self.terms = tuple(found)
         self.micro_losses.append(torch.stack([*found.values()]).detach())
         return loss
@@ -143,7 +146,8 @@ class LanguageModel(L.LightningModule):
         found = dict(zip(self.terms, values, strict=True))
         loss = found["loss"]
         if self.is_logged:
-            found["bpb"] = bits_per_byte(found.pop("nats"), found.pop("bytes"))
+            nats, n_tokens, n_bytes = map(found.pop, ("nats", "tokens", "bytes"))
+            found |= {"text_loss": nats / (n_tokens or 1), "bpb": bits_per_byte(nats, n_bytes)}
             found |= {"grad_norm": length, "lr": optimizer.param_groups[0]["lr"]}
             if scaler is not None:
                 found["loss_scale"] = scaler.get_scale()
@@ -245,6 +249,4 @@ class LanguageModel(L.LightningModule):
         checkpoint["n_skipped"] = self.n_skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises UserError for what no run of this configuration saves."""
-        require_restorable(checkpoint, self.trainer, self.cfg)
         self.n_skipped = checkpoint["n_skipped"]

@@ -1,6 +1,7 @@
 """Settle what is run, the same on all ranks: checkpoint, device, corpus; then train it."""
 
 import shlex
+import signal
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,6 +16,7 @@ from mla_lm.config.secret import hidden, public
 from mla_lm.config.section import leaves
 from mla_lm.cost import describe
 from mla_lm.data import Tokenizer, prepare
+from mla_lm.errors import output_may_end
 from mla_lm.machine import Hardware, hardware, keep_freed_memory, require_memory
 from mla_lm.training import processes as ranks
 from mla_lm.training.plan import rehearse, settled
@@ -24,6 +26,7 @@ VERSIONS = ("python", "torch", "lightning", "commit", "precision")
 OF_THIS_START = ("run_dir", "run_id", "resume", "resume_allow")  # keys of no other start
 
 
+@output_may_end(partial(signal.raise_signal, signal.SIGTERM))  # which saves, then ends the run
 def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     """The run of one rank, from its configuration to its last checkpoint.
 

@@ -206,11 +206,12 @@ def test_killed_again_and_again_it_gets_there(cfg: DataConfig, undisturbed: Prep
     """`kill -9` behind two more blocks each time; two processes wait for the last one."""
     firsts, waiting = [], list[Process]()
     for _ in range(3):
-        process = start(cfg, seconds=0.02)
+        process = start(cfg, seconds=0.1)
         firsts.append(read_line(process))
         for _ in range(2):
             assert read_line(process).startswith("tokenizing")
         if len(firsts) == 3:
+            process.send_signal(signal.SIGSTOP)  # however long the others take to start
             waiting = [start(cfg) for _ in range(2)]
             for other in waiting:
                 assert read_line(other).startswith("waiting for another process")

@@ -288,7 +288,8 @@ def test_a_corpus_with_a_bad_row_or_nothing_to_validate_on_is_not_finished(
         assert one_line(lambda: prepare(cfg)).startswith(f"{path}: line 31: not JSON")
     path.write_text(whole)
     for _ in range(2):
-        assert one_line(lambda: prepare(cfg)) == f"{path}: no validation text"
+        line = f"data.val_path={tmp_path / 'empty.jsonl'}: no text for validation"
+        assert one_line(lambda: prepare(cfg)) == line
     assert not list(Path(cfg.cache_dir).glob("jsonl-*"))
 
 

@@ -101,7 +101,7 @@ def test_a_named_file_has_its_delimiter(tmp_path: Path) -> None:
 
 def test_compressed_files_blank_lines_and_a_limit(tmp_path: Path) -> None:
     text = "\n".join([json.dumps(CHOICE), "", json.dumps(CHOICE | {"gold": 0}), "bad"])
-    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(text.encode("utf-8-sig")))
     assert len(read_questions(tmp_path / "x.jsonl.gz", limit=2)) == 2
     found = scored(random_model(), tmp_path / "x.jsonl.gz", limit=1)
     assert found["x/n_items"] == 1

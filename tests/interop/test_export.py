@@ -79,13 +79,14 @@ def test_the_folder_is_complete(small: tuple[Path, Transformer], tmp_path: Path)
 
 
 def test_the_card_shows_what_was_measured(small: tuple[Path, Transformer], tmp_path: Path) -> None:
-    metrics = {"ckpt": small[0].name, "precision": "32-true", "limit": None, "seq_len": 80}
+    origin = {"ckpt": small[0].name, "sha256": checkpoint_file.digest_of(small[0])}
+    metrics = {**origin, "precision": "32-true", "limit": None, "seq_len": 80}
     path = small[0].with_name("metrics.json")
     path.write_text(json.dumps(metrics | {"val/loss": 3.6, "val/bpb": 1.47714, "x/y": 0.5}))
     card = (exported(small[0], tmp_path / "out") / "README.md").read_text()
     assert "| val/bpb | 1.4771 |" in card
     assert "x/y" not in card
-    path.write_text(json.dumps(metrics | {"ckpt": "step-000009.ckpt", "val/loss": 1.0}))
+    path.write_text(json.dumps(metrics | {"sha256": "of another of that name", "val/loss": 1.0}))
     assert "Not evaluated." in (exported(small[0], tmp_path / "other") / "README.md").read_text()
     path.unlink()
 

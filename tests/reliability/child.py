@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ import eval as evaluation
 import mla_lm.interop.export  # noqa: F401 # imported once, before processes are forked
 import train as application
 from mla_lm.__main__ import _run as run_verb
-from mla_lm.config import EvalConfig, RunConfig, cli
+from mla_lm.config import cli
 from mla_lm.errors import guard
 from mla_lm.generation import Completion  # noqa: F401
 from mla_lm.training import plots
@@ -36,7 +37,7 @@ def train(words: Sequence[str], log: str, changes: Sequence[Change] = ()) -> Non
     for change in changes:
         change()
     sys.argv = ["train.py", *words]
-    cli.main(application.train, name="train", kind=RunConfig)
+    cli.main(application.train, name="train", configured=application.configured)
 
 
 def _prepare(log: str) -> None:
@@ -67,11 +68,24 @@ def attempt(words: Sequence[str], place: Path, corpus: Path) -> None:
     sys.addaudithook(watch)
     sys.argv = list(words)
     if words[0] == "train.py":
-        cli.main(application.train, name="train", kind=RunConfig)
+        cli.main(application.train, name="train", configured=application.configured)
     elif words[0] == "eval.py":
-        cli.main(evaluation.evaluate, name="eval", kind=EvalConfig)
+        cli.main(evaluation.evaluate, name="eval", configured=evaluation.configured)
     else:
         guard(lambda: run_verb(*words))
+
+
+def slowly(seconds: float) -> None:
+    """Let every batch of a training or validation last at least so long."""
+    for name in ("training_step", "validation_step"):
+        step = getattr(LanguageModel, name)
+
+        def waiting(self: Any, *args: Any, step: Any = step) -> Any:
+            print("waiting", flush=True)
+            time.sleep(seconds)
+            return step(self, *args)
+
+        setattr(LanguageModel, name, waiting)
 
 
 def tell_myself(number: int, stage: str, batch: int, step: int | None = None) -> None:

@@ -10,7 +10,8 @@ import pickle
 import sys
 import zipfile
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.record import RECORD
+from mla_lm.training.restore import BATCHES
 from tests.reliability.conftest import Reference
 from tests.reliability.record import record
 from tests.reliability.runs import STEPS, checkpoint, run, steps
@@ -188,6 +190,43 @@ def test_forged_files_are_refused_and_nothing_runs(reference: Reference, tmp_pat
     n = len(FORGERIES)
     record("forged files refused, nothing executed", n - len(wrong), n)
     assert wrong == {}
+
+
+def set_at(*keys: Any, value: Any) -> Forgery:
+    """Another value, or none, at a place of the content."""
+    *above, last = keys
+    return edited(lambda content, path: reduce(getitem, above, content).update({last: value}))
+
+
+LOOP = ("loops", "fit_loop")
+MOMENTS = ("optimizer_states", 0, "state", 0)
+STATES: dict[str, Forgery] = {
+    "no optimizer": set_at("optimizer_states", value=[]),
+    "no moments": set_at("optimizer_states", 0, "state", value={}),
+    "moments of another shape": set_at(*MOMENTS, "exp_avg", value=torch.zeros(3)),
+    "negative squares": set_at(*MOMENTS, "exp_avg_sq", value=torch.tensor(-1.0)),
+    "schedulers": set_at("lr_schedulers", value=[{}]),
+    "another step": set_at("global_step", value=2**70),
+    "sample": set_at(*LOOP, "state_dict", "combined_loader", value=[{"sample": -1}]),
+    "no loops": set_at("loops", value=[]),
+    "more batches": set_at(*LOOP, BATCHES, "total", "ready", value=99),
+    "no generators": set_at("callbacks", "ExactResume", value={"ranks": []}),
+    "nothing of them": set_at("callbacks", "ExactResume", value={}),
+    "best step": set_at("callbacks", "Checkpoints", value={"best_step": "x", "best_loss": 1.0}),
+    "idle experts": set_at("callbacks", "ExpertLoad", "idle", value=torch.zeros(3)),
+    "version of Lightning": set_at("pytorch-lightning_version", value="x"),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_forged_state_is_refused_before_anything_is_written(
+    reference: Reference, tmp_path: Path, name: str
+) -> None:
+    STATES[name](checkpoint(reference.folder, 10), tmp_path / "x.ckpt")
+    words = (f"resume={tmp_path / 'x.ckpt'}", f"run_dir={tmp_path / 'run'}", "logger=csv")
+    status, said = run(words, tmp_path / "log"), (tmp_path / "log").read_text()
+    assert (status, said.count("error: ")) == (2, 1), said
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_watch_notices_what_a_payload_does(reference: Reference, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_nor_is_the_name_of_a_folder_or_the_id_of_a_cell(
     here = checkpoint(tmp_path / "link", STEPS)
     study = plan(load_study("smoke", {}, []))
     actions: list[Callable[[], object]] = [
-        lambda: resolve_origin(load_config([f"resume={here}"]), [f"resume={here}"]),
+        lambda: train_here(f"resume={here}", "trainer.max_steps=14"),
         lambda: evaluate_here(f"ckpt={here}", "logger=csv", "parts=[profile]"),
         lambda: study.cell_config(cells(study.study, {})[0], tmp_path, VARIABLE),
         lambda: train_here("run_dir='\\${oc.env:MLA_LM_TEST}'", *trained.overrides),

@@ -39,6 +39,7 @@ METRICS = {
     "train/grad_norm",
     "train/lr",
     "train/bpb",
+    "train/text_loss",
     "train/tokens_per_second",
     "train/mfu",
     "mtp/acceptance",

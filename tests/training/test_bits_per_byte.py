@@ -42,7 +42,7 @@ def test_a_separator_is_in_no_figure_of_a_text() -> None:
     figures |= {f"eval/{name}": figure for name, figure in found.metrics.items()}
     for name in ("train/bpb", "val/bpb", "eval/val/bpb", "sliding/bpb"):  # every token is a byte
         assert float(figures[name]) == pytest.approx(loss / math.log(2), rel=1e-5), name
-    for name in ("val/loss", "eval/val/loss", "sliding/loss"):
+    for name in ("train/text_loss", "val/loss", "eval/val/loss", "sliding/loss"):
         assert float(figures[name]) == pytest.approx(loss, rel=1e-5), name
     assert float(figures["train/ce"]) == pytest.approx(float(nats.mean()), rel=1e-5)
     for first, last, mean in by_position(found.positions):

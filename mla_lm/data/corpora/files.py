@@ -35,7 +35,7 @@ def find_files(path: str, *, key: str, suffixes: tuple[str, ...] = ("",)) -> Fil
     A folder gives those of one of the `suffixes`. Hidden files are left out, and folders that this
     package wrote; a file with several names counts once. Raises UserError where there is none.
     """
-    where = Path(os.path.expanduser(path))
+    where = Path(path)
     if where.is_file():
         return {where.name: where}
     if where.is_dir():

@@ -1,6 +1,5 @@
 """The corpus that a configuration names: one reader for every `data.kind`."""
 
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -53,7 +52,7 @@ def _from_files(
 
 def _from_hub(cfg: config.HubConfig) -> Corpus:
     """A data set by name; the source of a local folder also describes its files."""
-    local = Path(os.path.expanduser(cfg.name))
+    local = Path(cfg.name)
     source = files.source(files.below(local)) if local.is_dir() else {}
     read = partial(tables.hub_documents, cfg)
     val = partial(read, cfg.val_split) if cfg.val_split else None

@@ -5,7 +5,6 @@ A row is a document; null or empty text is an empty document. Rows are streamed.
 
 import glob
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def hub_documents(cfg: HubConfig, split: str) -> Iterator[Document]:
 
     Raises UserError with what else to do where the hub cannot be reached.
     """
-    local = Path(os.path.expanduser(cfg.name))
+    local = Path(cfg.name)
     name = str(local.resolve()) if local.is_dir() else cfg.name
     options = {"path": name, "name": cfg.subset, "split": split, "revision": cfg.revision}
     n_bytes = 0
