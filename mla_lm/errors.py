@@ -157,14 +157,6 @@ class _Output:
                 print(f"warning: output cannot be written ({error.strerror})", file=sys.stderr)
 
 
-def notice(line: str) -> None:
-    """Say what is about to take seconds; nobody who reads it is no reason to end it."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        _discard(sys.stdout)
-
-
 def _end_with(line: str) -> None:
     print(f"error: {UserError(line)}", file=sys.stderr)
     raise SystemExit(2) from None
