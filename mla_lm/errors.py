@@ -47,6 +47,10 @@ class _Visible:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rich_proxied_file, name)
 
+    def isatty(self) -> bool:
+        """No: libraries then write no escape sequences of their own."""
+        return False
+
     def write(self, text: str) -> int:
         raw = getattr(self.rich_proxied_file, "taken_by", self.rich_proxied_file)
         bar = OF_BARS.match(text) if raw is sys.__stderr__ else None
@@ -151,14 +155,6 @@ class _Output:
                 self.unread()
             else:
                 print(f"warning: output cannot be written ({error.strerror})", file=sys.stderr)
-
-
-def notice(line: str) -> None:
-    """Say what is about to take seconds; nobody who reads it is no reason to end it."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        _discard(sys.stdout)
 
 
 def _end_with(line: str) -> None:

@@ -5,20 +5,23 @@ to disk, renamed, and its parent folder synced: after `kill -9` it is there whol
 what the killed writer has left is deleted when the same is written again.
 """
 
+import codecs
 import errno
 import fcntl
 import glob
+import gzip
 import hashlib
 import json
 import os
 import shutil
 import stat
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -28,6 +31,7 @@ from mla_lm.errors import UserError, one_line
 TEMPORARY = ".tmp"
 RANDOM = "?" * 8  # of the name of a temporary folder
 LOCK = ".lock"
+LONGEST = 2**27  # bytes of a text or JSON file that is read whole
 MARK = ".mla_lm"  # in folders that this package writes, so that none of it is read as data
 
 
@@ -170,9 +174,29 @@ def _regular(path: str, flags: int) -> int:
 
 
 def read_text(path: Path) -> str:
-    """The UTF-8 text in a file without a byte-order mark, as `open_regular` opens it."""
+    """The UTF-8 text in a file, without a byte-order mark; ValueError beyond `LONGEST` bytes."""
     with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > LONGEST:
+            raise ValueError(f"{size:,} bytes, at most {LONGEST:,} are read")
         return file.read().decode("utf-8-sig")
+
+
+def read_lines(path: Path, *, longest: int, rule: str) -> Iterator[bytes]:
+    """The lines of a file, plain or .gz; UserError with the rule for one beyond `longest` bytes."""
+    number = 0
+    try:
+        with open_regular(path) as raw:
+            file: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+            while line := file.readline(longest + 1):
+                number += 1
+                line = line if number > 1 else line.removeprefix(codecs.BOM_UTF8)
+                if len(line) > longest:
+                    raise UserError(f"{path}: line {number}: longer than {rule}")
+                yield line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: line {number + 1}: damaged gzip ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from mla_lm.config.cli import parse_options
 from mla_lm.config.explain import key_of
 from mla_lm.config.secret import public_overrides
 from mla_lm.config.section import Name, PathName
-from mla_lm.errors import UserError
+from mla_lm.errors import UserError, output_may_end
 
 if TYPE_CHECKING:
     from mla_lm.ablation.study import Plan
@@ -40,6 +40,7 @@ class Options(BaseModel):
     confidence: Name | None = Field(None, description="of the intervals, as 0.95; null for none")
 
 
+@output_may_end()
 def run(arguments: Sequence[str]) -> None:
     """Run or resume the study, or report a folder."""
     fields = Options.model_fields

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mla_lm.data.tokenizer import Tokenizer
     from mla_lm.model import Transformer
 
+LONGEST_PROMPT = 2**22  # bytes: more than any context holds
+
 
 class Options(BaseModel):
     """Prompts, sampling, and how the model runs."""
@@ -130,9 +132,14 @@ def _complete(
 def _read_prompt(prompt: str) -> str:
     try:
         if prompt == "-":
-            return sys.stdin.buffer.read().decode("utf-8-sig")
-        if prompt.startswith("@"):
-            return Path(prompt[1:]).expanduser().read_text(encoding="utf-8-sig")
-        return prompt.encode().decode()
+            content = sys.stdin.buffer.read(LONGEST_PROMPT + 1)
+        elif prompt.startswith("@"):
+            with Path(prompt[1:]).expanduser().open("rb") as file:
+                content = file.read(LONGEST_PROMPT + 1)
+        else:
+            content = prompt.encode()
+        if len(content) > LONGEST_PROMPT:
+            raise UserError(f"prompt={prompt[:80]}: longer than {LONGEST_PROMPT:,} bytes")
+        return content.decode("utf-8-sig")
     except (OSError, UnicodeError) as error:
         raise UserError(f"prompt={prompt!r}: {error}") from None

@@ -68,6 +68,7 @@ class JsonlConfig(FilesConfig):
 
     kind: Literal["jsonl"]
     field: Name
+    max_row_bytes: Size
 
 
 class ParquetConfig(FilesConfig):
@@ -75,6 +76,7 @@ class ParquetConfig(FilesConfig):
 
     kind: Literal["parquet"]
     column: Name
+    max_row_bytes: Size
 
 
 class HubConfig(CorpusConfig):
@@ -88,6 +90,7 @@ class HubConfig(CorpusConfig):
     val_split: Name | None
     column: Name
     max_bytes: Size | None
+    max_row_bytes: Size
 
     def rules(self) -> Rules:
         yield "val_split", self.val_split != self.split, "must not be the training split"

@@ -46,7 +46,11 @@ from mla_lm.files import digest, mark, remove_temporaries, replacing, write_text
 BLOCK = 2**15  # pieces per shard, of some 2 kB where documents are long
 BATCH = 512  # pieces encoded in parallel
 VERSION = 5
-NOT_IN_KEY = {"path", "val_path", "cache_dir", "verify", "seq_len", "batch_size", "mask_documents"}
+NOT_IN_KEY = {"path", "val_path", "cache_dir", "verify", "max_row_bytes"} | {
+    "seq_len",
+    "batch_size",
+    "mask_documents",
+}
 
 
 def prepare(cfg: DataConfig, *, tokenizer: Tokenizer | None = None) -> PreparedData:

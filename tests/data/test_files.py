@@ -245,3 +245,15 @@ def test_a_bad_byte_is_named_with_its_position(
 def test_a_file_with_a_nul_among_good_ones_is_named(folder: Path) -> None:
     path = written(folder / "bad.txt", b"text\0")
     assert refusal(text(folder)) == f"{path}: not text, it has a NUL character"
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet", "hub"])
+@pytest.mark.parametrize("place", ["pipe", "zero"])
+def test_what_is_no_regular_file_is_named_before_it_is_opened(
+    tmp_path: Path, kind: str, place: str
+) -> None:
+    path = tmp_path / f"x.{kind}"
+    os.mkfifo(path) if place == "pipe" else path.symlink_to("/dev/zero")
+    for where in (tmp_path, path)[: 1 if kind == "hub" else 2]:
+        cfg = corpus_config(kind, **{"name" if kind == "hub" else "path": where})
+        assert refusal(cfg) == f"{path}: not a regular file"

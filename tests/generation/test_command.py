@@ -127,6 +127,7 @@ def test_several_prompts_are_one_batch(tmp_path: Path, generate: Generate) -> No
         (["prompt=x y z", "context=2"], "model.max_seq_len=2"),
         (["prompt=@no such file"], "no such file"),
         (["prompt=@/"], "prompt='@/'"),
+        (["prompt=@/dev/zero"], "prompt=@/dev/zero: longer than 4,194,304 bytes"),
         (["prompt=\udcff"], "prompt="),
         (["prompt=-"], "prompt='-'"),
         (["prompt"], "KEY=VALUE"),

@@ -5,21 +5,21 @@ and its key is its name below the folder, the same on every machine.
 """
 
 import glob
-import gzip
 import hashlib
 import io
 import json
 import os
+import stat
 import sysconfig
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from mla_lm.config import JsonlConfig
 from mla_lm.data.corpora.document import Document, row
 from mla_lm.errors import UserError
-from mla_lm.files import MARK
+from mla_lm.files import MARK, open_regular, read_lines
 
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 GENERATED = {"encodings", "pydoc_data"}  # character tables and a dump of the manual
@@ -56,13 +56,14 @@ def _matches(where: Path, pattern: Sequence[str]) -> list[Path]:
     """Files that match; hidden ones where the pattern says so. `**` enters no linked folder."""
     every = ("*",) if pattern[-1:] == ("**",) else ()
     try:
-        found = [*where.glob("/".join((*pattern, *every)))] if pattern else []
+        found = [*where.glob("/".join((*pattern, *every)))] if pattern else [where]
     except ValueError as error:
         raise UserError(f"{where.joinpath(*pattern)}: {error}") from None
     with_hidden = any(part[0] == "." for part in pattern)
     return [
         path
         for path in found
+        if os.path.lexists(path)
         if not path.is_dir()
         if with_hidden or all(part[0] != "." for part in path.relative_to(where).parts)
     ]
@@ -105,12 +106,17 @@ def library_files() -> Files:
 
 
 def source(files: Files) -> dict[str, Any]:
-    """Number and bytes of the files, and a digest of their names, sizes and times."""
+    """Number and bytes of the files, and a digest of their names, sizes and times.
+
+    UserError for a pipe or a device, which may never end.
+    """
     listing, n_bytes = hashlib.sha256(), 0
     for name, path in files.items():
-        stat = path.stat()
-        listing.update(os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
-        n_bytes += stat.st_size
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"{path}: not a regular file")
+        listing.update(os.fsencode(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n"))
+        n_bytes += found.st_size
     return {"files": len(files), "bytes": n_bytes, "listing": listing.hexdigest()}
 
 
@@ -122,7 +128,7 @@ def text_documents(files: Files) -> Iterator[Document]:
 
 def read_text(path: Path) -> Iterator[str]:
     """A file of UTF-8 text in blocks, without a byte-order mark; UserError names a bad byte."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         try:
             while block := text.read(BLOCK):
@@ -134,22 +140,21 @@ def read_text(path: Path) -> Iterator[str]:
             raise UserError(f"{path}: not UTF-8 text (byte {byte})") from None
 
 
-def jsonl_documents(files: Files, field: str) -> Iterator[Document]:
-    """The strings in `field`, one per line; null counts as empty, blank lines are no documents.
+def jsonl_documents(files: Files, cfg: JsonlConfig) -> Iterator[Document]:
+    """The strings in a field, one per line; null counts as empty, blank lines are no documents.
 
     Read by Python's own `json` and `gzip`: a UserError names file and line of whatever is not a
     JSON object with a string there.
     """
     for path in files.values():
-        number = 0
-        try:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield row(json.loads(line), field, f"{path}: line {number}")
-        except UserError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: line {number}: not JSON ({error})") from None
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{path}: line {number + 1}: damaged gzip ({error})") from None
+        rule = f"data.max_row_bytes={cfg.max_row_bytes}"
+        lines = read_lines(path, longest=cfg.max_row_bytes, rule=rule)
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}: line {number}"
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{where}: not JSON ({error})") from None
+            yield row(record, cfg.field, where, longest=cfg.max_row_bytes)

@@ -21,10 +21,10 @@ def open_corpus(cfg: config.DataConfig) -> Corpus:
         case config.TextConfig():
             return _from_files(cfg, ("",), files.text_documents)
         case config.JsonlConfig():
-            read_lines = partial(files.jsonl_documents, field=cfg.field)
+            read_lines = partial(files.jsonl_documents, cfg=cfg)
             return _from_files(cfg, (".jsonl", ".jsonl.gz"), read_lines)
         case config.ParquetConfig():
-            read_rows = partial(tables.parquet_documents, column=cfg.column)
+            read_rows = partial(tables.parquet_documents, cfg=cfg)
             return _from_files(cfg, (".parquet",), read_rows)
         case config.HubConfig():
             return _from_hub(cfg)
