@@ -5,7 +5,7 @@ from typing import Any
 
 from mla_lm.config import EvalConfig, cli
 from mla_lm.config.compose import compose, instantiate_loggers, load_config, validate
-from mla_lm.errors import notice, output_may_end
+from mla_lm.errors import output_may_end
 
 DATA = ("data=", "data.", "data/")  # how overrides of that group begin
 LOGGER = ("logger=", "logger.", "logger/")
@@ -25,7 +25,7 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     cli.require_path("ckpt", cfg.ckpt)
     if cfg.tasks_include:
         cli.require_path("tasks_include", cfg.tasks_include)
-    notice(f"loading {cfg.ckpt}")
+    print(f"loading {cfg.ckpt}", flush=True)
 
     from mla_lm.evaluation.harness import load_tasks
     from mla_lm.evaluation.parts import PARTS
@@ -45,14 +45,16 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
     try:
         with autocast(subject.precision, subject.device):
             for name in dict.fromkeys(cfg.parts):
-                notice(f"measuring {name}")
+                print(f"measuring {name}", flush=True)
                 part = PARTS[name](subject, cfg)
                 metrics |= next(part)
                 measured.append(part)
-                write_results(target, subject, cfg, metrics, data_overrides=of_data)
+                write_results(target, subject, cfg, metrics)
             metrics |= score_tasks()
-        write_results(target, subject, cfg, metrics, data_overrides=of_data)
-        changed = [o for o in overrides if o.startswith((*DATA, "context=", "limit="))]
+        write_results(target, subject, cfg, metrics)
+        changed = [
+            o for o in overrides if o in subject.text or o.startswith(("context=", "limit="))
+        ]
         log_results(loggers, metrics, step=subject.step, conditions=changed)
     finally:
         show_results(metrics, measured, layers=list(subject.model.routers()))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from mla_lm.config import RunConfig, cli
 from mla_lm.config.compose import compose, validate
-from mla_lm.errors import UserError, notice
+from mla_lm.errors import UserError
 
 
 def configured(overrides: Sequence[str]) -> RunConfig:
@@ -27,7 +27,7 @@ def train(cfg: RunConfig, overrides: list[str]) -> None:
     """Run what `cfg` says, in as many processes as it asks for; `overrides` made it."""
     _require_named(cfg)
     if os.environ.get("RANK", "0") == "0":
-        notice("loading torch and lightning")
+        print("loading torch and lightning", flush=True)
     from mla_lm.training import processes as ranks
     from mla_lm.training.run import fit
 

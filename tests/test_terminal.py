@@ -7,6 +7,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import click
 import pytest
 
 from mla_lm.errors import UserError, guard, raw_output, visible
@@ -28,6 +29,7 @@ def say_everything() -> None:
             print(HOSTILE, file=sys.stderr)
     metrics_table({HOSTILE: 1.0, f"{HOSTILE}\nval/bpb": 1.0}, [])
     print("\r50%", file=sys.stderr)  # a bar of a library
+    click.secho("styled by a library", fg="red", err=True)
     raise UserError(HOSTILE)
 
 
@@ -53,6 +55,7 @@ def test_a_terminal_shows_controls_as_escapes(tmp_path: Path) -> None:
     assert "\n│ val/bpb" not in text
     assert "\x1b[?25h" in text  # rich's own: the cursor is shown again
     assert "\r50%" in text
+    assert "\nstyled by a library\n" in text
 
 
 def test_elsewhere_too_but_for_data_itself(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,10 +24,10 @@ from mla_lm.ablation.cell import COST
 from mla_lm.checkpoint.record import CONFIG_FILE
 from mla_lm.config import RunConfig
 from mla_lm.config.compose import read_as, validate
-from mla_lm.config.explain import shown
 from mla_lm.config.section import leaves
+from mla_lm.config.text import shown
 from mla_lm.errors import UserError, inline, one_line
-from mla_lm.files import read_object
+from mla_lm.files import read_object, read_text
 
 FREE = (  # keys that runs of one arm may differ in
     *("run_dir", "run_id", "seed", "resume", "checkpoint"),
@@ -37,6 +37,7 @@ FREE = (  # keys that runs of one arm may differ in
 METRICS = {"val/exact_match": "higher", "val/bpb": "lower"}  # compared, and what is better
 LOGGED = ("val/loss", *METRICS, "moe/max_violation")  # columns that are always there
 SPEED, SPEEDS = "train/tokens_per_second", ("prefill/", "decode/")
+READ = (*LOGGED, SPEED)
 MEASURED = re.compile(r"peak_memory|(prefill|decode)/[0-9]{1,9}/[0-9]{1,9}")
 LARGEST = 1e12  # from here on what was logged counts as diverged
 
@@ -172,7 +173,7 @@ def _curve(cfg: RunConfig, folder: Path) -> DataFrame:
     """
     logged = {step: row for step, row in _logged(folder).items() if step <= cfg.trainer.max_steps}
     curve = DataFrame.from_dict(logged, orient="index", dtype=float).sort_index()
-    curve = curve.reindex(columns=dict.fromkeys([*LOGGED, SPEED, *curve.columns]))
+    curve = curve.reindex(columns=READ)
     curve["step"] = curve.index.astype(int)
     curve["tokens"] = curve.step * float(_tokens_per_step(cfg))
     curve["flops"] = curve.tokens * axes(cfg).train_flops
@@ -198,8 +199,7 @@ def _logged(folder: Path) -> dict[int, dict[str, float]]:
     }
     for _, path in sorted(files.items()):
         try:
-            text = path.read_text(encoding="utf-8")
-            whole, _, _ = text.rpartition("\n")  # without a line that was cut short
+            whole, _, _ = read_text(path).rpartition("\n")  # without a line that was cut short
             rows = [
                 {key: float(value) for key, value in row.items() if value}
                 for row in csv.DictReader(whole.splitlines())

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.config.cli import parse_options
 from mla_lm.config.explain import key_of
-from mla_lm.config.secret import public_overrides
+from mla_lm.config.secret import public
 from mla_lm.config.section import Name, PathName
-from mla_lm.errors import UserError
+from mla_lm.errors import UserError, output_may_end
 
 if TYPE_CHECKING:
     from mla_lm.ablation.study import Plan
@@ -40,13 +40,14 @@ class Options(BaseModel):
     confidence: Name | None = Field(None, description="of the intervals, as 0.95; null for none")
 
 
+@output_may_end()
 def run(arguments: Sequence[str]) -> None:
     """Run or resume the study, or report a folder."""
     fields = Options.model_fields
     own = [word for word in arguments if word.partition("=")[0] in fields or "=" not in word]
     overrides = [word for word in arguments if word not in own]
     options = parse_options(Options, own)
-    command = shlex.join(["python", "-m", "mla_lm", "ablate", *public_overrides(arguments)])
+    command = shlex.join(["python", "-m", "mla_lm", "ablate", *public(arguments)])
     if options.report:
         if overrides or len(options.model_fields_set) > 1:
             raise UserError(f"report={options.report}: takes no other options and no overrides")

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.config.cli import parse_options
 from mla_lm.config.section import PathName
-from mla_lm.errors import UserError
+from mla_lm.errors import UserError, output_may_end
 from mla_lm.files import require_writable, write_object
 
 Suite = Literal["train", "decode", "quality", "gpu"]
@@ -36,6 +36,7 @@ class Options(BaseModel):
     out: PathName | None = Field(None, description="JSON file for the figures")
 
 
+@output_may_end()
 def run(arguments: Sequence[str]) -> None:
     """Print a table; write the figures to `out`."""
     options = parse_options(Options, arguments)

@@ -111,9 +111,11 @@ def _complete(
     out = sys.stdout if raw.isatty() else raw  # to a file as it is
     if len(texts) == 1:
         print(texts[0], end="", file=out, flush=True)
-        for _, piece in completion:
-            print(piece, end="", file=out, flush=True)
-        print(file=out)
+        try:
+            for _, piece in completion:
+                print(piece, end="", file=out, flush=True)
+        finally:  # what else is said begins on a line of its own
+            print(file=out)
     else:
         for row, piece in completion:
             texts[row] += piece

@@ -66,7 +66,8 @@ def run(arguments: Sequence[str]) -> None:
         print(
             f"Measured: {of_run['step_seconds']:.3g} s per step, "
             f"{of_run['tokens_per_second']:,.0f} tokens/s{share}, "
-            f"peak memory {decimal(of_run['peak_bytes'])}"
+            f"peak memory {decimal(of_run['peak_bytes'])} in a few steps and a validation; a whole "
+            "run may take a quarter more"
         )
 
 

@@ -66,7 +66,7 @@ class Tokenizer:
             vocab_size=vocab_size,
             special_tokens=[end_of_text],
             initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=sys.stderr.isatty(),
+            show_progress=sys.__stderr__ is not None and sys.__stderr__.isatty(),
         )
         bpe.train_from_iterator(texts, trainer)
         return cls(bpe.to_str(), end_of_text=end_of_text)

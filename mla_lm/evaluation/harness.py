@@ -16,7 +16,7 @@ import numpy as np
 
 from mla_lm.config import EvalConfig, QuestionFile
 from mla_lm.data.tokenizer import Tokenizer
-from mla_lm.errors import UserError, notice, one_line
+from mla_lm.errors import UserError, one_line
 from mla_lm.evaluation.questions import Question, read_questions
 from mla_lm.evaluation.scoring import encode, score, score_texts, track, window
 from mla_lm.files import digest
@@ -35,7 +35,7 @@ def load_tasks(model: Transformer, tokenizer: Tokenizer, cfg: EvalConfig) -> Cal
     """
     if not cfg.tasks:
         return dict
-    notice("loading lm-evaluation-harness")
+    print("loading lm-evaluation-harness", flush=True)
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:
@@ -117,7 +117,7 @@ def _score(adapter: Any, tasks: Any, *, limit: int | None) -> Metrics:
     """
     import lm_eval
 
-    notice(f"scoring {len(tasks['tasks'])} tasks")
+    print(f"scoring {len(tasks['tasks'])} tasks", flush=True)
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # the bootstrap must not fork beside threads
     found = lm_eval.evaluate(
         adapter, tasks, limit=limit, bootstrap_iters=RESAMPLED, log_samples=False

@@ -37,6 +37,8 @@ class ExactResume(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises an error of whatever kind for generators that cannot be set."""
+        if not state_dict["ranks"]:
+            raise ValueError("random generators of no rank")
         own = _generators()
         for state in [*state_dict["ranks"], own]:
             _set_generators(state)

@@ -30,7 +30,10 @@ from tests.reliability.test_mutated import how_it_ended, of_tensors
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 QUESTIONS: tuple[list[dict[str, Any]], ...] = (
-    [{"query": "Q", "choices": ["aa", "b", "c"], "gold": 2}, {"query": "", "choices": ["a", "b"]}],
+    [
+        {"query": "Q", "choices": ["aa", "b", "c"], "gold": 2},
+        {"query": "", "choices": ["a", "b"], "gold": 0},
+    ],
     [{"context_options": ["one", "two"], "continuation": "end", "gold": 0}],
     [{"context": "It was", "continuation": "late"}, {"context": "", "continuation": "x"}],
     [{"sentence_good": "good", "sentence_bad": "bad", "paradigm": "x"}],
