@@ -21,6 +21,7 @@ from mla_lm.ablation.figures import draw
 from mla_lm.ablation.runs import SPEEDS, Runs, graded_by
 from mla_lm.ablation.statistics import NO_INTERVAL, Comparison, best_rates, chosen, compare
 from mla_lm.ablation.study import Study
+from mla_lm.config.secret import hidden
 from mla_lm.errors import visible
 from mla_lm.files import mark, write_text
 from mla_lm.markup import fenced, in_csv, in_markdown
@@ -54,8 +55,8 @@ def write_report(
     ]
     content = {
         "title": out.resolve().name,
-        "question": study.question,
-        "command": command,
+        "question": hidden(study.question),
+        "command": hidden(command),
         "outcome": [
             *((one.verdict, one.sentence) for one in compared),
             *(("", caution) for caution in cautions(runs, best, compared, study, jobs)),
