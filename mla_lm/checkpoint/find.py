@@ -3,6 +3,8 @@
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,19 +31,17 @@ class Found(NamedTuple):
 
     def weights(self) -> dict[str, Tensor]:
         """The network's state dict; UserError where it is not the configuration's, or finite."""
-        try:
+        with _fitting(self.path):
             state = {name.removeprefix(PREFIX): t for name, t in self.content[WEIGHTS].items()}
             with torch.device("meta"):
                 fresh = Transformer(self.record.run_config().model).state_dict()
             require_alike(state, fresh, "")
-        except Exception as error:  # weights made by hand fail in many ways
-            raise _unfit(self.path, error) from None
         return state
 
     def model(self, context: int | None = None) -> tuple[Transformer, RunConfig, Tokenizer]:
         """As `load_checkpoint`."""
         state = self.weights()
-        try:
+        with _fitting(self.path):
             cfg = self.record.run_config()
             if context is not None:
                 cfg = cfg.model_copy(update={"model": cfg.model.extended(context)})
@@ -49,8 +49,6 @@ class Found(NamedTuple):
             model.load_state_dict(state)
             tokenizer = self.record.own_tokenizer()
             model.n_tokens = tokenizer.vocab_size
-        except Exception as error:  # a record made by hand fails in many ways
-            raise _unfit(self.path, error) from None
         return model.eval(), cfg, tokenizer
 
 
@@ -75,7 +73,7 @@ def locate(path: str) -> Path:
     return find(path, RECORD).path if where.is_dir() else where
 
 
-def find(path: str, *keys: str) -> Found:
+def find(path: str | Path, *keys: str) -> Found:
     """`locate` and `read`, which verifies the whole file, at once."""
     where = Path(os.path.expanduser(path))
     found = _newest(where, *keys) if where.is_dir() else Found(where, *read(where, *keys))
@@ -110,23 +108,15 @@ def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:
     """
     step_named, run_here = step_of(path), _run_id(run_folder(path))
     content = checkpoint_file.read(path, *({RECORD, STEP, *keys} if keys else ()))
-    try:
+    with _fitting(path):
         record = Record.from_stored(content[RECORD])
         require_alike(content[STEP], 0, STEP)
         require_stored(record.run_config().model, path.stat().st_size, "configuration")
-    except Exception as error:  # a record made by hand fails in many ways
-        raise _unfit(path, error) from None
     if step_named not in (None, content[STEP]):
         raise UserError(f"{path}: holds step {content[STEP]}, not {step_named}")
     if run_here not in (None, own := record.config["run_id"]):
         raise UserError(f"{path}: belongs to run_id={own}, the run here is {run_here}")
     return record, content
-
-
-def read_weights(path: Path) -> tuple[Record, dict[str, Tensor], int]:
-    """The record, the network's state dict and the optimizer steps done; UserError as `Found`."""
-    found = Found(path, *read(path, WEIGHTS))
-    return found.record, found.weights(), found.content[STEP]
 
 
 def load_checkpoint(
@@ -138,7 +128,7 @@ def load_checkpoint(
     YaRN where they are more than it was trained on. Raises UserError when the checkpoint is
     damaged or does not fit.
     """
-    return find(str(path), WEIGHTS).model(context)
+    return find(path, WEIGHTS).model(context)
 
 
 def _run_id(run_dir: Path) -> str | None:
@@ -149,6 +139,11 @@ def _run_id(run_dir: Path) -> str | None:
         return None
 
 
-def _unfit(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:160]
-    return UserError(f"{path}: does not fit this version of mla_lm ({reason})")
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """UserError for whatever fails inside: a checkpoint made by hand fails in many ways."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path}: does not fit this version of mla_lm ({reason})") from None

@@ -10,8 +10,8 @@ import tokenizers
 import torch
 
 from mla_lm.checkpoint.file import digest_of
-from mla_lm.checkpoint.find import read_weights, run_folder
-from mla_lm.checkpoint.record import Record
+from mla_lm.checkpoint.find import find, run_folder
+from mla_lm.checkpoint.record import STEP, WEIGHTS, Record
 from mla_lm.config import ModelConfig
 from mla_lm.config.compose import read_as
 from mla_lm.cost import cache_elements_per_token, count_parameters
@@ -58,7 +58,8 @@ def export(
     Raises UserError for a model that no class of `transformers` computes exactly, or if `out` is
     not empty or cannot be written.
     """
-    record, state, step = read_weights(checkpoint)
+    found = find(checkpoint, WEIGHTS)
+    record, state, step = found.record, found.weights(), found.content[STEP]
     cfg = record.run_config()
     try:
         origin = _origin(record, step)

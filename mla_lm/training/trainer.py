@@ -10,7 +10,7 @@ import lightning as L
 
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint import find
-from mla_lm.checkpoint.record import STEP, Record, write_run_files
+from mla_lm.checkpoint.record import STEP, WEIGHTS, Record, write_run_files
 from mla_lm.config import RunConfig
 from mla_lm.config.compose import instantiate, instantiate_loggers
 from mla_lm.data import PreparedData
@@ -47,7 +47,7 @@ def run_trainer(
     trainer = trainer_of(cfg, here, loggers=loggers, callbacks=callbacks)
     module = LanguageModel(cfg, data.tokenizer, record)
     if cfg.init_from and not cfg.resume:
-        module.model.load_state_dict(find.read_weights(Path(cfg.init_from))[1])
+        module.model.load_state_dict(find.find(cfg.init_from, WEIGHTS).weights())
         print(f"starts with the weights of {cfg.init_from}")
     first_step = 0
     if cfg.resume:
@@ -80,7 +80,7 @@ def _emptied_without_a_step(trainer: L.Trainer, first_step: int) -> Iterator[Non
     """Empty the folder of a run that fails before its first step: the next may begin there."""
     try:
         yield
-    except BaseException:
+    except (Exception, KeyboardInterrupt):  # one that is told to stop has saved
         if trainer.global_step <= first_step:
             for path in unhidden(Path(trainer.default_root_dir)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -105,6 +105,17 @@ def test_the_window_is_finished_and_the_validation_starts_again(
     assert resumption(folder, accumulated.words, accumulated.end) == ""
 
 
+def test_a_branch_that_is_stopped_before_its_first_step_keeps_what_it_saved(
+    reference: Reference, tmp_path: Path
+) -> None:
+    folder, branch, log = tmp_path / "run", tmp_path / "branch", tmp_path / "log"
+    change = partial(tell_myself, signal.SIGTERM, "validation", 1)
+    assert run([*reference.words, f"run_dir={folder}"], log, change) == STOPPED
+    again = [f"resume={checkpoint(folder, 3)}", f"run_dir={branch}"]
+    assert run([*reference.words, *again], log, change) == STOPPED
+    assert newest(branch) == checkpoint(branch, 3)
+
+
 def test_the_last_validation_is_finished(reference: Reference, tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     change = partial(tell_myself, signal.SIGTERM, "validation", 1, 12)
