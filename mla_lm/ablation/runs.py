@@ -37,7 +37,6 @@ FREE = (  # keys that runs of one arm may differ in
 METRICS = {"val/exact_match": "higher", "val/bpb": "lower"}  # compared, and what is better
 LOGGED = ("val/loss", *METRICS, "moe/max_violation")  # columns that are always there
 SPEED, SPEEDS = "train/tokens_per_second", ("prefill/", "decode/")
-READ = (*LOGGED, SPEED)
 MEASURED = re.compile(r"peak_memory|(prefill|decode)/[0-9]{1,9}/[0-9]{1,9}")
 LARGEST = 1e12  # from here on what was logged counts as diverged
 
@@ -174,7 +173,8 @@ def _curve(cfg: RunConfig, folder: Path) -> DataFrame:
     """
     logged = {step: row for step, row in _logged(folder).items() if step <= cfg.trainer.max_steps}
     curve = DataFrame.from_dict(logged, orient="index", dtype=float).sort_index()
-    curve = curve.reindex(columns=READ)
+    curve = curve.reindex(columns=[*LOGGED, SPEED])
+    curve = curve.where(curve.abs() < LARGEST)
     curve["step"] = curve.index.astype(int)
     curve["tokens"] = curve.step * float(_tokens_per_step(cfg))
     curve["flops"] = curve.tokens * axes(cfg).train_flops
@@ -205,7 +205,7 @@ def _logged(folder: Path) -> dict[int, dict[str, float]]:
                 {key: float(value) for key, value in row.items() if value}
                 for row in csv.DictReader(whole.splitlines())
             ]
-            by_step = [(int(row.pop("step")) + 1, _bounded(row)) for row in rows]
+            by_step = [(int(row.pop("step")) + 1, row) for row in rows]
             if not all(0 < step <= LARGEST for step, _ in by_step):
                 raise ValueError("a step that is none")
         except (ValueError, KeyError, TypeError, OverflowError, OSError, csv.Error) as error:
@@ -216,10 +216,6 @@ def _logged(folder: Path) -> dict[int, dict[str, float]]:
         for step, row in own:
             found.setdefault(step, {}).update(row)
     return found
-
-
-def _bounded(values: Mapping[str, float]) -> dict[str, float]:
-    return {key: v if abs(v) < LARGEST else math.nan for key, v in values.items()}
 
 
 def read_if_there(path: Path) -> dict[str, Any]:

@@ -18,18 +18,6 @@ from mla_lm.machine import hardware
 LOAD, ERROR = "moe/load", "_stderr"
 
 
-def show_results(
-    metrics: Mapping[str, Any], parts: Sequence[Iterator[object]], *, layers: Sequence[str]
-) -> None:
-    """For people: what the parts that have been measured draw, and tables."""
-    for part in parts:
-        with warned("picture"):
-            next(part, None)
-    if metrics:
-        with warned("table"):
-            metrics_table(metrics, layers)
-
-
 class Results(BaseModel):
     """`metrics.json`: the conditions, and under every other key a metric."""
 
@@ -45,6 +33,18 @@ class Results(BaseModel):
         """Metrics that are measured rather than counted."""
         found = self.model_extra or {}
         return {name: value for name, value in found.items() if isinstance(value, float)}
+
+
+def show_results(
+    metrics: Mapping[str, Any], parts: Sequence[Iterator[object]], *, layers: Sequence[str]
+) -> None:
+    """For people: what the parts that have been measured draw, and tables."""
+    for part in parts:
+        with warned("picture"):
+            next(part, None)
+    if metrics:
+        with warned("table"):
+            metrics_table(metrics, layers)
 
 
 def metrics_table(metrics: Mapping[str, Any], layers: Sequence[str]) -> None:

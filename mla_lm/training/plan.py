@@ -6,7 +6,6 @@ those of any run of so many steps. Where they are fewer than `trainer.min_steps`
 """
 
 import io
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -75,14 +74,13 @@ def settled(
     budget, began = 60 * cfg.trainer.max_minutes, time.perf_counter()
     taken: list[str] = []
     for fallback in (*cfg.trainer.fallbacks, None):
-        pace = Pace(*[math.inf] * 3)
         least = min(cfg.trainer.min_steps or 1, cfg.trainer.max_steps)
-        for _ in range(1 if fallback is None else 2):  # again: the machine may have been busy
+        pace, spent = _of_rank0((rehearse(cfg), time.perf_counter() - began))
+        fitting = within(cfg.trainer, pace, budget - spent)
+        if fitting.max_steps < least and fallback is not None:  # the machine may have been busy
             again, spent = _of_rank0((rehearse(cfg), time.perf_counter() - began))
             pace = Pace(*map(min, pace, again))
             fitting = within(cfg.trainer, pace, budget - spent)
-            if fitting.max_steps >= least:
-                break
         if fitting.max_steps >= least or fallback is None:
             break
         print(f"{fitting.max_steps} steps would fit: taking {fallback}", flush=True)

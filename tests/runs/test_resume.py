@@ -168,6 +168,19 @@ def test_a_longer_run_goes_on_at_the_rate_of_its_own_schedule(
     assert f"the learning rate is {rate:.3g}, not 0\n" in capsys.readouterr().out
 
 
+def test_the_same_steps_in_other_parts_are_resumed_again(trained: Run, tmp_path: Path) -> None:
+    """Before and behind the end of an epoch, in parts and whole again."""
+    folder = Path(shutil.copytree(trained.folder, tmp_path / "run"))
+    checkpoint(folder, STEPS).unlink()
+    own = (f"data.cache_dir={trained.folder.parent / 'cache'}", "callbacks.samples=null")
+    halves = ("data.batch_size=2", "trainer.accumulate_grad_batches=2")
+    whole = ("data.batch_size=4", "trainer.accumulate_grad_batches=1")
+    for steps, parts in ((13, halves), (22, ()), (24, whole)):
+        train_here(f"resume={folder}", *own, f"trainer.max_steps={steps}", *parts)
+    batches = content(checkpoint(folder, 24))["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert batches["total"]["ready"] == 24
+
+
 @pytest.mark.parametrize("below", ["run/checkpoints", "link"])
 def test_the_newest_checkpoint_is_so_by_any_path(
     trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
