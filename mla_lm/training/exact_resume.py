@@ -14,7 +14,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import distributed
 
 from mla_lm.checkpoint.record import RECORD
-from mla_lm.training.restore import BATCHES, STEPS, VALIDATION
+
+BATCHES, VALIDATION = "epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"
+STEPS = "epoch_loop.automatic_optimization.optim_progress"
 
 
 class ExactResume(L.Callback):

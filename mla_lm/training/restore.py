@@ -18,11 +18,10 @@ from mla_lm.data.loader import TrainLoader
 from mla_lm.errors import UserError, one_line
 from mla_lm.model import Transformer
 from mla_lm.objective.optimizer import build_optimizer
+from mla_lm.training.checkpoints import Checkpoints
+from mla_lm.training.exact_resume import BATCHES, STEPS, ExactResume
 
 LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
-BATCHES, VALIDATION = "epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"
-STEPS = "epoch_loop.automatic_optimization.optim_progress"
-CALLBACKS = ("ExactResume", "Checkpoints")  # whose states a resumed run needs
 VERSION, READABLE = "pytorch-lightning_version", r"2(\.\d+){1,2}(\.?[a-z]+\d+)?"
 
 
@@ -81,7 +80,7 @@ def _require_agreement(checkpoint: dict[str, Any]) -> None:
 def _try_callbacks(states: dict[str, Any], trainer: L.Trainer, module: L.LightningModule) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         state = states.get(callback.state_key)
-        if type(callback).__name__ in CALLBACKS and not state:
+        if isinstance(callback, ExactResume | Checkpoints) and not state:
             raise ValueError(f"callbacks: {callback.state_key} is missing")
         if state and type(callback).__module__.startswith("mla_lm."):
             callback.setup(trainer, module, "fit")

@@ -21,7 +21,7 @@ import torch
 
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.record import RECORD
-from mla_lm.training.restore import BATCHES
+from mla_lm.training.exact_resume import BATCHES
 from tests.reliability.conftest import Reference
 from tests.reliability.record import record
 from tests.reliability.runs import STEPS, checkpoint, run, steps
