@@ -49,10 +49,12 @@ def evaluate(cfg: EvalConfig, overrides: list[str]) -> None:
                 part = PARTS[name](subject, cfg)
                 metrics |= next(part)
                 measured.append(part)
-                write_results(target, subject, cfg, metrics, data_overrides=of_data)
+                write_results(target, subject, cfg, metrics)
             metrics |= score_tasks()
-        write_results(target, subject, cfg, metrics, data_overrides=of_data)
-        changed = [o for o in overrides if o.startswith((*DATA, "context=", "limit="))]
+        write_results(target, subject, cfg, metrics)
+        changed = [
+            o for o in overrides if o in subject.text or o.startswith(("context=", "limit="))
+        ]
         log_results(loggers, metrics, step=subject.step, conditions=changed)
     finally:
         show_results(metrics, measured, layers=list(subject.model.routers()))

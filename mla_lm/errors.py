@@ -1,7 +1,8 @@
 """What a user is told: the one error, a single line that says what to mend, and exit codes.
 
-Whatever is printed passes `_Visible`, so that no text of a file can steer a terminal. What is only
-for people, output and pictures, ends no work: its failures are warnings.
+Whatever is printed passes `_Visible`, so that no text of a file can steer a terminal; no secret is
+in an error, a warning or a traceback. What is only for people, output and pictures, ends no work:
+its failures are warnings.
 """
 
 import errno
@@ -13,8 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
-CONTROLS = re.compile(  # C0 but for tab and newline, C1, line separators, changes of direction
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f]"
+from mla_lm.config.secret import hidden
+
+CONTROLS = re.compile(  # C0 but for tab and newline, C1, lines, direction, half characters
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]"
 )
 OF_BARS = re.compile(r"\r|(\x1b\[A)+$")  # what progress bars of libraries begin with
 STOPPED, INTERRUPTED, UNREAD = 143, 130, 141  # exit codes: 128 + SIGTERM, SIGINT, SIGPIPE
@@ -25,7 +28,7 @@ class UserError(ValueError):
     """Names the key or file, the value, the rule and what to do; ends a command with status 2."""
 
     def __init__(self, line: str) -> None:
-        super().__init__(inline(line))
+        super().__init__(inline(hidden(line)))
 
 
 def visible(text: str) -> str:
@@ -53,9 +56,11 @@ class _Visible:
 
     def write(self, text: str) -> int:
         raw = getattr(self.rich_proxied_file, "taken_by", self.rich_proxied_file)
-        bar = OF_BARS.match(text) if raw is sys.__stderr__ else None
+        is_stderr = raw is sys.__stderr__
+        bar = OF_BARS.match(text) if is_stderr else None
         steering = bar[0] if bar else ""
-        self.rich_proxied_file.write(steering + visible(text[len(steering) :]))
+        rest = text[len(steering) :]
+        self.rich_proxied_file.write(steering + visible(hidden(rest) if is_stderr else rest))
         return len(text)
 
 
@@ -77,7 +82,7 @@ def _raw(stream: Any) -> TextIO:
 
 def one_line(error: BaseException) -> str:
     """What a library raised, short enough for the line of a `UserError`."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return " ".join(hidden(f"{type(error).__name__}: {error}").split())[:200]
 
 
 def guard(action: Callable[[], None]) -> None:

@@ -21,6 +21,7 @@ from mla_lm.ablation.figures import draw
 from mla_lm.ablation.runs import SPEEDS, Runs, graded_by
 from mla_lm.ablation.statistics import NO_INTERVAL, Comparison, best_rates, chosen, compare
 from mla_lm.ablation.study import Study
+from mla_lm.config.secret import hidden
 from mla_lm.errors import visible
 from mla_lm.files import mark, write_text
 from mla_lm.markup import fenced, in_csv, in_markdown
@@ -48,11 +49,14 @@ def write_report(
     best = chosen(runs.table)
     best = best.sort_values("arm", key=lambda arm: arm != study.reference, kind="stable")
     compared = compare(best, reference=study.reference, confidence=study.confidence)
-    links = [quote(os.path.relpath(folder, out.resolve())) + "/" for folder in runs.table.folder]
+    links = [
+        quote(os.fsencode(os.path.relpath(folder, out.resolve()))) + "/"
+        for folder in runs.table.folder
+    ]
     content = {
         "title": out.resolve().name,
-        "question": study.question,
-        "command": command,
+        "question": hidden(study.question),
+        "command": hidden(command),
         "outcome": [
             *((one.verdict, one.sentence) for one in compared),
             *(("", caution) for caution in cautions(runs, best, compared, study, jobs)),

@@ -14,14 +14,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mla_lm.ablation.cell import COST, write_config
+from mla_lm.ablation.cell import CONFIG, COST
 from mla_lm.ablation.report import write_report
 from mla_lm.ablation.runs import Runs, read_if_there, read_runs, runs_below
 from mla_lm.ablation.statistics import best_rates
 from mla_lm.ablation.study import Cell, Plan, Study, cells, sweep_cells
 from mla_lm.checkpoint.record import CONFIG_FILE
 from mla_lm.config.compose import read_as
-from mla_lm.config.secret import public_overrides
+from mla_lm.config.secret import hidden, public
 from mla_lm.data import prepare
 from mla_lm.errors import UserError
 from mla_lm.files import claimed, unhidden, write_object
@@ -91,9 +91,10 @@ def _keep(planned: Plan, out: Path, command: str) -> None:
     """Write down what is studied; UserError where the folder belongs to another study."""
     path = out / STUDY
     study = planned.study.model_dump(mode="json")
-    study["base"] = public_overrides(planned.study.base)
+    study |= {"base": public(study["base"]), "question": hidden(study["question"])}
+    study["arms"] = {name: public(arm) for name, arm in study["arms"].items()}
     arms = planned.configs.items()
-    configs = {arm: cfg.model_dump(mode="json", exclude=NOT_KEPT) for arm, cfg in arms}
+    configs = {arm: public(cfg.model_dump(mode="json", exclude=NOT_KEPT)) for arm, cfg in arms}
     if path.exists() and any((out / CELLS).glob("*/checkpoints/*")):
         begun = read_as(Kept, path).model_dump(mode="json")
         for before, now in ((begun["study"], study), (begun["configurations"], configs)):
@@ -148,7 +149,8 @@ def run_cells(planned: Plan, cells: Sequence[Cell], out: Path, *, jobs: int) -> 
 def _started(planned: Plan, cell: Cell, out: Path, jobs: int) -> "subprocess.Popen[bytes]":
     folder, log = out / CELLS / cell.name, out / LOGS / f"{cell.name}.log"
     run_id = read_if_there(folder / CONFIG_FILE).get("run_id")
-    write_config(folder, planned.cell_config(cell, folder, run_id))
+    cfg = planned.cell_config(cell, folder, run_id)
+    folder.mkdir(parents=True, exist_ok=True)
     print(f"{cell.name}: running, see {log}", flush=True)
     share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
     log.parent.mkdir(exist_ok=True)
@@ -158,7 +160,7 @@ def _started(planned: Plan, cell: Cell, out: Path, jobs: int) -> "subprocess.Pop
             stdin=subprocess.PIPE,  # its end tells the cell that the runner is gone
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**share, **os.environ},
+            env={**share, **os.environ, CONFIG: cfg.model_dump_json()},
             start_new_session=True,  # Ctrl-C is for the runner, which lets the cells save
         )
 
@@ -167,7 +169,7 @@ def _ended(process: "subprocess.Popen[bytes]", log: Path) -> list[str]:
     """Say how a cell ended; its name and the reason where it failed."""
     process.communicate()
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    last = lines[-1] if lines else ""
+    last = hidden(lines[-1]) if lines else ""
     if process.returncode == 0:
         validated = [line for line in lines if "val/bpb" in line]
         print(f"{log.stem}: finished  {validated[-1] if validated else last}", flush=True)

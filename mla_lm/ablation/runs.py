@@ -24,8 +24,8 @@ from mla_lm.ablation.cell import COST
 from mla_lm.checkpoint.record import CONFIG_FILE
 from mla_lm.config import RunConfig
 from mla_lm.config.compose import read_as, validate
-from mla_lm.config.explain import shown
 from mla_lm.config.section import leaves
+from mla_lm.config.text import shown
 from mla_lm.errors import UserError, inline, one_line
 from mla_lm.files import read_object, read_text
 

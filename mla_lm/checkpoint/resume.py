@@ -13,6 +13,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mla_lm.checkpoint.corpus import settle_corpus
 from mla_lm.checkpoint.find import locate, newest, read, run_folder, saved
 from mla_lm.checkpoint.init_from import EXTEND, resolve_init
 from mla_lm.checkpoint.record import CONFIG_FILE, RECORD, STEP, Record, require_corpus
@@ -51,10 +52,14 @@ TRAINING = ("loops", "callbacks", "n_skipped")  # not in a file of weights only
 
 
 class Origin(NamedTuple):
-    """The configuration to run, and the record of the checkpoint it resumes or starts from."""
+    """The configuration to run, and the record of the checkpoint it resumes or starts from.
+
+    `listed` is that of `prepare`.
+    """
 
     cfg: RunConfig
     record: Record | None
+    listed: dict[str, Any] | None = None
 
     def tokenizer(self) -> Tokenizer | None:
         """The one of the checkpoint."""
@@ -99,12 +104,13 @@ def resolve_origin(cfg: RunConfig, overrides: Sequence[str] = ()) -> Origin:
     elif cfg.resume != "auto" and newest(run_dir.resolve()) != path.resolve():
         raise UserError(f"{path}: {run_dir} holds later checkpoints; name an empty run_dir=DIR")
     resumed = _merged(cfg, record, overrides, run_dir, in_place=in_place)
+    asked = compose("train", overrides)["data"] if overrides else cfg.data.model_dump()
+    data, listed = settle_corpus(resumed.data, record, asked)
     _refuse_changes(path, record.config, resumed.model_dump(mode="json"), cfg.resume_allow)
     print(f"resumed {path} step {content[STEP]}", flush=True)
     _say_rate(record.run_config(), resumed, step=content[STEP])
-    return Origin(
-        resumed.model_copy(update={"resume": str(path), "resume_allow": cfg.resume_allow}), record
-    )
+    own = {"data": data, "resume": str(path), "resume_allow": cfg.resume_allow}
+    return Origin(resumed.model_copy(update=own), record, listed)
 
 
 def changed(asked: dict[str, Any], overrides: Sequence[str]) -> RunConfig:

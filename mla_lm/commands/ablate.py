@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.config.cli import parse_options
 from mla_lm.config.explain import key_of
-from mla_lm.config.secret import public_overrides
+from mla_lm.config.secret import public
 from mla_lm.config.section import Name, PathName
 from mla_lm.errors import UserError, output_may_end
 
@@ -47,7 +47,7 @@ def run(arguments: Sequence[str]) -> None:
     own = [word for word in arguments if word.partition("=")[0] in fields or "=" not in word]
     overrides = [word for word in arguments if word not in own]
     options = parse_options(Options, own)
-    command = shlex.join(["python", "-m", "mla_lm", "ablate", *public_overrides(arguments)])
+    command = shlex.join(["python", "-m", "mla_lm", "ablate", *public(arguments)])
     if options.report:
         if overrides or len(options.model_fields_set) > 1:
             raise UserError(f"report={options.report}: takes no other options and no overrides")

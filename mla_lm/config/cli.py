@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from mla_lm.config import CONFIGS, EvalConfig, RunConfig, explain
 from mla_lm.config.compose import explained, validate
+from mla_lm.config.secret import public
 from mla_lm.config.text import shown
 from mla_lm.errors import STOPPED, UserError, guard
 
@@ -35,6 +36,7 @@ def main(
         signal.signal(number, lambda *_: sys.exit(STOPPED))
     passed: list[str] = [word for word in sys.argv[1:] if word.startswith(passed_on)]
     own = [word for word in sys.argv[1:] if word not in passed]
+    sys.argv[1:] = public(sys.argv[1:])  # loggers send it with a run
 
     def run() -> None:
         has_flags = any(word.startswith("-") for word in own)

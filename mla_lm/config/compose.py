@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mla_lm.config import CONFIGS, RunConfig, YarnConfig, explain
+from mla_lm.config.secret import remember
 from mla_lm.config.section import value_at
 from mla_lm.config.text import literal
 from mla_lm.errors import UserError, one_line
@@ -96,7 +97,7 @@ def compose(
 ) -> dict[str, Any]:
     """Compose `configs/NAME.yaml` with Hydra overrides into a resolved plain dict.
 
-    `values` are set before interpolations are resolved.
+    `values`, which may come from files, are set before interpolations are resolved.
     """
     import hydra
 
@@ -107,7 +108,7 @@ def compose(
         hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)),
     ):
         composed = hydra.compose(name, overrides)
-        composed.update({key: literal(text) for key, text in (values or {}).items()})
+        composed.update({key: literal(str(text)) for key, text in (values or {}).items()})
         return _resolved(composed)
 
 
@@ -133,6 +134,7 @@ def _resolved(cfg: Any) -> dict[str, Any]:
 
     OmegaConf.register_new_resolver("vocabulary_of", _vocabulary_of, replace=True)
     OmegaConf.register_new_resolver("stretch", YarnConfig.stretch, replace=True)
+    OmegaConf.register_new_resolver("steps_of", _steps_of, replace=True)
     OmegaConf.register_new_resolver("padded", lambda size: -(-size // 64) * 64, replace=True)
     if "run_dir" in cfg and cfg.run_dir is None:
         if cfg.resume == "auto":
@@ -160,6 +162,11 @@ def _letters(n: int) -> str:
     return "".join(secrets.choice(string.ascii_lowercase) for _ in range(n))
 
 
+def _steps_of(minutes: float | None) -> int:
+    """The default `trainer.max_steps`: with a budget of minutes, more than fit."""
+    return 800 if minutes is None else 10**6
+
+
 def _vocabulary_of(path: str) -> int:
     from mla_lm.data.tokenizer import vocabulary_of
 
@@ -167,7 +174,8 @@ def _vocabulary_of(path: str) -> int:
 
 
 def validate(kind: type[Model], values: Mapping[str, Any]) -> Model:
-    """The typed configuration, or a UserError for the first mistake."""
+    """The typed configuration, or a UserError for the first mistake; its secrets are hidden."""
+    remember(values)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -197,12 +205,19 @@ def explained() -> Iterator[None]:
         raise UserError(explain.composition_error(error)) from None
 
 
+def _require_no_variable(key: str, value: object) -> None:
+    """Refuse what OmegaConf would read once more: only overrides and `configs/` name variables."""
+    if "${" in str(value):
+        raise UserError(f"{key}={explain.shown(value)}: must not hold ${{, the sign of a variable")
+
+
 def instantiate(group: str, nodes: Mapping[str, Any]) -> list[Any]:
     """The objects behind the `_target_` nodes of a group; a node set to null is left out."""
     import hydra.utils
 
     objects = []
     for name, node in nodes.items():
+        _require_no_variable(f"{group}.{name}", node)
         try:
             objects.append(hydra.utils.instantiate(node, _convert_="all"))
         except Exception as error:  # whatever the user's own class raises

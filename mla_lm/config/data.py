@@ -43,6 +43,11 @@ class CorpusConfig(Section):
     batch_size: Size
     mask_documents: bool
 
+    @property
+    def named(self) -> dict[str, str]:
+        """The keys that say which files or which data set are read."""
+        return self.model_dump(include={"path", "val_path", "name"}, exclude_none=True)
+
 
 class StdlibConfig(CorpusConfig):
     """The sources of this Python's standard library; a document is a file."""

@@ -6,13 +6,15 @@ import shlex
 import shutil
 import sys
 
+from mla_lm.config.secret import public
+
 LONGEST = 100  # characters shown of a value
 UNREADABLE = object()
 
 
 def shown(value: object) -> str:
-    """A value as YAML would show it, its beginning where it is long."""
-    text = "null" if value is None else str(value)
+    """A value as YAML would show it, without secrets, its beginning where it is long."""
+    text = "null" if value is None else str(public(value if isinstance(value, str) else str(value)))
     text = text.lower() if isinstance(value, bool) else text
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
 

@@ -16,7 +16,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
@@ -53,13 +53,22 @@ NOT_IN_KEY = {"path", "val_path", "cache_dir", "verify", "max_row_bytes"} | {
 }
 
 
-def prepare(cfg: DataConfig, *, tokenizer: Tokenizer | None = None) -> PreparedData:
+def prepare(
+    cfg: DataConfig,
+    *,
+    tokenizer: Tokenizer | None = None,
+    listed: Mapping[str, Any] | None = None,
+) -> PreparedData:
     """Open the prepared corpus of `cfg`, preparing it first where it is missing.
 
-    `tokenizer` is the one of a checkpoint, used instead of the file of a pretrained one.
+    `tokenizer` is the one of a checkpoint, used instead of the file of a pretrained one. `listed`
+    is the `source` in the checkpoint that names the files or the data set, if that is not the user:
+    files are read only where they are those, and nothing is fetched from the hub.
     Raises UserError naming file and place of what cannot be read, written or trusted.
     """
     corpus = open_corpus(cfg)
+    if listed is not None and listed != corpus.source:
+        raise _not_asked(cfg, "not what it lists by names, sizes and times of files")
     settings = cfg.model_dump(mode="json", exclude=NOT_IN_KEY)
     settings |= {"version": VERSION, "source": corpus.source}
     existing = None
@@ -67,6 +76,8 @@ def prepare(cfg: DataConfig, *, tokenizer: Tokenizer | None = None) -> PreparedD
         existing = tokenizer or Tokenizer.pretrained(cfg.tokenizer)
         settings["tokenizer_json"] = sha256(existing.json)
     folder = Path(cfg.cache_dir) / f"{cfg.kind}-{sha256(settings)[:16]}"
+    if listed == {} and (cfg.verify == "full" or not folder.exists()):
+        raise _not_asked(cfg, "a data set of the hub")
     try:
         if not folder.exists():
             unfinished = _workplace(folder.parent) / folder.name
@@ -82,6 +93,12 @@ def prepare(cfg: DataConfig, *, tokenizer: Tokenizer | None = None) -> PreparedD
         return data
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror}") from None
+
+
+def _not_asked(cfg: DataConfig, what: str) -> UserError:
+    words = " ".join(f"data.{key}={value}" for key, value in cfg.named.items())
+    hint = f"to read it, name it yourself: data={cfg.kind} {words}"
+    return UserError(f"{words}: named by the checkpoint, and {what}; {hint}")
 
 
 def _workplace(cache: Path) -> Path:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mla_lm.config import EvalConfig
+from mla_lm.config.secret import public
 from mla_lm.errors import UserError, inline, warned
 from mla_lm.evaluation.subject import Subject
 from mla_lm.files import read_object, require_writable, write_object
@@ -73,12 +74,7 @@ def results_file(subject: Subject, cfg: EvalConfig) -> Path:
 
 
 def write_results(
-    target: Path,
-    subject: Subject,
-    cfg: EvalConfig,
-    metrics: Mapping[str, Any],
-    *,
-    data_overrides: Sequence[str],
+    target: Path, subject: Subject, cfg: EvalConfig, metrics: Mapping[str, Any]
 ) -> None:
     """Write `metrics`; the file keeps other results of the same conditions and texts."""
     conditions = {
@@ -89,7 +85,7 @@ def write_results(
         "limit": cfg.limit,
         "seed": cfg.seed,
         "seq_len": cfg.context or subject.run.data.seq_len,
-        "data": list(data_overrides),
+        "data": public(subject.text),
         "environment": hardware(subject.precision, cfg.accelerator).environment,
     }
     try:
@@ -110,7 +106,7 @@ def log_results(
 
     `conditions` other than those of training stand before them. UserError for a logger that fails.
     """
-    prefix = " ".join(conditions) + "/" if conditions else ""
+    prefix = " ".join(public(conditions)) + "/" if conditions else ""
     numbers = {prefix + name: v for name, v in metrics.items() if isinstance(v, int | float)}
     for logger in loggers:
         logger.log_metrics(numbers, step=step)

@@ -88,9 +88,9 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int) -> 
     bpe = tokenizers.Tokenizer.from_str(tokenizer.json)
     token = bpe.id_to_token(tokenizer.end_of_text)
     bpe.post_processor = tokenizers.processors.TemplateProcessing(
-        single=[token, "$A"],
-        pair=[token, "$A", f"{token}:1", "$B:1"],
-        special_tokens=[(token, tokenizer.end_of_text)],
+        single=["begin", "$A"],  # not the token itself, which would be read as a template
+        pair=["begin", "$A", "begin:1", "$B:1"],
+        special_tokens=[{"id": "begin", "ids": [tokenizer.end_of_text], "tokens": [token]}],
     )
     (folder / "tokenizer.json").write_text(bpe.to_str(), encoding="utf-8")
     content = dict.fromkeys(("bos_token", "eos_token", "pad_token"), token) | {
@@ -119,7 +119,7 @@ def _model(model: ModelConfig, dtype: str) -> str:
 
 def _origin(record: Record, step: int) -> dict[str, str]:
     """The sections about data and training."""
-    if not record.data:
+    if "corpus" not in record.data:
         return dict.fromkeys(("data", "training"), "Unknown: the weights were imported.\n")
     counts = "{documents:,} documents, {bytes:,} bytes, {tokens:,} tokens".format_map
     data = {

@@ -11,6 +11,7 @@ from mla_lm.checkpoint.record import PREFIX, RECORD, STEP, WEIGHTS, Record, writ
 from mla_lm.config import RunConfig
 from mla_lm.config.compose import load_config, with_values
 from mla_lm.cost import require_stored
+from mla_lm.data.corpora import open_corpus
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
 from mla_lm.files import new_folder, read_object, read_text
@@ -76,7 +77,9 @@ def import_folder(src: Path, out: Path, **options: Any) -> RunConfig:
     """
     cfg, state, tokenizer = read_folder(src, **options)
     cfg = cfg.model_copy(update={"run_dir": str(out)})
-    record = Record.of(cfg, command="", tokenizer=tokenizer.json, data={}, environment={})
+    # Files that the user names for it are read later where they are still the same.
+    data = {"settings": {"source": open_corpus(cfg.data).source}} if cfg.data.named else {}
+    record = Record.of(cfg, command="", tokenizer=tokenizer.json, data=data, environment={})
     weights = {f"{PREFIX}{name}": tensor for name, tensor in state.items()}
     with new_folder(out) as folder:
         write_run_files(folder, cfg, record)

@@ -19,10 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from mla_lm import load_config
 from mla_lm.checkpoint import file as checkpoint_file
-from mla_lm.checkpoint.record import RECORD, write_run_files
-from mla_lm.checkpoint.resume import resolve_origin
+from mla_lm.checkpoint.record import RECORD
 from mla_lm.training.restore import BATCHES
 from tests.reliability.conftest import Reference
 from tests.reliability.record import record
@@ -137,6 +135,7 @@ FORGERIES: dict[str, Forgery] = {
     "pickle for a tokenizer": edited(pickled_tokenizer),
     "_target_ for the model": config("model", CALL),
     "callbacks": config("callbacks", {"x": CALL}),
+    "loggers": config("logger", {"wandb": CALL}),
     "another key": config("_class_path", "os.system"),
     "YAML tag for a number": config("seed", "!!python/object/apply:os.system ['TOUCH']"),
     "path for a run_id": config("run_id", "../../marker"),
@@ -236,24 +235,3 @@ def test_the_watch_notices_what_a_payload_does(reference: Reference, tmp_path: P
     run(["resume=auto"], tmp_path / "log", partial(watch, str(events)), partial(unpickle, path))
     assert marker(path).exists()
     assert "os.system" in events.read_text()
-
-
-@pytest.mark.parametrize("key", ["init_from", "data.path", "data.tokenizer.end_of_text"])
-def test_a_stored_text_is_never_interpolated(
-    reference: Reference, tmp_path: Path, key: str
-) -> None:
-    path, text = tmp_path / "x.ckpt", "/nowhere/${oc.env:HOME}"
-    content = checkpoint_file.read(checkpoint(reference.folder, 10))
-    *sections, name = key.split(".")
-    reduce(getitem, sections, content[RECORD]["config"])[name] = text
-    if name == "end_of_text":
-        tokenizer = content[RECORD]["tokenizer"].numpy().tobytes().decode()
-        as_bytes = tokenizer.replace("<|endoftext|>", text).encode()
-        content[RECORD]["tokenizer"] = torch.frombuffer(bytearray(as_bytes), dtype=torch.uint8)
-    checkpoint_file.write(path, content)
-    words = [f"resume={path}", f"run_dir={tmp_path / 'run'}", "trainer.max_steps=14"]
-    cfg, origin = resolve_origin(load_config(words), words)
-    assert origin is not None
-    write_run_files(tmp_path / "run", cfg, origin)
-    written = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert reduce(getitem, [*sections, name], written) == text

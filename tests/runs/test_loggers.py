@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from mla_lm.config.secret import public, public_overrides
 from tests.conftest import one_line
 from tests.processes import run
 from tests.runs.conftest import STEPS, Run, checkpoint, logged, short_run, train_here, write_corpus
@@ -13,23 +12,6 @@ from tests.runs.test_train import METRICS
 
 PICTURES = {"plots/loss", "plots/learning_rate", "plots/mtp_acceptance", "plots/expert_load"}
 SECRET = "s3cr3t"
-
-
-def test_secrets_are_left_out() -> None:
-    tree = {
-        "logger": {"x": {"api_key": SECRET, "entity": "me", "hf_token": SECRET}},
-        "password": SECRET,
-        "data": {"path": f"https://me:{SECRET}@host/file", "max_new_tokens": 3},
-        "rows": [{"auth": SECRET}],
-    }
-    assert public(tree) == {
-        "logger": {"x": {"entity": "me"}},
-        "data": {"path": "https://host/file", "max_new_tokens": 3},
-        "rows": [{}],
-    }
-    words = ["logger.x.api_key=1", "data.tokenizer.kind=bpe", "+logger.x.token=2"]
-    words += ["+logger.y={entity: me, hf_token: 3}", "data.tokenizer={kind: bytes}"]
-    assert public_overrides(words) == [words[1], words[4]]
 
 
 def test_tensorboard_holds_names_pictures_and_samples(trained: Run, tmp_path: Path) -> None:

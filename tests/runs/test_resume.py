@@ -26,10 +26,13 @@ from tests.runs.conftest import STEPS, Run, checkpoint, content, logged, resolve
 
 
 def test_a_run_folder_is_all_that_is_needed(trained: Run, tmp_path: Path) -> None:
-    """Steps are logged, and each has its samples once, as in an undisturbed run."""
+    """And the user's own cache, if any.
+
+    Steps are logged, and each has its samples once, as in an undisturbed run.
+    """
     folder = Path(shutil.copytree(trained.folder, tmp_path / "run"))
     checkpoint(folder, STEPS).unlink()
-    train_here(f"resume={folder}")
+    train_here(f"resume={folder}", f"data.cache_dir={trained.folder.parent / 'cache'}")
     wanted, found = (state(checkpoint(place, STEPS)) for place in (trained.folder, folder))
     assert differences(found, wanted) == []
     headings = [line for line in (folder / "samples.md").read_text().splitlines() if "## " in line]
