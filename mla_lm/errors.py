@@ -16,8 +16,8 @@ from typing import Any, TextIO, cast
 
 from mla_lm.config.secret import hidden
 
-CONTROLS = re.compile(  # C0 but for tab and newline, C1, line separators, changes of direction
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f]"
+CONTROLS = re.compile(  # C0 but for tab and newline, C1, lines, direction, half characters
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]"
 )
 OF_BARS = re.compile(r"\r|(\x1b\[A)+$")  # what progress bars of libraries begin with
 STOPPED, INTERRUPTED, UNREAD = 143, 130, 141  # exit codes: 128 + SIGTERM, SIGINT, SIGPIPE

@@ -49,7 +49,10 @@ def write_report(
     best = chosen(runs.table)
     best = best.sort_values("arm", key=lambda arm: arm != study.reference, kind="stable")
     compared = compare(best, reference=study.reference, confidence=study.confidence)
-    links = [quote(os.path.relpath(folder, out.resolve())) + "/" for folder in runs.table.folder]
+    links = [
+        quote(os.fsencode(os.path.relpath(folder, out.resolve()))) + "/"
+        for folder in runs.table.folder
+    ]
     content = {
         "title": out.resolve().name,
         "question": hidden(study.question),

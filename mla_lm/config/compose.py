@@ -134,6 +134,7 @@ def _resolved(cfg: Any) -> dict[str, Any]:
 
     OmegaConf.register_new_resolver("vocabulary_of", _vocabulary_of, replace=True)
     OmegaConf.register_new_resolver("stretch", YarnConfig.stretch, replace=True)
+    OmegaConf.register_new_resolver("steps_of", _steps_of, replace=True)
     OmegaConf.register_new_resolver("padded", lambda size: -(-size // 64) * 64, replace=True)
     if "run_dir" in cfg and cfg.run_dir is None:
         if cfg.resume == "auto":
@@ -159,6 +160,11 @@ def _given(values: Any) -> Any:
 def _letters(n: int) -> str:
     """Random ones; no digits, some of which Hydra would read as a number."""
     return "".join(secrets.choice(string.ascii_lowercase) for _ in range(n))
+
+
+def _steps_of(minutes: float | None) -> int:
+    """The default `trainer.max_steps`: with a budget of minutes, more than fit."""
+    return 800 if minutes is None else 10**6
 
 
 def _vocabulary_of(path: str) -> int:

@@ -6,10 +6,10 @@ Importing holds the model and at most `BLOCK` elements of one foreign tensor.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -67,7 +67,7 @@ def write_shards(
 class Index(BaseModel):
     """`model.safetensors.index.json`: the file of each tensor."""
 
-    weight_map: dict[str, str] = {}
+    weight_map: dict[str, Annotated[str, Field(pattern=r"^[^\x00]+$")]] = {}
 
 
 class Shards:

@@ -156,13 +156,13 @@ def test_exact_match_is_compared_where_it_is_graded(tmp_path: Path) -> None:
 
 
 def test_names_are_never_markup(tmp_path: Path) -> None:
-    name = "=a<b>$x$|&_\n\x1b[31m](x)"
+    name = "=a<b>$x$|&_\n\x1b[31m\udcff](x)"
     texts = written(tmp_path, read(write_run(tmp_path / name, usual(1.0)), arm=name))
     assert "<b>" not in texts["report.html"]
     assert texts["report.html"].count("a&lt;b&gt;$x$|&amp;_") > 2
-    assert r"=a\<b\>\$x\$\|\&\_ \\x1b\[31m\](x)" in texts["report.md"]
+    assert r"=a\<b\>\$x\$\|\&\_ \\x1b\[31m\\udcff\](x)" in texts["report.md"]
     (row,) = table(texts["results.csv"])
-    assert row["arm"] == r"'=a<b>$x$|&_ \x1b[31m](x)"
+    assert row["arm"] == r"'=a<b>$x$|&_ \x1b[31m\udcff](x)"
     assert not any("\x1b" in text for text in texts.values())
 
 

@@ -150,6 +150,8 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "layers": (lambda f: edit_config(f, num_hidden_layers=9999), "bytes hold fewer"),
     "more layers": (lambda f: edit_config(f, num_hidden_layers=10**6), "model.n_layers=1000000"),
     "experts": (lambda f: edit_config(f, n_routed_experts=2**20), "bytes hold fewer"),
+    "shard without a name": (lambda f: shards_in(f, gate="y\0"), "must match pattern"),
+    "shard named by half a character": (lambda f: shards_in(f, gate="\ud800"), "valid string"),
     "index of another shape": (lambda f: (f / INDEX).write_text("[]"), "must be a JSON object"),
     "index without a map": (lambda f: (f / INDEX).write_text("{}"), "its 0 bytes hold fewer"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: cannot be read"),

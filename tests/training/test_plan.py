@@ -20,7 +20,7 @@ def _no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def budgeted(*overrides: str) -> RunConfig:
-    return load_config(["trainer.max_minutes=1", "trainer.max_steps=100000", *overrides])
+    return load_config(["trainer.max_minutes=1", *overrides])
 
 
 @pytest.mark.parametrize("every", ["null", "50"])
