@@ -82,13 +82,14 @@ def read_runs(folders: Mapping[str, Path], arms: Mapping[str, str] | None = None
     """
     if not folders:
         return None
+    folders = {inline(name): folder for name, folder in folders.items()}
     configs = {name: _config(folders[name]) for name in sorted(folders)}
     texts = {name: _settings(cfg) for name, cfg in configs.items()}
     settings = DataFrame.from_dict(texts, "index").fillna("")
-    arms = arms or arm_names(settings)
+    arms = {inline(run): inline(arm) for run, arm in (arms or arm_names(settings)).items()}
     curves = {name: _curve(cfg, folders[name]) for name, cfg in configs.items()}
     rows = [
-        {"run": name, "arm": inline(arms[name]), **_row(cfg, curves[name], folders[name])}
+        {"run": name, "arm": arms[name], **_row(cfg, curves[name], folders[name])}
         for name, cfg in configs.items()
     ]
     table = DataFrame(rows).sort_values(["arm", "lr", "seed", "run"], ignore_index=True)

@@ -157,7 +157,8 @@ def test_exact_match_is_compared_where_it_is_graded(tmp_path: Path) -> None:
 
 def test_names_are_never_markup(tmp_path: Path) -> None:
     name = "=a<b>$x$|&_\n\x1b[31m\udcff](x)"
-    texts = written(tmp_path, read(write_run(tmp_path / name, usual(1.0)), arm=name))
+    folder = write_run(tmp_path / "run", usual(1.0)).rename(tmp_path / name)
+    texts = written(tmp_path, read(folder, arm=name))
     assert "<b>" not in texts["report.html"]
     assert texts["report.html"].count("a&lt;b&gt;$x$|&amp;_") > 2
     assert r"=a\<b\>\$x\$\|\&\_ \\x1b\[31m\\udcff\](x)" in texts["report.md"]
