@@ -107,16 +107,17 @@ class Transformer(KeepsFloat32):
             mtp_input,
         )
 
-    def compile_blocks(self, *, whole: bool, backend: str = "inductor") -> None:
-        """Compile each block and MTP module with `torch.compile`, for training.
+    def compile_blocks(self, *, backend: str = "inductor") -> None:
+        """Compile each block and MTP module with `torch.compile`, for training under this autocast.
 
-        `whole` (no graph breaks) needs experts run by `grouped_mm`, on a GPU. On a CPU the experts
-        depend on the number of tokens of each and stay outside the compiled parts.
+        Experts run by `grouped_mm` are compiled with their block. Any other way depends on the
+        number of tokens of each expert and stays outside the compiled parts.
         """
+        torch._dynamo.config.optimize_ddp = False  # it cuts every block where a bucket ends
         for module in (*self.blocks, *self.mtp):
-            module.compile(fullgraph=whole, dynamic=False, backend=backend)
+            module.compile(dynamic=False, backend=backend)
         for module in self.modules():
-            if isinstance(module, Experts) and not whole:
+            if isinstance(module, Experts) and not module.grouped(self.matmul_dtype):
                 module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
 
     def shard_blocks(self, mesh: DeviceMesh) -> None:

@@ -70,7 +70,8 @@ class LanguageModel(L.LightningModule):
 
     def on_fit_start(self) -> None:
         if self.cfg.trainer.compile and self.device.type != "mps":
-            self.model.compile_blocks(whole=self.device.type == "cuda")
+            with self.trainer.precision_plugin.forward_context():
+                self.model.compile_blocks()
 
     def training_step(self, tokens: Tensor, batch_idx: int) -> Tensor:
         self.load = self.loss = None
