@@ -23,11 +23,11 @@ def loss_sums(logits: Tensor, labels: Tensor, byte_lengths: Tensor) -> Tensor:
     """
     flat = logits.float().flatten(0, 1)
     nats = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    counted = labels[labels != IGNORED]
-    sums = (nats, nats.new_tensor(counted.numel()), byte_lengths[counted].sum())
+    counted = labels != IGNORED
+    n_bytes = (byte_lengths[labels.where(counted, 0)] * counted).sum()
     matches = exact_matches(logits[..., : len(byte_lengths)], labels)  # padding is never chosen
-    # From the device first: Apple GPUs have no float64.
-    return torch.stack([part.cpu().double() for part in (*sums, *matches)])
+    sums = torch.stack([part.float() for part in (nats, counted.sum(), n_bytes, *matches)])
+    return sums.cpu().double()  # in this order: Apple GPUs have no float64
 
 
 def bytes_per_target(labels: Tensor, byte_lengths: Tensor, n_targets: Tensor) -> Tensor:
@@ -46,7 +46,8 @@ def exact_matches(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     starts = counted & ~F.pad(counted, (1, 0))[:, :-1]
     answer = starts.flatten().cumsum(dim=0)  # which answer a token belongs to, from 1
     wrong = counted & (logits.argmax(dim=-1) != labels)
-    missed = torch.zeros_like(answer).index_fill(0, answer[wrong.flatten()] - 1, 1)
+    of = (answer - 1).clamp(min=0)
+    missed = torch.zeros_like(answer).scatter_reduce(0, of, wrong.flatten().long(), "amax")
     return answer[-1] - missed.sum(), answer[-1]
 
 

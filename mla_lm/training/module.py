@@ -217,15 +217,15 @@ class LanguageModel(L.LightningModule):
         none_left = tokens.shape[0] == 0  # in the last batch; FSDP2 gathers on all ranks still
         batch = self.annotate(tokens.new_zeros(1, tokens.shape[1]) if none_left else tokens)
         first = batch_idx == 0 and self.cfg.model.mtp_depth > 0
-        out = self.model(batch.inputs, documents=batch.input_documents, mtp=first)
+        out = self.model(batch.inputs, documents=batch.input_documents, logits=False, mtp=first)
         if first:
-            of = self.model.of_tokens
-            drafts, greedy = of(self.model.lm_head(out.mtp[0])), of(out.logits)
-            kept = kept_drafts(drafts.argmax(-1), greedy.argmax(-1), batch, depth=1).cpu().double()
+            drafts, greedy = self.model.greedy(out.mtp[0]), self.model.greedy(out.hidden)
+            kept = kept_drafts(drafts, greedy, batch, depth=1).cpu().double()
             self.drafted = torch.zeros_like(kept) if none_left else kept
         if none_left:
             return
-        self.val_sums += loss_sums(out.logits, batch.labels[:, 1:], self.byte_lengths)
+        for logits, labels in self.model.logits_in_parts(out.hidden, batch.labels[:, 1:]):
+            self.val_sums += loss_sums(logits, labels, self.byte_lengths)
 
     def on_validation_epoch_end(self) -> None:
         if self.cfg.model.mtp_depth:
