@@ -5,7 +5,7 @@ Knows neither files nor the command line. B batch, T tokens, L MoE layers, E exp
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -31,6 +31,7 @@ from mla_lm.objective.metrics import (
 )
 from mla_lm.objective.optimizer import build_optimizer
 from mla_lm.objective.schedules import bias_speed, lr_multiplier, mtp_weight
+from mla_lm.training.processes import reduce_over_ranks
 
 
 class LanguageModel(L.LightningModule):
@@ -117,9 +118,9 @@ class LanguageModel(L.LightningModule):
         n_targets = count_targets(self.annotate(tokens), self.cfg.model.mtp_depth)
         return self.over_ranks(n_targets / (len(tokens) // len(first)))
 
-    def over_ranks(self, values: Tensor, how: str = "mean") -> Tensor:
+    def over_ranks(self, values: Tensor, how: Literal["mean", "sum"] = "mean") -> Tensor:
         """The mean or the sum over all ranks, without gradient."""
-        return self.trainer.strategy.reduce(values, reduce_op=how)
+        return reduce_over_ranks(values, how)
 
     def configure_gradient_clipping(
         self,
