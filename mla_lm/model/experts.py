@@ -105,7 +105,7 @@ def grouped_mm(
     n_tokens, top_k = experts.shape
     chosen = experts.flatten()
     order = chosen.argsort(stable=True)  # slots grouped by expert
-    counts = chosen.new_zeros(len(gate_up)).scatter_add_(0, chosen, torch.ones_like(chosen))
+    counts = tokens_of_experts(chosen, len(gate_up))
     ends = counts.cumsum(0).to(torch.int32)
     h = F.grouped_mm(x[order // top_k], gate_up.mT, offs=ends)
     gate, up = h.chunk(2, dim=-1)
@@ -180,7 +180,7 @@ def layout(experts: Tensor, n_experts: int) -> tuple[Tensor, Tensor, list[int]]:
     n_tokens, top_k = experts.shape
     chosen = experts.flatten()
     order = chosen.argsort(stable=True)  # slots grouped by expert
-    counts = chosen.bincount(minlength=n_experts)
+    counts = tokens_of_experts(chosen, n_experts)
     sizes = (counts + ROW_BLOCK - 1) // ROW_BLOCK * ROW_BLOCK
     shift = (sizes.cumsum(0) - sizes) - (counts.cumsum(0) - counts)
     rows = torch.arange(len(order), device=experts.device) + shift[chosen[order]]
@@ -188,6 +188,11 @@ def layout(experts: Tensor, n_experts: int) -> tuple[Tensor, Tensor, list[int]]:
     n_rows = sizes.tolist()
     token = order.new_full((sum(n_rows),), n_tokens).index_copy_(0, rows, order // top_k)
     return token, place, n_rows
+
+
+def tokens_of_experts(chosen: Tensor, n_experts: int) -> Tensor:
+    """(n_experts,) int64; a GPU would wait twice for `bincount` to find the size."""
+    return chosen.new_zeros(n_experts).scatter_add_(0, chosen, torch.ones_like(chosen))
 
 
 WAYS = {"loop": loop, "padded": padded, "grouped_mm": grouped_mm, "few_tokens": few_tokens}
