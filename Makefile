@@ -3,7 +3,7 @@ VENV := .venv
 RUN := runs/first
 BIN := $(VENV)/bin
 
-.PHONY: train test test-all lint
+.PHONY: train test test-all test-gpu lint
 
 train: $(VENV)/.train
 	$(BIN)/python train.py experiment=five_minutes run_dir=$(RUN) resume=auto
@@ -20,6 +20,9 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
