@@ -95,7 +95,6 @@ def trainer_of(
         log_every_n_steps=cfg.trainer.log_every_n_steps,
         enable_progress_bar=False,
         enable_model_summary=False,
-        inference_mode=False,  # its tensors would stay in FSDP2's weights, and cannot be trained
         default_root_dir=cfg.run_dir,
         logger=loggers,
         callbacks=callbacks,
