@@ -24,7 +24,7 @@ def main() -> None:
         )
     for key in ("vocab_size", "bytes_per_token", "empty_documents", "corpus"):
         print(f"{key.replace('_', ' ')}: {data.manifest[key]}")
-    print(f"in {data.train.paths[0].parent}")
+    print(*data.warnings(), f"in {data.train.paths[0].parent}", sep="\n")
 
 
 if __name__ == "__main__":

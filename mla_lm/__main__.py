@@ -3,6 +3,7 @@
 import keyword
 import signal
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 
 from mla_lm.config import cli
@@ -25,12 +26,14 @@ def main() -> None:
 
 
 def _run(verb: str, *arguments: str) -> None:
-    if verb in ("-h", "--help"):
+    if verb in ("-h", "--help", "help"):
         print("usage: mla-lm VERB [key=value]")
         print("\n".join(f"  {name:10} {purpose}" for name, purpose in VERBS.items()))
         return
     if verb not in VERBS:
-        raise UserError(f"{verb}: unknown verb; choose from {', '.join(VERBS)}")
+        script = f"; do you mean python {verb}.py" if verb in ("train", "eval") else ""
+        near = "".join(f"; do you mean {v}" for v in get_close_matches(verb, VERBS, 1))
+        raise UserError(f"{verb}: unknown verb; choose from {', '.join(VERBS)}{script or near}")
     module = f"{verb}_" if keyword.iskeyword(verb) else verb
     command = import_module(f"mla_lm.commands.{module}")
     if {"-h", "--help"} & set(arguments):

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Literal, NamedTuple
 
 from mla_lm.config import MLAConfig, ModelConfig, MoEConfig, RunConfig
+from mla_lm.errors import UserError
 
 BLOCK = ("attention", "dense FFN", "router", "shared experts", "routed experts", "norms")
 NEVER_MUON = ("embedding", "router", "norms", "head")  # parts that take AdamW under optim=muon too
@@ -40,9 +41,10 @@ def parameters_by_part(cfg: ModelConfig) -> dict[str, Part]:
     parts["embedding"] = [head, head]
     parts["head"] = [0, 0] if cfg.tie_embeddings else [head, head]
     parts["norms"] = [cfg.dim, cfg.dim]
-    for layer in range(cfg.n_layers):
+    n_dense = cfg.n_dense_layers if isinstance(cfg.ffn, MoEConfig) else cfg.n_layers
+    for layer, n in ((0, n_dense), (n_dense, cfg.n_layers - n_dense)):  # equal ones, from `layer`
         for name, of_block in _block(cfg, layer).items():
-            parts[name] = [a + b for a, b in zip(parts[name], of_block, strict=True)]
+            parts[name] = [a + n * b for a, b in zip(parts[name], of_block, strict=True)]
     return {name: Part(*counts) for name, counts in parts.items()}
 
 
@@ -55,6 +57,15 @@ def count_parameters(cfg: ModelConfig) -> Parameters:
         mtp=cfg.mtp_depth * sum(part.total for part in mtp),
         mtp_active=cfg.mtp_depth * sum(part.active for part in mtp),
     )
+
+
+def require_stored(cfg: ModelConfig, n_bytes: int, place: object) -> None:
+    """UserError where files of `n_bytes` cannot hold the weights, of two bytes or more each."""
+    parameters = count_parameters(cfg)
+    if 2 * (n := parameters.total + parameters.mtp) > n_bytes:
+        raise UserError(
+            f"{place}: its sizes make {n:,} parameters, its {n_bytes:,} bytes hold fewer"
+        )
 
 
 def training_bytes(cfg: ModelConfig, optimizer: Literal["adamw", "muon"]) -> dict[str, int]:

@@ -143,6 +143,20 @@ def product_ceiling(precision: Resolved, device: torch.device, seconds: float = 
     return 2 * side**3 / fastest
 
 
+class MatmulPeak:
+    """The FLOP/s of large square matmuls here, and what share of them a training step reaches."""
+
+    def __init__(self, precision: Resolved, device: torch.device) -> None:
+        self.of = precision, device
+        self.flops = product_ceiling(*self.of)
+
+    def share(self, flops: float) -> float | None:
+        """None above 1, where measuring the peak again does not help: the machine is busy."""
+        if flops > self.flops:
+            self.flops = max(self.flops, product_ceiling(*self.of))
+        return flops / self.flops if flops <= self.flops else None
+
+
 class Hardware(NamedTuple):
     """What a run uses of this machine, and what its exact bits depend on besides its config."""
 
@@ -176,7 +190,7 @@ def _commit(root: Path) -> str:
         return "unknown"
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return found.stdout.strip()

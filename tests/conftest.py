@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
 from mla_lm import Transformer, load_config, machine
@@ -24,7 +24,13 @@ from mla_lm.model.moe import Router
 machine.keep_freed_memory = lambda: None  # a worker would keep what its largest test took
 for kernels in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
     os.environ[kernels] = "100"  # of 1,024: most are compiled for the shapes of one test
-settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],  # a machine may be busy
+)
 settings.load_profile("tests")
 
 TINY = (

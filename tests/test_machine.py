@@ -89,3 +89,12 @@ def test_a_model_too_large_for_the_memory_is_refused(
     there[own] -= 1
     with pytest.raises(UserError, match=rf"parameters need {needed / 1e9:,.1f} GB .* a smaller"):
         require_memory(cfg, device, n_ranks=4, n_local=2)
+
+
+def test_no_share_of_the_matmul_peak_is_above_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it measured in a busy moment only."""
+    found = [10.0, 100.0, 20.0]
+    monkeypatch.setattr(machine, "product_ceiling", lambda *_: found.pop(0))
+    peak = machine.MatmulPeak("32-true", torch.device("cpu"))
+    assert [peak.share(flops) for flops in (5.0, 50.0, 101.0)] == [0.5, 0.5, None]
+    assert (peak.flops, found) == (100.0, [])

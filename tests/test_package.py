@@ -6,6 +6,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.processes import ROOT
 
@@ -14,6 +16,19 @@ def test_every_package_is_listed() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     found = {".".join(p.parent.relative_to(ROOT).parts) for p in ROOT.glob("mla_lm/**/__init__.py")}
     assert found | {"mla_lm.configs"} == {*settings["packages"]}
+
+
+def test_floors_and_pinned_versions_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    required = [Requirement(text) for group in (project["dependencies"], *extras) for text in group]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line.split("==") for line in lines if not line.startswith("#")]
+    pinned = {canonicalize_name(name): version for name, version in pins}
+    for one in required:
+        if one.name != "mla_lm":
+            assert [spec.operator for spec in one.specifier] == [">="], one
+            assert one.specifier.contains(pinned[canonicalize_name(one.name)]), one
 
 
 @pytest.mark.slow

@@ -1,10 +1,12 @@
 """One cell of a study, a process of its own: `python -m mla_lm.ablation.cell FOLDER`.
 
-It trains the configuration in `FOLDER/.cell.json` as `train.py` does, measures the speed of prefill
-and decoding, and writes its costs to `cost.json`. It saves and ends when its standard input ends:
+It trains the configuration that the variable MLA_LM_CELL holds as `train.py` does, measures the
+speed of prefill and decoding, and writes its costs to `cost.json`. No file and no command line has
+the secrets of its loggers. It saves and ends when its standard input ends:
 then the runner that started it is gone.
 """
 
+import json
 import os
 import signal
 import sys
@@ -14,24 +16,19 @@ from pathlib import Path
 from filelock import FileLock
 
 from mla_lm.config import RunConfig
+from mla_lm.config.compose import validate
 from mla_lm.errors import guard
 from mla_lm.files import write_object
 
-CONFIG, COST, LOCK = ".cell.json", "cost.json", ".cell.lock"  # hidden: the run's folder is empty
+CONFIG = "MLA_LM_CELL"  # of the environment
+COST, LOCK = "cost.json", ".cell.lock"  # hidden: the run's folder is empty
 PATIENCE = 600.0  # seconds for the process before this one to save and end
-
-
-def write_config(folder: Path, cfg: RunConfig) -> None:
-    """Leave the configuration for the process; nobody else may read secrets of its loggers."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).touch(mode=0o600)
-    (folder / CONFIG).write_text(cfg.model_dump_json(indent=2), encoding="utf-8")
 
 
 def main(name: str) -> None:
     """Run the cell in a folder, or what is left of it."""
     folder = Path(name)
-    cfg = RunConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
+    cfg = validate(RunConfig, json.loads(os.environ[CONFIG]))
     if "RANK" in os.environ:  # one of several processes that this cell has started
         train(cfg, name)
         return

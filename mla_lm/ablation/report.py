@@ -5,12 +5,14 @@ study that was killed and resumed ends with the same file as one that was not.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.ticker import EngFormatter
 from pandas import DataFrame, Series
 
@@ -19,7 +21,10 @@ from mla_lm.ablation.figures import draw
 from mla_lm.ablation.runs import SPEEDS, Runs, graded_by
 from mla_lm.ablation.statistics import NO_INTERVAL, Comparison, best_rates, chosen, compare
 from mla_lm.ablation.study import Study
-from mla_lm.files import write_text
+from mla_lm.config.secret import hidden
+from mla_lm.errors import visible
+from mla_lm.files import mark, write_text
+from mla_lm.markup import fenced, in_csv, in_markdown
 
 RUN = ["run", "arm", "seed", "lr"]
 RESULTS = [*RUN, "finished", "steps", "tokens", "val/loss", "val/bpb", "val/exact_match"]
@@ -40,14 +45,18 @@ def write_report(
 
     `failed` names cells and why, `jobs` are the cells at a time while costs were measured.
     """
+    mark(out)
     best = chosen(runs.table)
     best = best.sort_values("arm", key=lambda arm: arm != study.reference, kind="stable")
     compared = compare(best, reference=study.reference, confidence=study.confidence)
-    links = [quote(os.path.relpath(folder, out.resolve())) + "/" for folder in runs.table.folder]
+    links = [
+        quote(os.fsencode(os.path.relpath(folder, out.resolve()))) + "/"
+        for folder in runs.table.folder
+    ]
     content = {
         "title": out.resolve().name,
-        "question": study.question,
-        "command": command,
+        "question": hidden(study.question),
+        "command": hidden(command),
         "outcome": [
             *((one.verdict, one.sentence) for one in compared),
             *(("", caution) for caution in cautions(runs, best, compared, study, jobs)),
@@ -64,23 +73,43 @@ def write_report(
     }
     speeds = [name for name in runs.table if name.startswith(SPEEDS)]
     finished = runs.table.status.eq("finished").map({True: "yes", False: "no"})
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    escape = jinja2.select_autoescape(["html.j2"])
-    templates = jinja2.Environment(loader=loader, autoescape=escape, lstrip_blocks=True)
-    templates.trim_blocks = templates.keep_trailing_newline = True
     files = {
         "results.csv": _csv(runs.table.assign(finished=finished)[RESULTS]),
         "costs.csv": _csv(runs.table[[*COSTS, *speeds]]),
-        "report.md": templates.get_template("report.md.j2").render(content),
-        "report.html": templates.get_template("report.html.j2").render(content),
+        "report.md": _rendered("report.md.j2", content),
+        "report.html": _rendered("report.html.j2", content),
     }
     for name, text in files.items():
         write_text(out / name, text)
     print(f"report {out / 'report.html'}")
 
 
+def _rendered(name: str, content: Mapping[str, Any]) -> str:
+    """A template with every value escaped: names are data."""
+    is_page = name.endswith(".html.j2")
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=is_page,
+        finalize=_in_page if is_page else _in_text,
+        lstrip_blocks=True,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters["fenced"] = lambda text: Markup(fenced(visible(text)))
+    return templates.get_template(name).render(content)
+
+
+def _in_page(value: object) -> str:
+    return visible(str(value))
+
+
+def _in_text(value: object) -> str:
+    return value if isinstance(value, Markup) else in_markdown(value)
+
+
 def _csv(table: DataFrame) -> str:
-    named = table.rename(columns=lambda name: name.replace("val/", "val_"))
+    named = table.rename(columns=lambda name: in_csv(name.replace("val/", "val_")))
+    named = named.map(lambda cell: in_csv(cell) if isinstance(cell, str) else cell)
     return str(named.convert_dtypes().to_csv(index=False, float_format="%.8g", lineterminator="\n"))
 
 

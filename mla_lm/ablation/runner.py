@@ -10,24 +10,37 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from mla_lm.ablation.cell import COST, write_config
+from pydantic import BaseModel, ConfigDict
+
+from mla_lm.ablation.cell import CONFIG, COST
 from mla_lm.ablation.report import write_report
 from mla_lm.ablation.runs import Runs, read_if_there, read_runs, runs_below
 from mla_lm.ablation.statistics import best_rates
 from mla_lm.ablation.study import Cell, Plan, Study, cells, sweep_cells
 from mla_lm.checkpoint.record import CONFIG_FILE
-from mla_lm.config.compose import validate
-from mla_lm.config.secret import public_overrides
+from mla_lm.config.compose import read_as
+from mla_lm.config.secret import hidden, public
 from mla_lm.data import prepare
 from mla_lm.errors import UserError
-from mla_lm.files import claimed, read_object, write_object
+from mla_lm.files import claimed, unhidden, write_object
 
 CELLS, LOGS = "cells", "logs"
 STUDY = "study.json"
 MAY_CHANGE = ("question", "seeds", "confidence")  # of a study that has begun
 NOT_KEPT = {"run_dir", "run_id", "logger", "callbacks"}  # of cells; may hold secrets
 POLL = 0.1  # seconds between looks at the processes
+
+
+class Kept(BaseModel):
+    """`study.json`: what is studied, and by which command."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    command: str
+    study: Study
+    configurations: dict[str, dict[str, Any]]
 
 
 def conduct(planned: Plan, out: Path, *, jobs: int, command: str) -> None:
@@ -63,8 +76,8 @@ def report_folder(out: Path, *, command: str) -> None:
     if not out.is_dir():
         raise UserError(f"report={out}: no such folder")
     if (out / STUDY).exists():
-        kept = read_object(out / STUDY)
-        study, command = validate(Study, kept["study"]), kept["command"]
+        kept = read_as(Kept, out / STUDY)
+        study, command = kept.study, kept.command
         runs = _begun(out, study)
     elif runs := read_runs(found := runs_below(out.resolve())):
         reference = runs.table.set_index("run").arm[next(iter(found))]
@@ -78,16 +91,17 @@ def _keep(planned: Plan, out: Path, command: str) -> None:
     """Write down what is studied; UserError where the folder belongs to another study."""
     path = out / STUDY
     study = planned.study.model_dump(mode="json")
-    study["base"] = public_overrides(planned.study.base)
+    study |= {"base": public(study["base"]), "question": hidden(study["question"])}
+    study["arms"] = {name: public(arm) for name, arm in study["arms"].items()}
     arms = planned.configs.items()
-    configs = {arm: cfg.model_dump(mode="json", exclude=NOT_KEPT) for arm, cfg in arms}
-    if path.exists():
-        begun = read_object(path)
-        for kept, now in ((begun["study"], study), (begun["configurations"], configs)):
+    configs = {arm: public(cfg.model_dump(mode="json", exclude=NOT_KEPT)) for arm, cfg in arms}
+    if path.exists() and any((out / CELLS).glob("*/checkpoints/*")):
+        begun = read_as(Kept, path).model_dump(mode="json")
+        for before, now in ((begun["study"], study), (begun["configurations"], configs)):
             for key in now:
-                if key not in MAY_CHANGE and now[key] != kept.get(key):
+                if key not in MAY_CHANGE and now[key] != before.get(key):
                     raise UserError(f"out={out}: belongs to another study, whose {key} differs")
-    elif any(not inside.name.startswith(".") for inside in out.iterdir()):
+    elif unhidden(out) and not path.exists():
         raise UserError(f"out={out}: not empty, and no study; name a new folder")
     write_object(path, {"command": command, "study": study, "configurations": configs})
 
@@ -95,10 +109,12 @@ def _keep(planned: Plan, out: Path, command: str) -> None:
 def _begun(out: Path, study: Study) -> Runs | None:
     """The cells of a study that have begun; None without any."""
     folders = runs_below(out / CELLS)
-    arms = {
-        name: max((arm for arm in study.arms if name.startswith(f"{arm}-")), key=len)
-        for name in folders
-    }
+    arms = {}
+    for name, folder in folders.items():
+        fitting = [arm for arm in study.arms if name.startswith(f"{arm}-")]
+        if not fitting:
+            raise UserError(f"{folder}: of none of the arms {', '.join(study.arms)}")
+        arms[name] = max(fitting, key=len)
     return read_runs(folders, arms)
 
 
@@ -133,7 +149,8 @@ def run_cells(planned: Plan, cells: Sequence[Cell], out: Path, *, jobs: int) -> 
 def _started(planned: Plan, cell: Cell, out: Path, jobs: int) -> "subprocess.Popen[bytes]":
     folder, log = out / CELLS / cell.name, out / LOGS / f"{cell.name}.log"
     run_id = read_if_there(folder / CONFIG_FILE).get("run_id")
-    write_config(folder, planned.cell_config(cell, folder, run_id))
+    cfg = planned.cell_config(cell, folder, run_id)
+    folder.mkdir(parents=True, exist_ok=True)
     print(f"{cell.name}: running, see {log}", flush=True)
     share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
     log.parent.mkdir(exist_ok=True)
@@ -143,7 +160,7 @@ def _started(planned: Plan, cell: Cell, out: Path, jobs: int) -> "subprocess.Pop
             stdin=subprocess.PIPE,  # its end tells the cell that the runner is gone
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**share, **os.environ},
+            env={**share, **os.environ, CONFIG: cfg.model_dump_json()},
             start_new_session=True,  # Ctrl-C is for the runner, which lets the cells save
         )
 
@@ -152,7 +169,7 @@ def _ended(process: "subprocess.Popen[bytes]", log: Path) -> list[str]:
     """Say how a cell ended; its name and the reason where it failed."""
     process.communicate()
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    last = lines[-1] if lines else ""
+    last = hidden(lines[-1]) if lines else ""
     if process.returncode == 0:
         validated = [line for line in lines if "val/bpb" in line]
         print(f"{log.stem}: finished  {validated[-1] if validated else last}", flush=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mla_lm.bench import steps
 from mla_lm.bench.report import Row, Task, fastest, interleaved, ratio, row, timed
+from mla_lm.checkpoint.corpus import settle_corpus
 from mla_lm.checkpoint.find import load_checkpoint, locate, read
 from mla_lm.checkpoint.record import RECORD, require_corpus
 from mla_lm.config.compose import load_config
@@ -190,11 +191,13 @@ def step(side: str, number_format: str, batch: int, context: int) -> Task:
 def drafts(ckpt: str) -> Iterator[Row]:
     """Equality, speed and acceptance in both number formats, greedy and sampled."""
     path = locate(ckpt)
-    model, cfg, _ = load_checkpoint(path)
+    model, cfg, tokenizer = load_checkpoint(path)
     if not model.cfg.mtp_depth:
         raise UserError(f"ckpt={ckpt}: has no MTP module to draft with (model.mtp_depth=0)")
-    corpus = prepare(cfg.data)
-    require_corpus(path, read(path, RECORD)[0], corpus.manifest)
+    record = read(path, RECORD)[0]
+    data, listed = settle_corpus(cfg.data, record, load_config().data.model_dump())
+    corpus = prepare(data, tokenizer=tokenizer, listed=listed)
+    require_corpus(path, record, corpus.manifest)
     stride = max(1, (len(corpus.val) - PROMPT) // N_PROMPTS)
     starts = range(0, len(corpus.val) - PROMPT, stride)[:N_PROMPTS]
     prompts = [corpus.val[start : start + PROMPT].tolist() for start in starts]

@@ -141,4 +141,4 @@ def validated(model: nn.Module, data: PreparedData, cfg: RunConfig) -> float:
     batches = EvalLoader(data.val, seq_len=cfg.data.seq_len, batch_size=cfg.data.batch_size)
     with autocast(resolve_precision(cfg.precision, "cpu"), "cpu"):
         sums = [loss_sums(model(b[:, :-1]).logits, b[:, 1:], byte_lengths) for b in batches]
-    return summarize(torch.stack(sums).sum(0), graded=False)["val/bpb"]
+    return summarize(torch.cat(sums).sum(0), graded=False)["val/bpb"]

@@ -57,7 +57,7 @@ def ours(cfg: RunConfig, precision: Resolved = "32-true", device: str = "cpu") -
         checkpointing = cfg.trainer.activation_checkpointing
         out = model(tokens[:, :-1], logits=False, checkpointing=checkpointing)
         batch = Batch(tokens, tokens, documents=None, counted=None)
-        terms = loss_terms(out, batch, model.lm_head.weight, cfg.balance)
+        terms, _ = loss_terms(out, batch, model.lm_head.weight, cfg.balance)
         if out.routing:
             load[:] = balance.expert_load(out.routing).sum(dim=1)
         return terms["ce"] + cfg.loss.mtp_weight * terms.get("mtp", 0.0)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mla_lm.errors import UserError
-from mla_lm.files import replacing
+from mla_lm.files import open_regular, replacing
 
 FORMAT = 2
 KEY = "mla_lm"  # the only key of the metadata
@@ -58,10 +58,9 @@ def read(path: Path, *keys: str) -> dict[str, Any]:
     The whole file is verified first. Raises UserError when a single bit has changed.
     """
     try:
-        with path.open("rb") as file:
-            if _digest(file) != _stored_digest(file):
+        with open_regular(path) as file, safe_open(path, "pt") as tensors:  # checks all sizes
+            if _stored_digest(file) != _digest(file):
                 raise ValueError("its SHA-256 is another")
-        with safe_open(path, "pt") as tensors:
             document = json.loads(tensors.metadata()[KEY])
             if document["format"] != FORMAT:
                 other = f"has format {document['format']}, this version reads {FORMAT}"
@@ -80,13 +79,13 @@ def read(path: Path, *keys: str) -> dict[str, Any]:
 
 def is_one(path: Path) -> bool:
     """Whether a file looks like a checkpoint, verified or not."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(DIGEST_AT).endswith(HEADER)
 
 
 def digest_of(path: Path) -> str:
     """The SHA-256 that a checkpoint holds."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return _stored_digest(file)
 
 

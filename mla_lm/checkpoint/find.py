@@ -1,40 +1,84 @@
 """Find, verify and load a checkpoint: the newest good one of a run, its record, its model."""
 
-import json
 import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from mla_lm.checkpoint import file as checkpoint_file
+from mla_lm.checkpoint.alike import require_alike
 from mla_lm.checkpoint.record import CONFIG_FILE, PREFIX, RECORD, STEP, WEIGHTS, Record
 from mla_lm.config import RunConfig
+from mla_lm.cost import require_stored
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
+from mla_lm.files import read_object
 from mla_lm.model import Transformer
+
+
+class Found(NamedTuple):
+    """A checkpoint that has been read, and thereby verified; `content` as `read` gives it."""
+
+    path: Path
+    record: Record
+    content: dict[str, Any]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's state dict; UserError where it is not the configuration's, or finite."""
+        try:
+            state = {name.removeprefix(PREFIX): t for name, t in self.content[WEIGHTS].items()}
+            with torch.device("meta"):
+                fresh = Transformer(self.record.run_config().model).state_dict()
+            require_alike(state, fresh, "")
+        except Exception as error:  # weights made by hand fail in many ways
+            raise _unfit(self.path, error) from None
+        return state
+
+    def model(self, context: int | None = None) -> tuple[Transformer, RunConfig, Tokenizer]:
+        """As `load_checkpoint`."""
+        state = self.weights()
+        try:
+            cfg = self.record.run_config()
+            if context is not None:
+                cfg = cfg.model_copy(update={"model": cfg.model.extended(context)})
+            model = Transformer(cfg.model)
+            model.load_state_dict(state)
+            tokenizer = self.record.own_tokenizer()
+            model.n_tokens = tokenizer.vocab_size
+        except Exception as error:  # a record made by hand fails in many ways
+            raise _unfit(self.path, error) from None
+        return model.eval(), cfg, tokenizer
 
 
 def newest(run_dir: Path) -> Path | None:
     """The checkpoint of the highest step in a run folder that verifies; bad ones are named."""
+    found = _newest(run_dir, RECORD)
+    return found.path if found else None
+
+
+def _newest(run_dir: Path, *keys: str) -> Found | None:
     for path in saved(run_dir / "checkpoints"):
         try:
-            read(path, RECORD)
+            return Found(path, *read(path, *keys))
         except UserError as error:
             print(f"skipped {error}", file=sys.stderr)
-        else:
-            return path
     return None
 
 
 def locate(path: str) -> Path:
     """A checkpoint from a file or a run folder; raises UserError where there is none."""
     where = Path(os.path.expanduser(path))
-    if not where.is_dir():
-        return where
-    found = newest(where)
+    return find(path, RECORD).path if where.is_dir() else where
+
+
+def find(path: str, *keys: str) -> Found:
+    """`locate` and `read`, which verifies the whole file, at once."""
+    where = Path(os.path.expanduser(path))
+    found = _newest(where, *keys) if where.is_dir() else Found(where, *read(where, *keys))
     if found is None:
         raise UserError(f"{path}: no checkpoint in this folder")
     return found
@@ -68,8 +112,8 @@ def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:
     content = checkpoint_file.read(path, *({RECORD, STEP, *keys} if keys else ()))
     try:
         record = Record.from_stored(content[RECORD])
-        if type(content[STEP]) is not int:
-            raise ValueError(f"{STEP} is no number")
+        require_alike(content[STEP], 0, STEP)
+        require_stored(record.run_config().model, path.stat().st_size, "configuration")
     except Exception as error:  # a record made by hand fails in many ways
         raise _unfit(path, error) from None
     if step_named not in (None, content[STEP]):
@@ -80,13 +124,9 @@ def read(path: Path, *keys: str) -> tuple[Record, dict[str, Any]]:
 
 
 def read_weights(path: Path) -> tuple[Record, dict[str, Tensor], int]:
-    """The record, the network's state dict and the optimizer steps done; UserError as `read`."""
-    record, content = read(path, WEIGHTS)
-    try:
-        state = {name.removeprefix(PREFIX): t for name, t in content[WEIGHTS].items()}
-    except (KeyError, AttributeError) as error:
-        raise _unfit(path, error) from None
-    return record, state, content[STEP]
+    """The record, the network's state dict and the optimizer steps done; UserError as `Found`."""
+    found = Found(path, *read(path, WEIGHTS))
+    return found.record, found.weights(), found.content[STEP]
 
 
 def load_checkpoint(
@@ -98,26 +138,14 @@ def load_checkpoint(
     YaRN where they are more than it was trained on. Raises UserError when the checkpoint is
     damaged or does not fit.
     """
-    found = locate(str(path))
-    record, state, _ = read_weights(found)
-    try:
-        cfg = record.run_config()
-        if context is not None:
-            cfg = cfg.model_copy(update={"model": cfg.model.extended(context)})
-        model = Transformer(cfg.model)
-        model.load_state_dict(state)
-        tokenizer = record.own_tokenizer()
-        model.n_tokens = tokenizer.vocab_size
-    except Exception as error:  # a record made by hand fails in many ways
-        raise _unfit(found, error) from None
-    return model.eval(), cfg, tokenizer
+    return find(str(path), WEIGHTS).model(context)
 
 
 def _run_id(run_dir: Path) -> str | None:
     """The id of the run in a folder; None where it has left none."""
     try:
-        return str(json.loads((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))["run_id"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_object(run_dir / CONFIG_FILE)["run_id"])
+    except (UserError, KeyError):
         return None
 
 

@@ -16,7 +16,7 @@ from mla_lm.config.secret import public
 from mla_lm.data.prepared import sha256
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.files import remove_temporaries, replacing
+from mla_lm.files import remove_temporaries, write_text
 
 RECORD = "mla_lm"  # the key of the record in the file
 STEP = "global_step"  # Lightning's key of the optimizer steps done
@@ -39,7 +39,7 @@ class Record(BaseModel):
     config: dict[str, Any]  # resolved, without the keys of NOT_STORED
     command: str  # for people: what started the run, without secrets; empty without a command
     tokenizer: str  # the content of tokenizer.json
-    data: dict[str, Any]  # the manifest of the prepared corpus; empty for imported weights
+    data: dict[str, Any]  # the manifest of the prepared corpus; of an import, its source
     environment: dict[str, str | int]  # what else decides the bits: `machine.environment`
 
     @classmethod
@@ -80,13 +80,12 @@ def write_run_files(run_dir: Path, cfg: RunConfig, record: Record) -> dict[str, 
     files = {
         CONFIG_FILE: json.dumps(shown, indent=2) + "\n",
         "run.json": json.dumps(ran, indent=2) + "\n",
-        "data.json": json.dumps(record.data, indent=2) + "\n",
+        "data.json": json.dumps(public(record.data), indent=2) + "\n",
         "tokenizer.json": record.tokenizer,
     }
     remove_temporaries(run_dir)
     for name, text in files.items():
-        with replacing(run_dir / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(run_dir / name, text)
     return shown
 
 
@@ -95,7 +94,7 @@ def require_corpus(path: str | Path, record: Record, manifest: dict[str, Any]) -
 
     Of an imported model nobody knows the text, so any will do.
     """
-    trained = record.data or {**manifest, "tokenizer_sha256": sha256(record.tokenizer)}
+    trained = {**manifest, "tokenizer_sha256": sha256(record.tokenizer), **record.data}
     for key in OF_CORPUS:
         if trained.get(key) != manifest[key]:
             raise UserError(

@@ -5,22 +5,26 @@ what defines the run must come out as it was. In the folder of its run it is the
 same `run_id`; in another it is a new one.
 """
 
+import io
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mla_lm.checkpoint.corpus import settle_corpus
 from mla_lm.checkpoint.find import locate, newest, read, run_folder, saved
 from mla_lm.checkpoint.init_from import EXTEND, resolve_init
 from mla_lm.checkpoint.record import CONFIG_FILE, RECORD, STEP, Record, require_corpus
 from mla_lm.config import RunConfig
-from mla_lm.config.compose import load_config, with_overrides
-from mla_lm.config.explain import hint, key_of, shown
+from mla_lm.config.compose import OWN_YAML, compose, validate, with_overrides, with_values
+from mla_lm.config.explain import hint, key_of
 from mla_lm.config.section import leaves
+from mla_lm.config.text import shown, typed
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.files import read_object
+from mla_lm.files import read_object, unhidden
 from mla_lm.objective.schedules import lr_multiplier
 
 NEVER = (
@@ -48,10 +52,14 @@ TRAINING = ("loops", "callbacks", "n_skipped")  # not in a file of weights only
 
 
 class Origin(NamedTuple):
-    """The configuration to run, and the record of the checkpoint it resumes or starts from."""
+    """The configuration to run, and the record of the checkpoint it resumes or starts from.
+
+    `listed` is that of `prepare`.
+    """
 
     cfg: RunConfig
     record: Record | None
+    listed: dict[str, Any] | None = None
 
     def tokenizer(self) -> Tokenizer | None:
         """The one of the checkpoint."""
@@ -86,7 +94,8 @@ def resolve_origin(cfg: RunConfig, overrides: Sequence[str] = ()) -> Origin:
 
     record, content = read(path, RECORD, *TRAINING)
     if not content.keys() >= {*TRAINING}:
-        raise UserError(f"{path}: holds weights only; start a run with them by init_from={path}")
+        start = typed("init_from", str(path))
+        raise UserError(f"{path}: holds weights only; start a run with them by {start}")
     if cfg.resume != "auto" and "run_dir" not in map(key_of, overrides):
         run_dir = run_folder(path)
     in_place = run_dir.resolve() == path.resolve().parent.parent
@@ -95,12 +104,39 @@ def resolve_origin(cfg: RunConfig, overrides: Sequence[str] = ()) -> Origin:
     elif cfg.resume != "auto" and newest(run_dir.resolve()) != path.resolve():
         raise UserError(f"{path}: {run_dir} holds later checkpoints; name an empty run_dir=DIR")
     resumed = _merged(cfg, record, overrides, run_dir, in_place=in_place)
+    asked = compose("train", overrides)["data"] if overrides else cfg.data.model_dump()
+    data, listed = settle_corpus(resumed.data, record, asked)
     _refuse_changes(path, record.config, resumed.model_dump(mode="json"), cfg.resume_allow)
     print(f"resumed {path} step {content[STEP]}", flush=True)
     _say_rate(record.run_config(), resumed, step=content[STEP])
-    return Origin(
-        resumed.model_copy(update={"resume": str(path), "resume_allow": cfg.resume_allow}), record
-    )
+    own = {"data": data, "resume": str(path), "resume_allow": cfg.resume_allow}
+    return Origin(resumed.model_copy(update=own), record, listed)
+
+
+def changed(asked: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
+    """What `train.py` starts: the run that is resumed with the overrides, which composed `asked`.
+
+    Raises UserError as `load_config`.
+    """
+    run_dir, resume = Path(asked["run_dir"]).expanduser(), asked["resume"]
+    with redirect_stderr(io.StringIO()):  # `resolve_origin` names what is damaged
+        path = newest(run_dir) if resume == "auto" else locate(resume)
+    if path is None:
+        return validate(RunConfig, asked)
+    own = {key: asked[key] for key in PER_START}
+    return with_values(_with(read(path, RECORD)[0].run_config(), overrides), own)
+
+
+def _with(stored: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The stored run with the overrides, but for those of a start."""
+    merging = [override for override in overrides if key_of(override) not in PER_START]
+    keep: tuple[str, ...] = ()
+    if stored.init_from:  # whose context was extended when the run started
+        merging, keep = [o for o in merging if o != EXTEND], ("model.rope",)
+    minutes = compose("train", merging)["trainer"]["max_minutes"]
+    if minutes is not None and minutes == stored.trainer.max_minutes:
+        merging, keep = [o for o in merging if key_of(o) not in PLANNED], (*keep, *PLANNED)
+    return with_overrides(stored, merging, keep=keep)
 
 
 def _merged(
@@ -108,18 +144,13 @@ def _merged(
 ) -> RunConfig:
     """The stored run with the overrides; folder, id, loggers and callbacks are those of now."""
     run_id = record.config["run_id"] if in_place else cfg.run_id
-    own = {"run_dir": str(run_dir), "run_id": run_id}
-    if own != {"run_dir": cfg.run_dir, "run_id": cfg.run_id}:  # loggers interpolate both
-        cfg = load_config(overrides, **own)
-    stored = record.run_config()
-    merging = [override for override in overrides if key_of(override) not in PER_START]
-    keep: tuple[str, ...] = ()
-    if stored.init_from:  # whose context was extended when the run started
-        merging, keep = [o for o in merging if o != EXTEND], ("model.rope",)
-    if cfg.trainer.max_minutes and cfg.trainer.max_minutes == stored.trainer.max_minutes:
-        merging, keep = [o for o in merging if key_of(o) not in PLANNED], (*keep, *PLANNED)
-    resumed = with_overrides(stored, merging, keep=keep)
-    return resumed.model_copy(update=own | {"logger": cfg.logger, "callbacks": cfg.callbacks})
+    own: dict[str, Any] = {"run_dir": str(run_dir), "run_id": run_id}
+    if own == {"run_dir": cfg.run_dir, "run_id": cfg.run_id}:
+        own |= {"logger": cfg.logger, "callbacks": cfg.callbacks}
+    else:  # loggers interpolate both
+        composed = compose("train", overrides, own)
+        own |= {group: composed[group] for group in OWN_YAML}
+    return _with(record.run_config(), overrides).model_copy(update=own)
 
 
 def _say_rate(stored: RunConfig, resumed: RunConfig, *, step: int) -> None:
@@ -146,8 +177,7 @@ def _require_new(run_dir: Path, *, auto: bool) -> None:
 
 
 def _require_empty(run_dir: Path) -> None:
-    """Hidden files do not count: the lock, and what a start that was killed was about to write."""
-    if any(not path.name.startswith(".") for path in run_dir.glob("*")):
+    if unhidden(run_dir):
         raise UserError(f"run_dir={run_dir}: not empty; name a new folder, or resume=auto")
 
 
@@ -171,6 +201,6 @@ def _refuse_changes(
             raise UserError(f"{difference}; start a new run")
         same_global_batch = key in GLOBAL_BATCH and same_product
         if key.startswith(UNLESS_ALLOWED) and key not in allowed and not same_global_batch:
-            raise UserError(f"{difference}; start a new run, or pass resume_allow=[{key}]")
+            raise UserError(f"{difference}; start a new run, or pass 'resume_allow=[{key}]'")
         if key.startswith(("trainer.", *GLOBAL_BATCH)) and key not in allowed:
             _warn(difference)

@@ -8,20 +8,20 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.config.cli import parse_options
 from mla_lm.config.explain import key_of
-from mla_lm.config.secret import public_overrides
-from mla_lm.errors import UserError
+from mla_lm.config.secret import public
+from mla_lm.config.section import Name, PathName
+from mla_lm.errors import UserError, output_may_end
 
 if TYPE_CHECKING:
     from mla_lm.ablation.study import Plan
 
 CHANGES = {"seeds", "lr_grid", "match", "confidence"}  # of the study, from the command line
-Text = Annotated[str, Field(min_length=1)] | None
 
 
 class Options(BaseModel):
@@ -29,24 +29,25 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ablation: Text = Field(None, description="a name of configs/ablation, or a YAML file")
-    out: Text = Field(None, description="folder of the study")
-    report: Text = Field(None, description="a folder of runs to report, without a study")
+    ablation: PathName | None = Field(None, description="a name of configs/ablation, or a file")
+    out: PathName | None = Field(None, description="folder of the study")
+    report: PathName | None = Field(None, description="a folder of runs to report, without a study")
     jobs: int = Field(1, gt=0, description="cells at a time; they share the cores")
     plan: bool = Field(False, description="only show what each arm would be")
-    seeds: Text = Field(None, description="numbers, in place of the study's")
-    lr_grid: Text = Field(None, description="learning rates to try with the first seed of each arm")
-    match: Text = Field(None, description="params | active_params | train_flops | kv_bytes")
-    confidence: Text = Field(None, description="of the intervals, as 0.95; null for none")
+    seeds: Name | None = Field(None, description="numbers, in place of the study's")
+    lr_grid: Name | None = Field(None, description="rates to try with the first seed of each arm")
+    match: Name | None = Field(None, description="params | active_params | train_flops | kv_bytes")
+    confidence: Name | None = Field(None, description="of the intervals, as 0.95; null for none")
 
 
+@output_may_end()
 def run(arguments: Sequence[str]) -> None:
     """Run or resume the study, or report a folder."""
     fields = Options.model_fields
     own = [word for word in arguments if word.partition("=")[0] in fields or "=" not in word]
     overrides = [word for word in arguments if word not in own]
     options = parse_options(Options, own)
-    command = shlex.join(["python", "-m", "mla_lm", "ablate", *public_overrides(arguments)])
+    command = shlex.join(["python", "-m", "mla_lm", "ablate", *public(arguments)])
     if options.report:
         if overrides or len(options.model_fields_set) > 1:
             raise UserError(f"report={options.report}: takes no other options and no overrides")

@@ -6,18 +6,18 @@ a KV cache, and drafts of `ckpt=`; quality: bits per byte after equal time; gpu:
 a GPU; all: those for which the machine and the command have what they need.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.config.cli import parse_options
-from mla_lm.errors import UserError
+from mla_lm.config.section import PathName
+from mla_lm.errors import UserError, output_may_end
+from mla_lm.files import require_writable, write_object
 
 Suite = Literal["train", "decode", "quality", "gpu"]
-Text = Annotated[str, Field(min_length=1)] | None
 
 
 class Options(BaseModel):
@@ -28,17 +28,20 @@ class Options(BaseModel):
     suite: Suite | Literal["all"] = Field(
         "train", description="train | decode | quality | gpu | all"
     )
-    ckpt: Text = Field(None, description="decode: a checkpoint whose MTP modules draft")
+    ckpt: PathName | None = Field(None, description="decode: a checkpoint whose MTP modules draft")
     minutes: float = Field(2.0, gt=0, description="quality: training time of each side")
-    text: Text = Field(None, description="quality: a text of about a megabyte, for the CPU recipe")
-    out: Text = Field(None, description="JSON file for the figures")
+    text: PathName | None = Field(
+        None, description="quality: a text of about a megabyte, for the CPU recipe"
+    )
+    out: PathName | None = Field(None, description="JSON file for the figures")
 
 
+@output_may_end()
 def run(arguments: Sequence[str]) -> None:
     """Print a table; write the figures to `out`."""
     options = parse_options(Options, arguments)
     if options.out:
-        Path(options.out).touch()  # fails now rather than after the measurement
+        require_writable(Path(options.out))
 
     from mla_lm.bench import decode, quality, train
     from mla_lm.bench.report import Row, show
@@ -60,7 +63,7 @@ def run(arguments: Sequence[str]) -> None:
                 raise
             print(f"suite {suite} skipped: {error}", flush=True)
             continue
-        show(f"suite {suite}", rows)
         found[suite] = [row._asdict() for row in rows]
         if options.out:
-            Path(options.out).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            write_object(Path(options.out), found)
+        show(f"suite {suite}", rows)

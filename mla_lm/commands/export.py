@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.config.cli import parse_options, require_path
+from mla_lm.config.section import PathName
 
 
 class Options(BaseModel):
@@ -14,8 +15,8 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    ckpt: str = Field(min_length=1, description="a checkpoint file or a run folder")
-    out: str = Field(min_length=1, description="new or empty folder")
+    ckpt: PathName = Field(description="a checkpoint file or a run folder")
+    out: PathName = Field(description="new or empty folder")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="float32 | bfloat16")
     max_shard_gb: float = Field(5.0, gt=0, description="maximum size of a weight file in GB")
     license: str = Field("unknown", pattern=r"^[\w.-]+$", description="license in the model card")

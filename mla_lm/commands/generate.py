@@ -8,18 +8,19 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.config.cli import parse_options, require_path
-from mla_lm.errors import UserError
+from mla_lm.config.section import Name, PathName
+from mla_lm.errors import UserError, raw_output
 
 if TYPE_CHECKING:
     from mla_lm.data.tokenizer import Tokenizer
     from mla_lm.model import Transformer
 
-Strings = tuple[Annotated[str, Field(min_length=1)], ...]
+LONGEST_PROMPT = 2**22  # bytes: more than any context holds
 
 
 class Options(BaseModel):
@@ -27,9 +28,9 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    ckpt: str = Field(min_length=1, description="a checkpoint file or a run folder")
+    ckpt: PathName = Field(description="a checkpoint file or a run folder")
     prompt: tuple[str, ...] = Field((), description="TEXT, @FILE or - for standard input")
-    stop: Strings = Field((), description="stop string, not printed")
+    stop: tuple[Name, ...] = Field((), description="stop string, not printed")
     max_new_tokens: int = Field(128, gt=0, description="tokens per prompt")
     temperature: float = Field(0.6, ge=0, description="0: greedy")
     top_k: int = Field(50, ge=0, description="top-k (0: off)")
@@ -66,8 +67,8 @@ def run(arguments: Sequence[str]) -> None:
     from mla_lm.checkpoint.find import load_checkpoint
     from mla_lm.machine import accelerator_type, resolve_precision
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    if isinstance(raw := raw_output(), io.TextIOWrapper):
+        raw.reconfigure(encoding="utf-8", errors="replace")
     model, _, tokenizer = load_checkpoint(options.ckpt, context=options.context)
     device = accelerator_type(options.accelerator, key="accelerator")
     in_bf16 = options.precision == "bf16-true" or (
@@ -78,7 +79,7 @@ def run(arguments: Sequence[str]) -> None:
         _complete(model, tokenizer, prompts, options)
     while not prompts:
         try:
-            prompt = input("> ")
+            prompt = input("> ").removeprefix("\ufeff")  # a byte-order mark
             prompt.encode()
         except EOFError:
             return
@@ -106,15 +107,19 @@ def _complete(
         seed=options.seed,
     )
     texts = list(completion.prompts)
+    raw = raw_output()
+    out = sys.stdout if raw.isatty() else raw  # to a file as it is
     if len(texts) == 1:
-        print(texts[0], end="", flush=True)
-        for _, piece in completion:
-            print(piece, end="", flush=True)
-        print()
+        print(texts[0], end="", file=out, flush=True)
+        try:
+            for _, piece in completion:
+                print(piece, end="", file=out, flush=True)
+        finally:  # what else is said begins on a line of its own
+            print(file=out)
     else:
         for row, piece in completion:
             texts[row] += piece
-        print(*texts, sep=f"\n{'-' * 40}\n")
+        print(*texts, sep=f"\n{'-' * 40}\n", file=out)
     counts = completion.decoder.counts
     if options.n_drafts:
         shares = ", ".join(f"{share:.2f}" for share in counts.acceptance)
@@ -127,9 +132,14 @@ def _complete(
 def _read_prompt(prompt: str) -> str:
     try:
         if prompt == "-":
-            return sys.stdin.buffer.read().decode()
-        if prompt.startswith("@"):
-            return Path(prompt[1:]).read_text(encoding="utf-8")
-        return prompt.encode().decode()
+            content = sys.stdin.buffer.read(LONGEST_PROMPT + 1)
+        elif prompt.startswith("@"):
+            with Path(prompt[1:]).expanduser().open("rb") as file:
+                content = file.read(LONGEST_PROMPT + 1)
+        else:
+            content = prompt.encode()
+        if len(content) > LONGEST_PROMPT:
+            raise UserError(f"prompt={prompt[:80]}: longer than {LONGEST_PROMPT:,} bytes")
+        return content.decode("utf-8-sig")
     except (OSError, UnicodeError) as error:
         raise UserError(f"prompt={prompt!r}: {error}") from None

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mla_lm.config.cli import parse_options, require_path
 from mla_lm.config.explain import key_of
+from mla_lm.config.section import Name, PathName
 from mla_lm.errors import UserError
 
 
@@ -19,13 +20,11 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    src: str = Field(min_length=1, description="a local folder of config.json and safetensors")
-    out: str = Field(min_length=1, description="a folder, new or empty")
-    tokenizer: str | None = Field(
-        None, min_length=1, description="a tokenizer.json, where src has none"
-    )
-    end_of_text: str | None = Field(
-        None, min_length=1, description="token between texts, where not the bos_token of src"
+    src: PathName = Field(description="a local folder of config.json and safetensors")
+    out: PathName = Field(description="a folder, new or empty")
+    tokenizer: PathName | None = Field(None, description="a tokenizer.json, where src has none")
+    end_of_text: Name | None = Field(
+        None, description="token between texts, where not the bos_token of src"
     )
 
 

@@ -61,10 +61,13 @@ def run(arguments: Sequence[str]) -> None:
     elif options.measure:
         from rich.filesize import decimal
 
+        of_run = found["measured"]
+        share = "" if of_run["mfu"] is None else f", {of_run['mfu']:.0%} of matmul peak"
         print(
-            "Measured: {step_seconds:.3g} s per step, {tokens_per_second:,.0f} tokens/s, {mfu:.0%} "
-            "of matmul peak".format_map(found["measured"]),
-            f"and a peak memory of {decimal(found['measured']['peak_bytes'])}",
+            f"Measured: {of_run['step_seconds']:.3g} s per step, "
+            f"{of_run['tokens_per_second']:,.0f} tokens/s{share}, "
+            f"peak memory {decimal(of_run['peak_bytes'])} in a few steps and a validation; a whole "
+            "run may take a quarter more"
         )
 
 

@@ -1,6 +1,7 @@
 """The command line: `train.py` and `eval.py` through Hydra, the options of a verb without it."""
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +11,9 @@ from typing import Any, NoReturn, TypeVar, get_origin
 from pydantic import BaseModel
 
 from mla_lm.config import CONFIGS, EvalConfig, RunConfig, explain
-from mla_lm.config.compose import compose, explained, validate
+from mla_lm.config.compose import explained, validate
+from mla_lm.config.secret import public
+from mla_lm.config.text import shown
 from mla_lm.errors import STOPPED, UserError, guard
 
 Config = TypeVar("Config", RunConfig, EvalConfig)
@@ -21,24 +24,23 @@ def main(
     task: Callable[[Config, list[str]], None],
     *,
     name: str,
-    kind: type[Config],
+    configured: Callable[[Sequence[str]], Config],
     passed_on: tuple[str, ...] = (),
 ) -> None:
     """Run `task(config, overrides)`; with Hydra's own flags, once for every job of a sweep.
 
-    Overrides that begin with one of `passed_on` are not composed here, only handed over.
+    `configured` makes the configuration of one job of its overrides. Those that begin with one of
+    `passed_on` are not for it, they are only handed over.
     """
     for number in (signal.SIGTERM, signal.SIGUSR1):  # a run that has begun takes them over
         signal.signal(number, lambda *_: sys.exit(STOPPED))
     passed: list[str] = [word for word in sys.argv[1:] if word.startswith(passed_on)]
     own = [word for word in sys.argv[1:] if word not in passed]
-
-    def configured(job: Sequence[str]) -> Config:
-        return validate(kind, compose(name, job))
+    sys.argv[1:] = public(sys.argv[1:])  # loggers send it with a run
 
     def run() -> None:
         has_flags = any(word.startswith("-") for word in own)
-        jobs = _hydra_jobs(name, own) if has_flags else [own]
+        jobs = _hydra_jobs(name, own, configured) if has_flags else [own]
         job: list[str]
         for job in jobs[1:]:  # a sweep is refused before its first job begins
             configured(job)
@@ -48,7 +50,9 @@ def main(
     guard(run)
 
 
-def _hydra_jobs(name: str, arguments: list[str]) -> list[list[str]]:
+def _hydra_jobs(
+    name: str, arguments: list[str], configured: Callable[[Sequence[str]], object]
+) -> list[list[str]]:
     """The overrides of every job that Hydra's flags ask for: none after `--help`."""
     import hydra
     from hydra._internal.utils import get_args_parser
@@ -66,7 +70,12 @@ def _hydra_jobs(name: str, arguments: list[str]) -> list[list[str]]:
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign] # it would print how all flags are used
     for flag in parser.parse_known_args(arguments)[1]:
-        raise UserError(explain.unknown_flag(flag, arguments))
+        line = explain.not_key_value(flag, arguments)
+        try:
+            configured(shlex.split(explain.of_flag(flag, arguments)))
+        except UserError as error:
+            line = f"{line}; {error}" if "unknown key" in str(error) else line
+        raise UserError(line)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise instead of printing and ending with status 1
     try:
         with explained(), TemporaryDirectory() as folder:
@@ -87,12 +96,12 @@ def parse_options(kind: type[Options], arguments: Sequence[str]) -> Options:
     An option that takes several values may be given several times.
     """
     values: dict[str, Any] = {}
+    given = {word.partition("=")[0] for word in arguments if "=" in word}
+    left = [key for key in kind.model_fields if key not in given]
     for word in arguments:
         key, equals, value = word.partition("=")
-        if not equals:
-            is_ckpt = "ckpt" in kind.model_fields and "ckpt=" not in "".join(arguments)
-            meant = f"; do you mean ckpt={word}" if is_ckpt else ""
-            raise UserError(f"{word!r}: an option is written KEY=VALUE{meant}")
+        if not equals or word.startswith("-"):
+            raise UserError(explain.not_key_value(word, arguments, bare=(left or [key])[0]))
         field = kind.model_fields.get(key)
         if field is not None and get_origin(field.annotation) is tuple:
             values[key] = (*values.get(key, ()), value)
@@ -114,5 +123,5 @@ def describe_options(kind: type[BaseModel]) -> str:
 
 def require_path(key: str, path: str) -> None:
     """Refuse what is not there before torch, which takes seconds, is imported."""
-    if not os.path.exists(os.path.expanduser(path)):
-        raise UserError(f"{key}={explain.shown(path)}: no such file or folder")
+    if not os.path.exists(path):
+        raise UserError(f"{key}={shown(path)}: no such file or folder")

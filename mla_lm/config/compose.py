@@ -4,21 +4,25 @@ Hydra composes the YAML of `configs/`, pydantic validates the result once; below
 a `RunConfig` and nothing else. Torch is not imported before the configuration is known to be good.
 """
 
+import os
 import secrets
 import string
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from mla_lm.config import CONFIGS, RunConfig, YarnConfig, explain
+from mla_lm.config.secret import remember
 from mla_lm.config.section import value_at
+from mla_lm.config.text import literal
 from mla_lm.errors import UserError, one_line
+from mla_lm.files import read_object
 
 OWN_YAML = ("logger", "callbacks")  # the user's classes, which no checkpoint stores
-BARE = {"eval": "ckpt"}  # the key that a word without one is for
 UNSET = object()
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -89,19 +93,36 @@ def _merged(
 
 
 def compose(
-    name: str, overrides: Sequence[str], values: Mapping[str, Any] | None = None
+    name: str, overrides: Sequence[str], values: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Compose `configs/NAME.yaml` with Hydra overrides into a resolved plain dict.
 
-    `values` are set before interpolations are resolved.
+    `values`, which may come from files, are set before interpolations are resolved.
     """
     import hydra
 
-    overrides = explain.checked(overrides, bare=BARE.get(name))
-    with explained(), hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+    overrides = explain.checked(overrides, application=name)
+    with (
+        explained(),
+        _outside_other_applications(),
+        hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)),
+    ):
         composed = hydra.compose(name, overrides)
-        composed.update(values or {})
+        composed.update({key: literal(str(text)) for key, text in (values or {}).items()})
         return _resolved(composed)
+
+
+@contextmanager
+def _outside_other_applications() -> Iterator[None]:
+    """Hydra is free for a composition of its own, also inside an application of the user's."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    around = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = around
 
 
 def _resolved(cfg: Any) -> dict[str, Any]:
@@ -113,17 +134,27 @@ def _resolved(cfg: Any) -> dict[str, Any]:
 
     OmegaConf.register_new_resolver("vocabulary_of", _vocabulary_of, replace=True)
     OmegaConf.register_new_resolver("stretch", YarnConfig.stretch, replace=True)
+    OmegaConf.register_new_resolver("steps_of", _steps_of, replace=True)
     OmegaConf.register_new_resolver("padded", lambda size: -(-size // 64) * 64, replace=True)
     if "run_dir" in cfg and cfg.run_dir is None:
         if cfg.resume == "auto":
             raise UserError("resume=auto: needs run_dir=DIR, the folder of the run to continue")
         cfg.run_dir = time.strftime("runs/%Y-%m-%d_%H-%M-%S_") + _letters(4)  # two in one second
+    elif str(cfg.get("run_dir")).startswith("~"):
+        cfg.run_dir = os.path.expanduser(cfg.run_dir)  # loggers interpolate it
     if "run_id" in cfg and cfg.run_id is None:
         cfg.run_id = _letters(8)
-    values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    values: Any = _given(OmegaConf.to_container(cfg, resolve=True))
     if isinstance(values.get("model"), dict):
         values["model"].pop("sizes", None)
     return values
+
+
+def _given(values: Any) -> Any:
+    """What is not missing: pydantic names it after the keys that nobody knows."""
+    if not isinstance(values, dict):
+        return values
+    return {key: _given(value) for key, value in values.items() if value != "???"}
 
 
 def _letters(n: int) -> str:
@@ -131,18 +162,33 @@ def _letters(n: int) -> str:
     return "".join(secrets.choice(string.ascii_lowercase) for _ in range(n))
 
 
+def _steps_of(minutes: float | None) -> int:
+    """The default `trainer.max_steps`: with a budget of minutes, more than fit."""
+    return 800 if minutes is None else 10**6
+
+
 def _vocabulary_of(path: str) -> int:
     from mla_lm.data.tokenizer import vocabulary_of
 
-    return vocabulary_of(path)
+    return vocabulary_of(os.path.expanduser(path))
 
 
 def validate(kind: type[Model], values: Mapping[str, Any]) -> Model:
-    """The typed configuration, or a UserError for the first mistake."""
+    """The typed configuration, or a UserError for the first mistake; its secrets are hidden."""
+    remember(values)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise UserError(explain.validation_error(error, kind, values)) from None
+
+
+def read_as(kind: type[Model], path: Path) -> Model:
+    """What this project wrote into a JSON file; UserError naming the file and the first mistake."""
+    content = read_object(path)
+    try:
+        return validate(kind, content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 @contextmanager
@@ -159,15 +205,39 @@ def explained() -> Iterator[None]:
         raise UserError(explain.composition_error(error)) from None
 
 
+def _require_no_variable(key: str, value: object) -> None:
+    """Refuse what OmegaConf would read once more: only overrides and `configs/` name variables."""
+    if "${" in str(value):
+        raise UserError(f"{key}={explain.shown(value)}: must not hold ${{, the sign of a variable")
+
+
 def instantiate(group: str, nodes: Mapping[str, Any]) -> list[Any]:
     """The objects behind the `_target_` nodes of a group; a node set to null is left out."""
     import hydra.utils
 
     objects = []
     for name, node in nodes.items():
+        _require_no_variable(f"{group}.{name}", node)
         try:
             objects.append(hydra.utils.instantiate(node, _convert_="all"))
         except Exception as error:  # whatever the user's own class raises
             reason = one_line(error.__cause__ or error)
             raise UserError(f"{group}.{name}: cannot be made ({reason})") from None
     return [made for made in objects if made is not None]
+
+
+def instantiate_loggers(nodes: Mapping[str, Any]) -> list[Any]:
+    """The loggers; what they raise, many only when they are first used, is a UserError."""
+    loggers = instantiate("logger", nodes)
+    for logger in loggers:
+        for name in ("log_hyperparams", "log_metrics", "save", "finalize"):
+            setattr(logger, name, _logging_to(logger)(getattr(logger, name)))
+    return loggers
+
+
+@contextmanager
+def _logging_to(logger: Any) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # each has its own
+        raise UserError(f"logger: {type(logger).__name__}: {one_line(error)}") from None

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mla_lm.config.section import Count, Name, Rules, Section, Size
+from mla_lm.config.section import Count, Name, PathName, Rules, Section, Size
 
 
 class TokenizerConfig(Section):
@@ -17,7 +17,7 @@ class TokenizerConfig(Section):
     kind: Literal["bytes", "bpe", "pretrained"]
     vocab_size: Annotated[int, Field(ge=257)]
     end_of_text: Name
-    path: Name | None
+    path: PathName | None
 
     def rules(self) -> Rules:
         yield "vocab_size", self.kind != "bytes" or self.vocab_size == 257, "must be 257 for bytes"
@@ -37,11 +37,16 @@ class CorpusConfig(Section):
 
     tokenizer: TokenizerConfig
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
-    cache_dir: str
+    cache_dir: PathName
     verify: Literal["sizes", "full"]
     seq_len: Annotated[int, Field(gt=1)]
     batch_size: Size
     mask_documents: bool
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The keys that say which files or which data set are read."""
+        return self.model_dump(include={"path", "val_path", "name"}, exclude_none=True)
 
 
 class StdlibConfig(CorpusConfig):
@@ -53,8 +58,8 @@ class StdlibConfig(CorpusConfig):
 class FilesConfig(CorpusConfig):
     """Files by name: a file, a folder or a glob; those of `val_path` are the validation split."""
 
-    path: Name
-    val_path: Name | None
+    path: PathName
+    val_path: PathName | None
 
 
 class TextConfig(FilesConfig):
@@ -68,6 +73,7 @@ class JsonlConfig(FilesConfig):
 
     kind: Literal["jsonl"]
     field: Name
+    max_row_bytes: Size
 
 
 class ParquetConfig(FilesConfig):
@@ -75,19 +81,21 @@ class ParquetConfig(FilesConfig):
 
     kind: Literal["parquet"]
     column: Name
+    max_row_bytes: Size
 
 
 class HubConfig(CorpusConfig):
     """A Hugging Face data set, streamed: a name on the hub, or a folder in the hub's layout."""
 
     kind: Literal["hub"]
-    name: Name
+    name: PathName
     subset: Name | None
     revision: Name | None
     split: Name
     val_split: Name | None
     column: Name
     max_bytes: Size | None
+    max_row_bytes: Size
 
     def rules(self) -> Rules:
         yield "val_split", self.val_split != self.split, "must not be the training split"

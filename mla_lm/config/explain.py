@@ -6,6 +6,7 @@ not how they are composed; torch is not needed for it.
 
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from typing import Any
@@ -14,59 +15,84 @@ from pydantic import BaseModel, ValidationError
 
 from mla_lm.config import CONFIGS
 from mla_lm.config.section import leaves
+from mla_lm.config.text import readable, shown, typed
 from mla_lm.errors import UserError
 
-LONGEST = 100  # characters shown of a value
-KEY_VALUE = "an override is written KEY=VALUE"
+RULE = "must be written KEY=VALUE"
 PRESET = "model.sizes"  # of a size preset, for the options it interpolates; not in the typed config
 CLOSE = 0.6  # similarity, from 0 to 1, of what is suggested
-GUESSES = {  # what other projects call a key, where the names are not similar
-    **dict.fromkeys(("epochs", "max_epochs", "num_train_epochs"), "trainer.max_steps"),
-    **dict.fromkeys(("block_size", "context_length", "context"), "data.seq_len"),
-    **dict.fromkeys(("n_embd", "d_model", "hidden_size"), "model.dim"),
-    **dict.fromkeys(("output_dir", "out_dir", "out"), "run_dir"),
-    "learning_rate": "optim.lr",
-    "device": "trainer.accelerator",
-    "dtype": "precision",
+GUESSES = {  # what other projects call it, and what it is here: the first that has such a key
+    "epochs max_epochs num_epochs n_epochs num_train_epochs": "trainer.max_steps=N",
+    "steps n_steps num_steps iters max_iters iterations": "trainer.max_steps={}",
+    "grad_accum gradient_accumulation_steps": "trainer.accumulate_grad_batches={}",
+    "block_size context_length context max_length sequence_length": "data.seq_len={}",
+    "vocab_size": "data.tokenizer.vocab_size={}",
+    "n_embd d_model hidden_size embed_dim": "model.dim={}",
+    "learning_rate": "optim.lr={}",
+    "device gpu": "trainer.accelerator={}|accelerator={}",
+    "gpus n_gpus num_gpus world_size nproc": "trainer.devices={}",
+    "dtype amp mixed_precision": "precision={}",
+    "dataset corpus path data_path text file input train_file": "data=text data.path={}",
+    "checkpoint checkpoint_path ckpt_path run run_dir path model": "ckpt={}",
+    "ckpt checkpoint_path load load_from": "resume={}",
+    "save_every save_steps": "checkpoint.every_n_steps={}",
+    "output_dir out_dir output out": "run_dir={}|out={}",
+    "task benchmark": "tasks=[{}]",
 }
 
 
-def checked(overrides: Sequence[str], *, bare: str | None = None) -> list[str]:
+def checked(overrides: Sequence[str], *, application: str | None = None) -> list[str]:
     """The overrides as Hydra is given them; UserError for one without a key or an unknown option.
 
-    Keys are given as ones that may be added, so that pydantic says which are unknown. A word
-    without `=` is taken for a value of the key `bare`, in what the error suggests.
+    Keys are given as ones that may be added, so that pydantic says which are unknown. Without an
+    `application`, train or eval, flags and their values are left alone.
     """
     found = []
     for override in overrides:
         key, equals, value = override.lstrip("+").partition("=")
-        if not key:
-            raise UserError(_unreadable(override))
-        if bare and not equals and override[0] not in "~-":
-            raise UserError(f"{_unreadable(override)}; do you mean {bare}={override}")
+        if not key or (application and not ((equals and override[0] != "-") or override[0] == "~")):
+            bare = "ckpt" if application == "eval" else None
+            raise UserError(not_key_value(override, overrides, bare=bare))
         if override[0] in "~-" or not equals:
             found.append(override)
+        elif os.path.isdir(CONFIGS / key) and application == "eval":
+            raise UserError(f"{key}: unknown key{hint(key, ['ckpt'], value=value)}")
         elif os.path.isdir(CONFIGS / key):
             choices = _choices(key)
             for choice in value.strip("[]").split(","):
                 if choice.strip() not in choices and (key, choice) != ("experiment", "null"):
                     rule = f"unknown choice; choose from {', '.join(choices)}"
-                    raise UserError(f"{key}={shown(choice)}: {rule}{_elsewhere(choice)}")
+                    raise UserError(f"{key}={shown(choice)}: {rule}{_elsewhere(choice, key)}")
             found.append(f"{key}={value}")
         else:
             plain = "@" in key or key == PRESET or key.startswith((f"{PRESET}.", "hydra."))
-            found.append(f"{key}={value}" if plain else f"++{key}={value}")
+            found.append(f"{'' if plain else '++'}{key}={readable(value)}")
     return found
 
 
-def unknown_flag(flag: str, arguments: Sequence[str]) -> str:
-    """A flag of other command lines, and how its key and value are written here."""
+def not_key_value(word: str, words: Sequence[str], *, bare: str | None = None) -> str:
+    """A flag or a word without a key among `words`, which is for the key `bare`, and what to type.
+
+    Without `bare` it may be an option of a group, or a file to train on.
+    """
+    if word.startswith("-") or word == bare:
+        meant = of_flag(word, words)
+    elif bare and word.strip():
+        meant = shlex.quote(f"{bare}={word}")
+    elif os.path.exists(word):
+        meant = f"data=text {typed('data.path', word)}"
+    else:
+        meant = " or ".join(_options(word))
+    return f"{shown(word) if word.strip() else repr(word)}: {RULE}: {meant or '--help shows keys'}"
+
+
+def of_flag(flag: str, words: Sequence[str]) -> str:
+    """KEY=VALUE of a flag among `words`; empty without a value."""
     key, equals, value = flag.lstrip("-").partition("=")
-    following = arguments[arguments.index(flag) + 1 :]
-    if not equals and following and "=" not in following[0] and following[0][:1] not in ("", "-"):
-        value = following[0]
-    typed = f": {key.replace('-', '_')}={shown(value)}" if value else ""
-    return f"{shown(flag)}: unknown flag; a key is written KEY=VALUE{typed}"
+    following = [*words, "-"][words.index(flag) + 1]
+    if not equals and "=" not in following and not following.startswith("-"):
+        value = following
+    return shlex.quote(f"{key.replace('-', '_')}={value}") if value else ""
 
 
 def key_of(override: str) -> str:
@@ -102,6 +128,7 @@ def _option(key: str, value: object, errors: Sequence[Any]) -> str:
         return f"; do you mean {group}={word}"
     expected = " ".join(str(e.get("ctx", {}).get("expected")) for e in errors)
     allowed = re.findall("'([^']+)'", expected)
+    word = re.sub("^(fp|float)|loat", "", word)  # float32, bfloat16
     begun = [other for other in allowed if word and other.startswith(word)]
     found = begun or get_close_matches(word, allowed, 1, CLOSE)
     return f"; do you mean {found[0]}" if found else ""
@@ -111,7 +138,7 @@ def composition_error(error: Exception) -> str:
     """What Hydra or OmegaConf refused: the override that cannot be read, or their first line."""
     text = str(error)
     if (override := getattr(error, "override", None)) is not None:
-        return _unreadable(override.removeprefix("++"))
+        return f"{shown(override.removeprefix('++'))}: {RULE}"
     if match := re.search(r"UserError raised while resolving interpolation: (.*)", text):
         return match[1]
     if match := re.match(r"Ambiguous value for argument '(?:\+\+)?(.+?)'", text):
@@ -134,15 +161,16 @@ def unknown_key(key: str, values: Mapping[str, Any], *, also: Iterable[str] = ()
         return f"{key}: no key of {group}.kind={kind}; it belongs to {' or '.join(homes)}"
     others = {*also, *_dotted_keys(values)} - {key}
     known = [other for other in others if not other.startswith(f"{key}.")]
-    value = dict(leaves(values)).get(key)
-    return f"{shown(key)}: unknown key{hint(key, known, value=value)}"
+    found = dict(leaves(values)).get(key)
+    return f"{shown(key)}: unknown key{hint(key, known, value=found)}"
 
 
 def hint(key: str, known: Collection[str], *, value: object = None) -> str:
-    """`; the nearest known one is ...`: a key or, where `value` is an option of a group, that.
+    """`; do you mean ...`: what to type for a key that other projects have, or the nearest one.
 
-    One with the same last part comes before all others. Empty where no last part is similar: a far
-    one would mislead.
+    With `value` where there is one, as an option where it is one of the group that the key is near.
+    A key with the same last part comes before all others. Empty where no last part is similar: a
+    far one would mislead.
     """
     name = _last(key)
 
@@ -150,14 +178,21 @@ def hint(key: str, known: Collection[str], *, value: object = None) -> str:
         last = _last(other)
         return last == name, _ratio(last, name) >= CLOSE, _ratio(other, key)
 
-    nearest = GUESSES.get(name, "")
-    if nearest not in known:
-        nearest = max(sorted(known), key=likeness)
-        if not likeness(nearest)[1]:
-            return ""
+    if value in (True, None) and "model" in known and (options := _options(name)):
+        return f"; do you mean {' or '.join(options)}"
+    text = "N" if value is None or isinstance(value, Mapping) else shown(value)
+    for names, row in GUESSES.items():
+        for words in row.split("|"):
+            if name.lower() in names.split() and words.partition("=")[0] in known:
+                return f"; do you mean {shlex.join(w.format(text) for w in words.split())}"
+    nearest = max(sorted(known), key=likeness)
+    if not likeness(nearest)[1]:
+        return ""
     group = nearest.replace(".", "/")
-    is_option = "/" in group and value in _choices(group)
-    return f"; the nearest known one is {f'{group}={value}' if is_option else nearest}"
+    if "/" in group and value in _choices(group):
+        nearest = group
+    has_value = value is not None and not isinstance(value, Mapping)
+    return f"; do you mean {typed(nearest, value) if has_value else nearest}"
 
 
 def _ratio(one: str, other: str) -> float:
@@ -166,18 +201,6 @@ def _ratio(one: str, other: str) -> float:
 
 def _last(key: str) -> str:
     return re.split(r"[./]", key)[-1]
-
-
-def shown(value: object) -> str:
-    """A value as YAML would show it, its beginning where it is long."""
-    text = "null" if value is None else str(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
-
-
-def _unreadable(override: str) -> str:
-    if "=" not in override:
-        return f"{shown(override) if override.strip() else repr(override)}: {KEY_VALUE}"
-    return f"{shown(override)}: cannot be read as KEY=VALUE; quote what is special, KEY='VALUE'"
 
 
 def _worded(rule: str) -> str:
@@ -204,12 +227,19 @@ def _choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / group).glob("[!_]*.yaml"))
 
 
-def _elsewhere(choice: str) -> str:
-    """The groups that have this option."""
+def _elsewhere(choice: str, key: str) -> str:
+    """The groups that have this option; where it looks like a file, the corpus of files."""
+    found = _options(choice)
+    if key == "data" and re.search("[./~*]", choice):
+        found.append(f"data=text {typed('data.path', choice)}")
+    return f"; or do you mean {' or '.join(found)}" if found else ""
+
+
+def _options(name: str) -> list[str]:
+    """GROUP=NAME for the groups that have an option of that name."""
     folders = (path for path in sorted(CONFIGS.rglob("*")) if path.is_dir())
     groups = (str(path.relative_to(CONFIGS)) for path in folders if path.name != "ablation")
-    found = [f"{group}={choice}" for group in groups if choice in _choices(group)]
-    return f"; or do you mean {' or '.join(found)}" if found else ""
+    return [f"{group}={name}" for group in groups if name in _choices(group)]
 
 
 def _sets(group: str, choice: str, name: str) -> bool:

@@ -5,18 +5,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mla_lm.config.section import Count, Positive, Rules, Section, Size, at_most
+from mla_lm.config.section import Positive, Rules, Section, at_most
+
+# No real model comes near: what a file of a stranger may ask for, before anything is allocated.
+Width = Annotated[int, Field(gt=0, le=2**20)]
+Depth = Annotated[int, Field(ge=0, le=10_000)]
+Length = Annotated[int, Field(gt=0, le=2**24)]
 
 
 class MLAConfig(Section):
     """Multi-head Latent Attention (arXiv 2405.04434, section 2.1)."""
 
     kind: Literal["mla"]
-    q_lora_rank: Size | None
-    kv_lora_rank: Size
-    qk_nope_head_dim: Size
-    qk_rope_head_dim: Size
-    v_head_dim: Size
+    q_lora_rank: Width | None
+    kv_lora_rank: Width
+    qk_nope_head_dim: Width
+    qk_rope_head_dim: Width
+    v_head_dim: Width
 
     def rules(self) -> Rules:
         yield "qk_rope_head_dim", self.qk_rope_head_dim % 2 == 0, "must be even"
@@ -31,9 +36,9 @@ class GroupedAttentionConfig(Section):
     """MHA, GQA or MQA: each of `n_kv_heads` heads serves `n_heads / n_kv_heads` query heads."""
 
     kind: Literal["mha", "gqa", "mqa"]
-    n_kv_heads: Size
-    head_dim: Size
-    rope_head_dim: Size
+    n_kv_heads: Width
+    head_dim: Width
+    rope_head_dim: Width
     qk_norm: bool
 
     def rules(self) -> Rules:
@@ -56,12 +61,12 @@ class MoEConfig(Section):
     """Shared and routed SwiGLU experts (DeepSeekMoE, arXiv 2401.06066) behind a sigmoid gate."""
 
     kind: Literal["moe"]
-    moe_inter_dim: Size
-    n_routed_experts: Size
-    n_shared_experts: Count
-    n_activated_experts: Size
-    n_groups: Size
-    topk_groups: Size
+    moe_inter_dim: Width
+    n_routed_experts: Width
+    n_shared_experts: Depth
+    n_activated_experts: Width
+    n_groups: Width
+    topk_groups: Width
     route_scale: Positive
     norm_topk: bool
     execution: Literal["auto", "padded", "grouped_mm", "few_tokens", "loop"]
@@ -99,7 +104,7 @@ class YarnConfig(Section):
     kind: Literal["yarn"]
     theta: Annotated[float, Field(gt=1)]
     factor: Annotated[float, Field(ge=1)]
-    original_max_seq_len: Size
+    original_max_seq_len: Length
     beta_fast: Positive
     beta_slow: Positive
     mscale: Annotated[float, Field(ge=0)]
@@ -153,17 +158,17 @@ RopeConfig = PlainRopeConfig | YarnConfig
 class ModelConfig(Section):
     """The network."""
 
-    vocab_size: Size
-    max_seq_len: Size
-    dim: Size
-    n_layers: Size
-    n_heads: Size
-    n_dense_layers: Count
-    inter_dim: Size
+    vocab_size: Length
+    max_seq_len: Length
+    dim: Width
+    n_layers: Annotated[Depth, Field(gt=0)]
+    n_heads: Width
+    n_dense_layers: Depth
+    inter_dim: Width
     norm_eps: Positive
     init_std: Positive
     tie_embeddings: bool
-    mtp_depth: Count
+    mtp_depth: Depth
     mtp_input: Literal["post_norm", "pre_norm"]
     attention: Attention
     ffn: FFN

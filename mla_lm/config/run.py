@@ -8,8 +8,9 @@ from mla_lm.config.data import DataConfig
 from mla_lm.config.model import ModelConfig
 from mla_lm.config.section import (
     Fraction,
-    Name,
     NonNegative,
+    PathName,
+    PathNames,
     Positive,
     Rules,
     Section,
@@ -107,13 +108,13 @@ class CheckpointConfig(Section):
 class RunConfig(Section):
     """Everything `train.py` does. `logger` and `callbacks` are the user's own `_target_` files."""
 
-    run_dir: Name
+    run_dir: PathName
     run_id: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     precision: Precision
-    resume: Name | None
+    resume: PathName | None
     resume_allow: Strings
-    init_from: Name | None
+    init_from: PathName | None
     model: ModelConfig
     balance: BalanceConfig
     data: DataConfig
@@ -140,8 +141,6 @@ class RunConfig(Section):
         yield "trainer.compile", alone, "goes with trainer.strategy=ddp only"
         fits = self.model.mtp_depth < self.data.seq_len
         yield "model.mtp_depth", fits, f"must be below data.seq_len={self.data.seq_len}"
-        begins = self.init_from is None or self.resume in (None, "auto")
-        yield "init_from", begins, f"only begins a run, and resume={self.resume} continues one"
         for group in ("logger", "callbacks"):
             for name, node in getattr(self, group).items():
                 made = isinstance(node, dict) and isinstance(node.get("_target_"), str)
@@ -152,14 +151,14 @@ class RunConfig(Section):
 class QuestionFile(Section):
     """JSONL; `delimiter` joins context and continuation."""
 
-    path: Name
+    path: PathName
     delimiter: str
 
 
 class EvalConfig(Section):
     """What `eval.py` does."""
 
-    ckpt: Name
+    ckpt: PathName
     parts: Annotated[
         tuple[Literal["lm", "long_context", "speculation", "code", "profile"], ...], Strict(False)
     ]
@@ -170,9 +169,9 @@ class EvalConfig(Section):
     limit: Size | None
     context: Size | None
     stride: Size | None
-    tasks: Strings
-    tasks_include: str | None
-    tasks_dir: str
+    tasks: PathNames
+    tasks_include: PathName | None
+    tasks_dir: PathName
     question_files: dict[str, QuestionFile]
 
     @property

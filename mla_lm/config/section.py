@@ -1,19 +1,22 @@
 """The base of every section of the configuration: frozen, strict, checked once."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
 Name = Annotated[str, Field(min_length=1)]
+PathName = Annotated[Name, AfterValidator(os.path.expanduser)]  # `~` is the home folder
 Size = Annotated[int, Field(gt=0, lt=2**63)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Strings = Annotated[tuple[str, ...], Strict(False)]
+PathNames = Annotated[tuple[PathName, ...], Strict(False)]
 Rules = Iterable[tuple[str, bool, str]]
 
 

@@ -118,7 +118,7 @@ class EvalLoader(_Loader):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (n_tokens := len(self.tokens)) < 2:
-            raise UserError(f"the validation split has {n_tokens} token(s), nothing to predict")
+            raise UserError(f"data: {n_tokens} token(s) for validation, nothing to predict")
 
     def __len__(self) -> int:
         return -(-self.n_windows // self.global_batch) + bool(self.n_dropped)

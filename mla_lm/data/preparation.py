@@ -1,17 +1,22 @@
 """Prepare a corpus once: text to token files, in bounded memory, one process at a time.
 
 1. find the files, and the folder in the cache that belongs to them and to the settings
-2. read the start of the corpus: choose the train/validation split, train the tokenizer
+2. read the start of the corpus: choose the train/validation split, which documents are too long to
+   be on one side of it, and train the tokenizer
 3. cut every document into pieces and encode them, `end_of_text` before each document
 4. write a block of pieces as one shard per split, then count it in the manifest, so that an
    interrupted preparation resumes after the last counted block
 5. rename the folder into place
+
+Unfinished work lies in a folder of its user, so that in a cache of several users nobody writes into
+what another has placed there.
 """
 
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
@@ -27,49 +32,95 @@ from mla_lm.data.prepared import (
     SPLITS,
     TOKENIZER,
     PreparedData,
+    dtype_of,
     open_prepared,
     sha256,
+    shard_path,
     write_manifest,
 )
-from mla_lm.data.split import Piece, choose_split, pieces_of
+from mla_lm.data.split import Piece, choose_split, cut_above, pieces_of, with_parts
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.files import digest, remove_temporaries, replacing, write_text
+from mla_lm.files import digest, mark, remove_temporaries, replacing, write_text
 
 BLOCK = 2**15  # pieces per shard, of some 2 kB where documents are long
 BATCH = 512  # pieces encoded in parallel
-VERSION = 4
-NOT_IN_KEY = {"path", "val_path", "cache_dir", "verify", "seq_len", "batch_size", "mask_documents"}
+VERSION = 5
+NOT_IN_KEY = {"path", "val_path", "cache_dir", "verify", "max_row_bytes"} | {
+    "seq_len",
+    "batch_size",
+    "mask_documents",
+}
 
 
-def prepare(cfg: DataConfig, *, tokenizer: Tokenizer | None = None) -> PreparedData:
+def prepare(
+    cfg: DataConfig,
+    *,
+    tokenizer: Tokenizer | None = None,
+    listed: Mapping[str, Any] | None = None,
+) -> PreparedData:
     """Open the prepared corpus of `cfg`, preparing it first where it is missing.
 
-    `tokenizer` is the one of a checkpoint, used instead of the file of a pretrained one.
+    `tokenizer` is the one of a checkpoint, used instead of the file of a pretrained one. `listed`
+    is the `source` in the checkpoint that names the files or the data set, if that is not the user:
+    files are read only where they are those, and nothing is fetched from the hub.
     Raises UserError naming file and place of what cannot be read, written or trusted.
     """
     corpus = open_corpus(cfg)
+    if listed is not None and listed != corpus.source:
+        raise _not_asked(cfg, "not what it lists by names, sizes and times of files")
     settings = cfg.model_dump(mode="json", exclude=NOT_IN_KEY)
     settings |= {"version": VERSION, "source": corpus.source}
     existing = None
     if cfg.tokenizer.kind == "pretrained":
         existing = tokenizer or Tokenizer.pretrained(cfg.tokenizer)
         settings["tokenizer_json"] = sha256(existing.json)
-    folder = Path(os.path.expanduser(cfg.cache_dir)) / f"{cfg.kind}-{sha256(settings)[:16]}"
+    folder = Path(cfg.cache_dir) / f"{cfg.kind}-{sha256(settings)[:16]}"
+    if listed == {} and (cfg.verify == "full" or not folder.exists()):
+        raise _not_asked(cfg, "a data set of the hub")
     try:
         if not folder.exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(folder):
+            unfinished = _workplace(folder.parent) / folder.name
+            with _locked(unfinished):
                 if not folder.exists():
-                    _prepare(cfg, corpus, settings, folder, existing)
+                    _prepare(cfg, corpus, settings, unfinished, existing)
+                    _publish(unfinished, folder)
         data = open_prepared(folder, verify=cfg.verify)
         if cfg.verify == "full":  # names, sizes and times of files do not show every change
-            found = extend_digest(hashlib.sha256(), pieces_of(corpus, data.manifest["threshold"]))
+            found = extend_digest(hashlib.sha256(), _stream(corpus, data.manifest))
             if found != data.manifest["corpus"]:
                 raise UserError(f"{corpus.name}: not the text that {folder} holds; delete {folder}")
         return data
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror}") from None
+
+
+def _not_asked(cfg: DataConfig, what: str) -> UserError:
+    words = " ".join(f"data.{key}={value}" for key, value in cfg.named.items())
+    hint = f"to read it, name it yourself: data={cfg.kind} {words}"
+    return UserError(f"{words}: named by the checkpoint, and {what}; {hint}")
+
+
+def _workplace(cache: Path) -> Path:
+    """The folder of this user's unfinished work; UserError where another has made it."""
+    place = cache / f".unfinished-{os.getuid()}"
+    cache.mkdir(parents=True, exist_ok=True)
+    place.mkdir(mode=0o700, exist_ok=True)
+    found = place.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise UserError(f"{place}: a link, or of another user; set another data.cache_dir")
+    return place
+
+
+def _publish(unfinished: Path, folder: Path) -> None:
+    """Move a finished corpus into the cache, where another user may have put the same."""
+    mark(unfinished)
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(unfinished)
 
 
 def _locked(folder: Path) -> AbstractContextManager[object]:
@@ -86,26 +137,27 @@ def _prepare(
     cfg: DataConfig,
     corpus: Corpus,
     settings: dict[str, Any],
-    folder: Path,
+    unfinished: Path,
     existing: Tokenizer | None,
 ) -> None:
-    unfinished = folder.with_name(f"{folder.name}.tmp")
     try:
         _, _, tokenizer, manifest = open_prepared(unfinished, verify="full")
         remove_temporaries(unfinished)
         print(f"preparing {corpus.name}, resuming after piece {manifest['pieces']}", flush=True)
     except UserError:  # nothing to resume, or damaged
-        print(f"preparing {corpus.name}", flush=True)
+        print(f"preparing {corpus.name}: split and tokenizer", flush=True)
         shutil.rmtree(unfinished, ignore_errors=True)
-        threshold, tokenizer = choose_split(cfg, corpus, tokenizer=existing)
+        above = cut_above(cfg, corpus)
+        threshold, tokenizer = choose_split(cfg, with_parts(corpus, above), tokenizer=existing)
         write_text(unfinished / TOKENIZER, tokenizer.json)
         manifest = {
             "settings": settings,
             "name": corpus.name,
-            "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
+            "dtype": dtype_of(tokenizer),
             "vocab_size": tokenizer.vocab_size,
             "tokenizer_sha256": sha256(tokenizer.json),
             "threshold": threshold,
+            "cut_above": above,
             "pieces": 0,
             "corpus": hashlib.sha256().hexdigest(),
             "empty_documents": 0,
@@ -113,14 +165,26 @@ def _prepare(
         }
         write_manifest(unfinished, manifest)
     _encode(corpus, tokenizer, manifest, unfinished)
-    if manifest["val"]["documents"] == 0:
-        raise UserError(f"{corpus.name}: no validation text")
-    unfinished.rename(folder)
+    if corpus.val is None:
+        _require_balance(manifest, cfg.val_fraction)
+    elif manifest["val"]["documents"] == 0:
+        key = "val_path" if getattr(cfg, "val_path", None) else "val_split"
+        raise UserError(f"data.{key}={getattr(cfg, key)}: no text for validation")
+
+
+def _require_balance(manifest: dict[str, Any], val_fraction: float) -> None:
+    """UserError where short or equal documents leave less than half of its share to training."""
+    train, val = (manifest[split]["bytes"] for split in SPLITS)
+    if train < (1 - val_fraction) / 2 * (train + val):
+        raise UserError(
+            f"{manifest['name']}: too few different documents for data.val_fraction={val_fraction}:"
+            f" {train:,} bytes to train on, {val:,} to validate on; set data.val_path"
+        )
 
 
 def _encode(corpus: Corpus, tokenizer: Tokenizer, manifest: dict[str, Any], folder: Path) -> None:
     """Encode what `manifest` does not count yet into shards in `folder`, and count it."""
-    stream = pieces_of(corpus, manifest["threshold"])
+    stream = _stream(corpus, manifest)
     running = hashlib.sha256()
     if extend_digest(running, islice(stream, manifest["pieces"])) != manifest["corpus"]:
         raise UserError(f"{corpus.name}: changed since {folder} was begun; delete {folder}")
@@ -132,7 +196,7 @@ def _encode(corpus: Corpus, tokenizer: Tokenizer, manifest: dict[str, Any], fold
             counts["tokens"] += len(ids)
             counts["bytes"] += sum(len(text.encode()) for *_, text in mine)
             if len(ids):
-                path = folder / f"{split}-{len(counts['shards']):05}.bin"
+                path = shard_path(folder, split, len(counts["shards"]))
                 with replacing(path) as temporary:
                     temporary.write_bytes(ids.tobytes())
                 shard = {"path": path.name, "tokens": len(ids), "sha256": digest(path)}
@@ -144,6 +208,11 @@ def _encode(corpus: Corpus, tokenizer: Tokenizer, manifest: dict[str, Any], fold
         manifest["bytes_per_token"] = round(n_bytes / max(1, n_tokens), 4)
         write_manifest(folder, manifest)
         print(f"tokenizing  {n_bytes / 1e6:,.0f} MB", flush=True)
+
+
+def _stream(corpus: Corpus, manifest: dict[str, Any]) -> Iterator[Piece]:
+    """The pieces of all documents, split as `manifest` says."""
+    return pieces_of(with_parts(corpus, manifest["cut_above"]), manifest["threshold"])
 
 
 def _ids(pieces: list[Piece], tokenizer: Tokenizer, dtype: str) -> NDArray[Any]:

@@ -2,12 +2,12 @@
 
 import json
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mla_lm.config import TokenizerConfig
 from mla_lm.errors import UserError, one_line
+from mla_lm.files import read_text
 
 PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes written as themselves
 OTHER = [byte for byte in range(256) if byte not in PRINTABLE]
@@ -28,6 +29,7 @@ PROBES = ("two words", "  A\n\n\tb - c_d's 1234,5 ", "Cafe\u0301 naïve 終 🙂
 BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])")  # where every pre-tokenizer in use splits
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 BEFORE_SPACE = re.compile(r"(?<=\S)(?=\s)")
+N_IDS = 2**22  # no published vocabulary has a quarter of it; arrays of that length are made
 
 
 class Tokenizer:
@@ -64,7 +66,7 @@ class Tokenizer:
             vocab_size=vocab_size,
             special_tokens=[end_of_text],
             initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=sys.stderr.isatty(),
+            show_progress=sys.__stderr__ is not None and sys.__stderr__.isatty(),
         )
         bpe.train_from_iterator(texts, trainer)
         return cls(bpe.to_str(), end_of_text=end_of_text)
@@ -174,24 +176,41 @@ def vocabulary_of(path: str) -> int:
 
 def _read(path: str) -> tokenizers.Tokenizer:
     """A file, a folder with a `tokenizer.json`, or a name on the hub."""
-    where = Path(os.path.expanduser(path))
+    where = Path(path)
     where = where / "tokenizer.json" if where.is_dir() else where
     if not where.is_file() and not HUB_NAME.fullmatch(path):
         raise UserError(f"data.tokenizer.path={path}: no such file, and no name on the hub")
     try:
         if where.is_file():
-            return tokenizers.Tokenizer.from_file(str(where))
+            return _from_json(read_text(where))
+        from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import logging as of_hub
 
         of_hub.set_verbosity(logging.CRITICAL)  # it prints what it raises
-        return tokenizers.Tokenizer.from_pretrained(path)
+        return _from_json(read_text(Path(hf_hub_download(path, "tokenizer.json"))))
     except Exception as error:  # the library raises plain `Exception`
-        raise UserError(f"data.tokenizer.path={path}: no tokenizer ({one_line(error)})") from None
+        reason = error if type(error) is ValueError else one_line(error)
+        raise UserError(f"data.tokenizer.path={path}: no tokenizer ({reason})") from None
+
+
+def _from_json(content: str) -> tokenizers.Tokenizer:
+    _require_ids(json.loads(content))
+    return tokenizers.Tokenizer.from_str(content)
+
+
+def _require_ids(stages: dict[str, Any]) -> None:
+    """ValueError for an id that would take the memory of a vocabulary nobody has."""
+    vocab = stages["model"]["vocab"]
+    ids = [token["id"] for token in stages["added_tokens"] or ()]
+    for index in (*ids, *(vocab.values() if isinstance(vocab, dict) else ())):
+        if not (type(index) is int and 0 <= index < N_IDS):
+            raise ValueError(f"a token has the id {index!r}, ids are below {N_IDS:,}")
 
 
 def _without_extras(content: str) -> str:
     """The JSON of a tokenizer without what changes or adds to text: NFC, padding, dropout."""
     stages = json.loads(content)
+    _require_ids(stages)
     stages |= dict.fromkeys(("padding", "truncation", "post_processor"))
     stages["model"]["dropout"] = None
     normalizer = json.dumps(stages.get("normalizer"))

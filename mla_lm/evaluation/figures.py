@@ -5,10 +5,21 @@ S steps, Q kinds of tokens, L MoE layers, E experts.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
+
+from mla_lm.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def save(figure: "Figure", path: Path, *, dpi: int = 110) -> None:
+    """Write a picture, whole or not at all."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
 
 
 def draw_over_training(
@@ -58,7 +69,7 @@ def _draw_loads(
     panels[-1].set(xlabel=xlabel)
     label = "load (1 = balanced)"
     figure.colorbar(shown, ax=panels, label=label, extend="max", shrink=0.8, aspect=40)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
 
 
 def draw_by_position(path: Path, ranges: Sequence[tuple[int, int, float]]) -> None:
@@ -71,7 +82,7 @@ def draw_by_position(path: Path, ranges: Sequence[tuple[int, int, float]]) -> No
     axes.set_xscale("log", base=2)
     axes.set(xlabel="position in the context, up to", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
 
 
 def draw_passkeys(
@@ -92,4 +103,4 @@ def draw_passkeys(
         panel.set(xticklabels=by_length, yticks=range(len(depths)))
     panels[0].set(ylabel="text before the key", yticklabels=[f"{d:.0%}" for d in depths])
     figure.colorbar(image, ax=panels, label="right keys (chance 0.1)")
-    figure.savefig(path, dpi=110)
+    save(figure, path)

@@ -35,6 +35,7 @@ def load_tasks(model: Transformer, tokenizer: Tokenizer, cfg: EvalConfig) -> Cal
     """
     if not cfg.tasks:
         return dict
+    print("loading lm-evaluation-harness", flush=True)
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:
@@ -69,9 +70,9 @@ def load_tasks(model: Transformer, tokenizer: Tokenizer, cfg: EvalConfig) -> Cal
 def _question_file(task: str, cfg: EvalConfig) -> QuestionFile | None:
     """The file that a name of `eval.yaml` or a path means; None for a task of the harness."""
     if file := cfg.question_files.get(task):
-        return file.model_copy(update={"path": str(Path(cfg.tasks_dir, file.path).expanduser())})
+        return file.model_copy(update={"path": str(Path(cfg.tasks_dir, file.path))})
     if task.removesuffix(".gz").endswith(".jsonl"):
-        return QuestionFile(path=str(Path(task).expanduser()), delimiter=" ")
+        return QuestionFile(path=task, delimiter=" ")
     return None
 
 
@@ -116,6 +117,7 @@ def _score(adapter: Any, tasks: Any, *, limit: int | None) -> Metrics:
     """
     import lm_eval
 
+    print(f"scoring {len(tasks['tasks'])} tasks", flush=True)
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # the bootstrap must not fork beside threads
     found = lm_eval.evaluate(
         adapter, tasks, limit=limit, bootstrap_iters=RESAMPLED, log_samples=False

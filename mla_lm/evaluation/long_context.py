@@ -30,8 +30,8 @@ STATED = " The pass key is {key}. Remember it: {key} is the pass key."
 ASKED = " What is the pass key? The pass key is"
 
 
-def long_context(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
-    """Pass key and recall by length; with YaRN also without it, as `without_yarn/...`."""
+def long_context(subject: Subject, cfg: EvalConfig) -> Iterator[dict[str, Any]]:
+    """Pass key and recall by length, then drawn; with YaRN also without it (`without_yarn/...`)."""
     model, tokenizer, data = subject.model, subject.tokenizer, subject.data()
     n_texts = min(cfg.limit or N_TEXTS, N_TEXTS)
     synthetic = subject.run.data.kind == "synthetic"
@@ -47,13 +47,13 @@ def long_context(subject: Subject, cfg: EvalConfig) -> dict[str, Any]:
         metrics |= {prefix + name: value for name, value in found.items()}
     if not metrics:
         raise UserError(f"parts=long_context: {model.cfg.max_seq_len} tokens hold no question")
+    yield metrics | {"val/sha256": data.val_sha256}
     if trials:
         titles = ("",) if plain is None else ("YaRN", "without YaRN")
         by_depth = [metrics[f"{prefix}passkey/by_depth"] for prefix in models]
         picture = subject.folder / f"passkey-{model.cfg.max_seq_len}.png"
         draw_passkeys(picture, dict(zip(titles, by_depth, strict=True)), DEPTHS)
         print(f"pass keys found by length and depth: {picture}")
-    return metrics | {"val/sha256": data.val_sha256}
 
 
 class Trial(NamedTuple):

@@ -1,14 +1,13 @@
 """Question files: JSONL, plain or .gz, of one of four shapes; the first line tells which."""
 
-import gzip
-import zlib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
 from pydantic_core import from_json
 
-from mla_lm.errors import UserError, one_line
+from mla_lm.errors import UserError
+from mla_lm.files import LONGEST, read_lines
 
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[Text], Field(min_length=2)]
@@ -94,6 +93,7 @@ class MinimalPair(Question):
         return [self.sentence_good, self.sentence_bad]
 
 
+LONGEST_LINE = 2**24  # bytes
 SHAPES: dict[str, type[Question]] = {  # by the key that tells them
     "query": MultipleChoice,
     "context_options": Schema,
@@ -104,15 +104,13 @@ SHAPES: dict[str, type[Question]] = {  # by the key that tells them
 
 def read_questions(path: Path, *, limit: int | None = None) -> list[Question]:
     """The first `limit` questions of a file; UserError names the file and line of a bad one."""
-    try:
-        content = path.read_bytes()
-        lines = (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
     questions: list[Question] = []
+    n_bytes, lines = 0, read_lines(path, longest=LONGEST_LINE, rule=f"{LONGEST_LINE:,} bytes")
     for number, line in enumerate(lines, start=1):
         if len(questions) == limit:
             break
+        if (n_bytes := n_bytes + len(line)) > LONGEST:
+            raise UserError(f"{path}:{number}: more than {LONGEST:,} bytes of questions")
         if line.strip():
             try:
                 shape = type(questions[0]) if questions else _shape_of(line)

@@ -15,7 +15,7 @@ from itertools import islice, pairwise
 from typing import NamedTuple, TypeVar
 
 import torch
-from rich import console, progress
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from mla_lm.data.loader import Stream
@@ -23,6 +23,7 @@ from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
 from mla_lm.machine import kernels_for
 from mla_lm.model import Transformer
+from mla_lm.terminal import Bar
 
 BATCH = 2**13  # tokens per batch, padding included
 PAIRS = 2**24  # elements of a batch's attention mask
@@ -46,12 +47,14 @@ class Score(NamedTuple):
 
     log_likelihood: float  # nats, summed over tokens
     greedy: bool  # every token is the most likely one, padding ids left out
+    by_token: tuple[float, ...] = ()
 
 
-def track(items: Iterable[T], name: str, *, total: int | None = None) -> Iterable[T]:
+def track(items: Iterable[T], name: str, *, total: int | None = None) -> Iterator[T]:
     """The items, with a progress bar on a terminal that disappears at the end."""
-    hidden = not console.Console().is_terminal
-    return progress.track(items, name, total=total, transient=True, disable=hidden)
+    columns = TextColumn(name), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn()
+    with Bar(*columns, transient=True) as bar:
+        yield from bar.track(items, total=total)
 
 
 def encode(
@@ -220,7 +223,8 @@ def _score_trees(model: Transformer, trees: list[Tree], requests: Sequence[Reque
     )
     by_token = iter(zip(likely.tolist(), best.tolist(), strict=True))
     scored = [list(islice(by_token, len(request.continuation))) for request in requests]
-    return [Score(sum(nats for nats, _ in one), all(top for _, top in one)) for one in scored]
+    columns = (tuple(zip(*one, strict=True)) for one in scored)
+    return [Score(sum(nats), all(top), nats) for nats, top in columns]
 
 
 def _at_targets(

@@ -12,6 +12,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from mla_lm.errors import UserError
+
 
 @dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
 class Sampling:
@@ -57,5 +59,10 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tu
 
 
 def draw(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """Sample one id per row (B,) int64 by weights (B, V), which need not sum to 1."""
+    """Sample one id per row (B,) int64 by weights (B, V), which need not sum to 1.
+
+    Raises UserError for weights that are not finite.
+    """
+    if not torch.isfinite(weights).all():
+        raise UserError("the model's logits are not finite: its weights diverged, or are damaged")
     return torch.multinomial(weights, 1, generator=generator).squeeze(-1)

@@ -6,6 +6,7 @@ or is empty; anything else is refused by its name and value.
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -41,7 +42,8 @@ def model_section(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[str
     layers = {re.sub(r"^model\.layers\.(\d+)\..*", r"\1", name) for name in tensors}
     found = next((k for k in range(depth) if str(n_layers + k) not in layers), depth)
     if found < depth:
-        print(f"num_nextn_predict_layers={depth}: the files hold {found}; the others are left out")
+        held = f"the files hold {found}; the others are left out"
+        print(f"warning: num_nextn_predict_layers={depth}: {held}", file=sys.stderr)
     dense = n_dense >= n_layers and not found
     return _numbers(config, SIZES) | {
         "n_dense_layers": min(n_dense, n_layers),

@@ -1,6 +1,6 @@
 """A checkpoint as a folder that `transformers`, vLLM and `lm_eval` load without code of ours."""
 
-import json
+import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -9,16 +9,19 @@ from typing import Any
 import tokenizers
 import torch
 
+from mla_lm.checkpoint.file import digest_of
 from mla_lm.checkpoint.find import read_weights, run_folder
 from mla_lm.checkpoint.record import Record
 from mla_lm.config import ModelConfig
+from mla_lm.config.compose import read_as
 from mla_lm.cost import cache_elements_per_token, count_parameters
 from mla_lm.data.tokenizer import Tokenizer
-from mla_lm.errors import UserError, one_line
+from mla_lm.errors import UserError, one_line, visible
+from mla_lm.evaluation.results import Results
 from mla_lm.files import new_folder, write_object
 from mla_lm.interop.config_to_hf import config_dict
 from mla_lm.interop.weights import to_hugging_face, write_shards
-from mla_lm.model import Transformer
+from mla_lm.markup import fenced, in_markdown
 
 CARD = """---
 license: {licence}
@@ -58,10 +61,9 @@ def export(
     record, state, step = read_weights(checkpoint)
     cfg = record.run_config()
     try:
-        with torch.device("meta"):
-            Transformer(cfg.model).load_state_dict(state, assign=True)  # names and shapes
-    except RuntimeError as error:
-        raise UserError(f"{checkpoint}: {one_line(error)}") from None
+        origin = _origin(record, step)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # a record made by hand
+        raise UserError(f"{checkpoint}: its data cannot be described ({one_line(error)})") from None
     tokenizer = record.own_tokenizer()
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
     config = config_dict(cfg.model) | ends | {"dtype": str(dtype).removeprefix("torch.")}
@@ -75,8 +77,8 @@ def export(
         write_object(folder / "generation_config.json", generation)
         _write_tokenizer(folder, tokenizer, max_length=cfg.model.max_seq_len)
         sections = {"model": _model(cfg.model, config["dtype"]), "results": _results(checkpoint)}
-        head = {"licence": licence, "name": out.resolve().name, "config": config}
-        card = CARD.format(**head, **sections, **_origin(record, step), version=version("mla_lm"))
+        head = {"licence": licence, "name": in_markdown(out.resolve().name), "config": config}
+        card = CARD.format(**head, **sections, **origin, version=version("mla_lm"))
         (folder / "README.md").write_text(card, encoding="utf-8")
     return str(config["architectures"][0])
 
@@ -86,9 +88,9 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int) -> 
     bpe = tokenizers.Tokenizer.from_str(tokenizer.json)
     token = bpe.id_to_token(tokenizer.end_of_text)
     bpe.post_processor = tokenizers.processors.TemplateProcessing(
-        single=[token, "$A"],
-        pair=[token, "$A", f"{token}:1", "$B:1"],
-        special_tokens=[(token, tokenizer.end_of_text)],
+        single=["begin", "$A"],  # not the token itself, which would be read as a template
+        pair=["begin", "$A", "begin:1", "$B:1"],
+        special_tokens=[{"id": "begin", "ids": [tokenizer.end_of_text], "tokens": [token]}],
     )
     (folder / "tokenizer.json").write_text(bpe.to_str(), encoding="utf-8")
     content = dict.fromkeys(("bos_token", "eos_token", "pad_token"), token) | {
@@ -117,7 +119,7 @@ def _model(model: ModelConfig, dtype: str) -> str:
 
 def _origin(record: Record, step: int) -> dict[str, str]:
     """The sections about data and training."""
-    if not record.data:
+    if "corpus" not in record.data:
         return dict.fromkeys(("data", "training"), "Unknown: the weights were imported.\n")
     counts = "{documents:,} documents, {bytes:,} bytes, {tokens:,} tokens".format_map
     data = {
@@ -125,29 +127,30 @@ def _origin(record: Record, step: int) -> dict[str, str]:
         "bytes per token": record.data["bytes_per_token"],
         **{split: counts(record.data[split]) for split in ("train", "val")},
     }
-    command = f"```bash\n{record.command}\n```\n\n" if record.command else ""
+    command = f"{fenced(visible(record.command), 'bash')}\n\n" if record.command else ""
     training = f"{step} optimizer steps.\n\n{command}{_table(record.environment)}"
     return {"data": _table(data), "training": training}
 
 
 def _results(checkpoint: Path) -> str:
     """What `eval.py` measured on this checkpoint, if it did."""
+    path = run_folder(checkpoint) / "metrics.json"
     try:
-        metrics = json.loads((run_folder(checkpoint) / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        metrics = {}
-    if metrics.get("ckpt") != checkpoint.name or metrics.get("data") or "val/loss" not in metrics:
+        found = read_as(Results, path) if path.exists() else None
+    except UserError as error:
+        print(f"skipped {error}", file=sys.stderr)
+        found = None
+    of_these = found is not None and found.sha256 == digest_of(checkpoint) and not found.data
+    numbers = found.numbers() if found and of_these else {}
+    if not found or "val/loss" not in numbers:
         return "Not evaluated.\n"
-    part = f", the first {metrics['limit']} batches" if metrics["limit"] else ""
-    rows = f"rows of {metrics['seq_len']} tokens, {metrics['precision']}{part}"
-    scores = {
-        key: f"{value:.4f}"
-        for key, value in metrics.items()
-        if isinstance(value, float) and key.startswith(("val/", "mtp/"))
-    }
+    part = f", the first {found.limit} batches" if found.limit else ""
+    rows = f"rows of {found.seq_len} tokens, {in_markdown(found.precision)}{part}"
+    of_text = ("val/", "mtp/")
+    scores = {name: f"{value:.4f}" for name, value in numbers.items() if name.startswith(of_text)}
     return f"On the validation split ({rows}), with this project's weights:\n\n{_table(scores)}"
 
 
 def _table(rows: Mapping[str, object]) -> str:
-    lines = [f"| {key} | {value} |" for key, value in rows.items()]
+    lines = [f"| {in_markdown(key)} | {in_markdown(value)} |" for key, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines]) + "\n"

@@ -10,9 +10,11 @@ from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.record import PREFIX, RECORD, STEP, WEIGHTS, Record, write_run_files
 from mla_lm.config import RunConfig
 from mla_lm.config.compose import load_config, with_values
+from mla_lm.cost import require_stored
+from mla_lm.data.corpora import open_corpus
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
-from mla_lm.files import new_folder, read_object
+from mla_lm.files import new_folder, read_object, read_text
 from mla_lm.interop.config_from_hf import model_section
 from mla_lm.interop.weights import Shards, read_state
 
@@ -42,12 +44,14 @@ def read_folder(
     shards = Shards(src)
     try:
         model = model_section(config, shards.file_of)
-    except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:  # made by hand
+    except UserError:
+        raise
+    except Exception as error:  # a file made by hand fails in many ways
         raise UserError(f"{src / 'config.json'}: cannot be read ({one_line(error)})") from None
     separator = end_of_text or _separator(src)
     path = tokenizer or src / "tokenizer.json"
     try:
-        vocabulary = Tokenizer(path.read_text(encoding="utf-8"), end_of_text=separator)
+        vocabulary = Tokenizer(read_text(path), end_of_text=separator)
     except Exception as error:  # the library raises plain `Exception`
         hint = "tokenizer=FILE and end_of_text=TOKEN name others"
         raise UserError(f"{path}: {one_line(error)}; {hint}") from None
@@ -62,6 +66,7 @@ def read_folder(
     }
     run = load_config([*defaults, *overrides])
     cfg = with_values(run, {"model": model, "data.tokenizer": of_src})
+    require_stored(cfg.model, shards.n_bytes(), src / "config.json")
     return cfg, read_state(shards, cfg.model), vocabulary
 
 
@@ -72,7 +77,9 @@ def import_folder(src: Path, out: Path, **options: Any) -> RunConfig:
     """
     cfg, state, tokenizer = read_folder(src, **options)
     cfg = cfg.model_copy(update={"run_dir": str(out)})
-    record = Record.of(cfg, command="", tokenizer=tokenizer.json, data={}, environment={})
+    # Files that the user names for it are read later where they are still the same.
+    data = {"settings": {"source": open_corpus(cfg.data).source}} if cfg.data.named else {}
+    record = Record.of(cfg, command="", tokenizer=tokenizer.json, data=data, environment={})
     weights = {f"{PREFIX}{name}": tensor for name, tensor in state.items()}
     with new_folder(out) as folder:
         write_run_files(folder, cfg, record)

@@ -6,16 +6,18 @@ Importing holds the model and at most `BLOCK` elements of one foreign tensor.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mla_lm.config import ModelConfig
+from mla_lm.config.compose import read_as
 from mla_lm.errors import UserError
-from mla_lm.files import read_object, write_object
+from mla_lm.files import open_regular, write_object
 from mla_lm.interop.layout import HEAD, Part, parts
 from mla_lm.model import Transformer
 
@@ -62,6 +64,12 @@ def write_shards(
         write_object(folder / INDEX, index)
 
 
+class Index(BaseModel):
+    """`model.safetensors.index.json`: the file of each tensor."""
+
+    weight_map: dict[str, Annotated[str, Field(pattern=r"^[^\x00]+$")]] = {}
+
+
 class Shards:
     """The tensors of a folder by name; a file is memory-mapped only while one of them is read."""
 
@@ -69,7 +77,7 @@ class Shards:
         self.folder = folder
         index, single = folder / INDEX, folder / SINGLE
         if index.is_file():
-            weight_map = read_object(index).get("weight_map", {})
+            weight_map = read_as(Index, index).weight_map
             self.file_of = {name: folder / file for name, file in weight_map.items()}
             for file in self.file_of.values():
                 if file.parent != folder:
@@ -81,6 +89,14 @@ class Shards:
             raise UserError(
                 f"{folder}: neither {SINGLE} nor {INDEX} (pickle is not read: save as safetensors)"
             )
+
+    def n_bytes(self) -> int:
+        """The size of all files, which can be opened."""
+        n = 0
+        for file in {*self.file_of.values()}:
+            with _opened(file):
+                n += file.stat().st_size
+        return n
 
     def describe(self, name: str) -> tuple[torch.dtype, list[int]]:
         """Dtype and shape of a tensor that is there; UserError where it cannot be read."""
@@ -123,20 +139,22 @@ def read_state(shards: Shards, cfg: ModelConfig) -> dict[str, Tensor]:
 def _assembled(shards: Shards, pieces: list[Part], wanted: Tensor) -> Tensor:
     first = pieces[0].name
     exact = ALWAYS_FLOAT32 in first
+    pieces = [piece for piece in pieces if not piece.copy or piece.name in shards.file_of]
+    for name, at, _ in pieces:  # `wanted` is on the meta device: nothing is allocated yet
+        shape, there = [*wanted[at].shape], shards.describe(name)[1]
+        if shape != there:
+            raise UserError(f"{shards.folder}: {name} has shape {there}, not {shape}")
     ours = torch.empty(wanted.shape, dtype=wanted.dtype if exact else shards.describe(first)[0])
     for name, at, copy in pieces:
-        if copy and name not in shards.file_of:
-            continue
-        dtype, shape = shards.describe(name)
         place = ours[at]  # a view: DeepSeek's layout permutes no rows
-        if shape != list(place.shape):
-            raise UserError(f"{shards.folder}: {name} has shape {shape}, not {list(place.shape)}")
-        if dtype != ours.dtype and not exact:
+        if (dtype := shards.describe(name)[0]) != ours.dtype and not exact:
             raise UserError(f"{shards.folder}: {name} is {dtype}, {first} {ours.dtype}")
         n_rows = max(1, BLOCK // place.shape[1:].numel())
         for start in range(0, len(place), n_rows):
             rows = slice(start, start + n_rows)
             block = shards.rows(name, rows)
+            if not torch.isfinite(block).all():
+                raise UserError(f"{shards.folder}: {name} holds values that are not finite")
             if not copy:
                 place[rows] = block
             elif not torch.equal(place[rows], block):
@@ -151,7 +169,7 @@ def _own_names(state: Mapping[str, Any], cfg: ModelConfig) -> list[str]:
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
     try:
-        with safe_open(file, "pt") as tensors:
+        with open_regular(file), safe_open(file, "pt") as tensors:
             yield tensors
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: not a readable safetensors file ({error})") from None

@@ -27,24 +27,24 @@ def loss_terms(
     weights: BalanceConfig,
     n_targets: Tensor | None = None,
     over_ranks: Callable[[Tensor], Tensor] = lambda means: means,
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], Tensor]:
     """Unweighted terms: `ce`, `mtp` (mean over depths), and the balance losses that have a weight.
 
     head (V, dim). `n_targets` (1 + depths,) is the mean of `count_targets` over the micro-batches
     and ranks of the optimizer step, by default of this batch alone: each term is scaled so that its
     mean over them is the mean over the targets of the whole step. `over_ranks` averages over all
-    ranks, without gradient.
+    ranks, without gradient. The second result are the nats of each target of the main model (B, T).
     """
     targets = targets_by_depth(batch, len(out.mtp))
     if n_targets is None:
         n_targets = over_ranks(count_targets(batch, len(out.mtp)))
-    ce, *mtp = (
+    (ce, nats), *ahead = [
         head_loss(hidden, head, of_depth, count)
         for hidden, of_depth, count in zip((out.hidden, *out.mtp), targets, n_targets, strict=True)
-    )
+    ]
     terms = {"ce": ce}
-    if mtp:
-        terms["mtp"] = torch.stack(mtp).mean()
+    if ahead:
+        terms["mtp"] = torch.stack([loss for loss, _ in ahead]).mean()
     counted = batch.input_counted
     if out.routing and weights.sequence_loss_weight:
         by_layer = [sequence_balance_loss(r, counted) for r in out.routing]
@@ -52,7 +52,7 @@ def loss_terms(
     if out.routing and weights.switch_loss_weight:
         by_layer = [switch_balance_loss(r, counted, over_ranks) for r in out.routing]
         terms["switch_balance"] = torch.stack(by_layer).sum()
-    return terms
+    return terms, nats
 
 
 def targets_by_depth(batch: Batch, mtp_depth: int) -> list[Tensor]:
@@ -81,20 +81,21 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 def head_loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, n_targets: Tensor | None = None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """`next_token_loss` of the logits hidden @ weight.T, computed in chunks of rows.
 
     hidden (B, T, dim), weight (V, dim), targets (B, T) int64 -> float32 scalar, the sum over
-    `n_targets`, or over those of `targets` that count.
+    `n_targets`, or over those of `targets` that count; and the nats of each target (B, T), 0 where
+    it does not count, without gradient.
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     rows = hidden.flatten(0, -2), weight, targets.flatten()
-    nats: Tensor = HeadLoss.apply(*rows)  # type: ignore[no-untyped-call]
+    nats, each = HeadLoss.apply(*rows)  # type: ignore[no-untyped-call]
     n = n_counted(targets) if n_targets is None else n_targets  # a mean may lie between 0 and 1
-    return nats / n.where(n > 0, 1)
+    return nats / n.where(n > 0, 1), each.view_as(targets)
 
 
 def n_counted(targets: Tensor) -> Tensor:
@@ -109,9 +110,9 @@ class HeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        """hidden (N, dim), weight (V, dim), targets (N,) -> float32 scalar."""
-        nats = hidden.new_zeros((), dtype=torch.float32)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden (N, dim), weight (V, dim), targets (N,) -> float32 scalar, and nats (N,)."""
+        nats, by_row = hidden.new_zeros((), dtype=torch.float32), []
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         most = ON_GPU if hidden.device.type == "cuda" else LOGITS
@@ -123,15 +124,17 @@ class HeadLoss(torch.autograd.Function):
         ):
             logits = x @ weight.T  # (n, V)
             counted = target != IGNORED
-            each = _to_gradient(logits, target.where(counted, 0))
-            nats += each.where(counted, 0).sum()
+            by_row.append(_to_gradient(logits, target.where(counted, 0)).where(counted, 0))
+            nats += by_row[-1].sum()
             if any(ctx.needs_input_grad):
                 counted = counted.unsqueeze(1)
                 torch.mm(logits, weight, out=grad_x).mul_(counted)
                 grad_weight += logits.T @ (x * counted)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtype = weight.dtype
-        return nats
+        each = torch.cat(by_row)
+        ctx.mark_non_differentiable(each)
+        return nats, each
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

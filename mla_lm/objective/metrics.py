@@ -1,6 +1,8 @@
 """Language-model metrics summed over tokens, so that batch size and padding cannot change them.
 
-B batch, T tokens, V vocabulary.
+Loss, perplexity, bits per byte and loss by position are those of the text's own tokens: a document
+separator stands for no byte, so its nats are left out too. (The loss that training minimises is
+over all targets.) B batch, T tokens, V vocabulary.
 """
 
 import math
@@ -16,31 +18,35 @@ N_SUMS = 5  # nats, tokens, bytes of text, right answers, answers
 
 
 def loss_sums(logits: Tensor, labels: Tensor, byte_lengths: Tensor) -> Tensor:
-    """Nats, tokens, bytes, right answers and answers of a batch: (N_SUMS,) float64, on the CPU.
+    """Nats, tokens, bytes, right answers and answers by position: (T, N_SUMS) float64, on the CPU.
 
     logits (B, T, V), labels (B, T), where `IGNORED` does not count, byte_lengths (at most V,) the
     bytes of text behind each id that is a token.
     """
     flat = logits.float().flatten(0, 1)
-    nats = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    counted = labels != IGNORED
-    n_bytes = (byte_lengths[labels.where(counted, 0)] * counted).sum()
+    nats = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none")
     matches = exact_matches(logits[..., : len(byte_lengths)], labels)  # padding is never chosen
-    sums = torch.stack([part.float() for part in (nats, counted.sum(), n_bytes, *matches)])
-    return sums.cpu().double()  # in this order: Apple GPUs have no float64
+    found = (*text_sums(nats.view_as(labels), labels, byte_lengths), *matches)
+    sums = torch.stack([each.float() for each in found], dim=-1)  # (B, T, N_SUMS)
+    return sums.cpu().double().sum(0)  # in this order: Apple GPUs have no float64
 
 
-def bytes_per_target(labels: Tensor, byte_lengths: Tensor, n_targets: Tensor) -> Tensor:
-    """Bytes of text behind the labels (B, T) that count, over `n_targets`: float32 scalar."""
+def text_sums(nats: Tensor, labels: Tensor, byte_lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Nats, whether it counts, and bytes of each label that is the text's own; 0 for the others.
+
+    nats and labels have one shape, byte_lengths is as in `loss_sums`.
+    """
     counted = labels != IGNORED
-    lengths = byte_lengths[labels.where(counted, 0)] * counted
-    return lengths.sum().float() / n_targets.where(n_targets > 0, 1)
+    n_bytes = byte_lengths[labels.where(counted, 0)] * counted
+    own = n_bytes > 0
+    return nats.where(own, 0), own, n_bytes
 
 
 def exact_matches(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Answers whose every token is the greedy choice, and all answers: int64 scalars.
+    """Where an answer begins whose every token is the greedy choice, and where any does.
 
     logits (B, T, V), labels (B, T); an answer is a run of labels that are not `IGNORED`.
+    Both (B, T) bool.
     """
     counted = labels != IGNORED
     starts = counted & ~F.pad(counted, (1, 0))[:, :-1]
@@ -48,7 +54,7 @@ def exact_matches(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     wrong = counted & (logits.argmax(dim=-1) != labels)
     of = (answer - 1).clamp(min=0)
     missed = torch.zeros_like(answer).scatter_reduce(0, of, wrong.flatten().long(), "amax")
-    return answer[-1] - missed.sum(), answer[-1]
+    return starts & (missed[of] == 0).view_as(starts), starts
 
 
 def summarize(sums: Tensor, *, graded: bool) -> dict[str, float]:

@@ -33,6 +33,8 @@ class MuonAdamW(Optimizer):
         defaults = {"lr": cfg.lr, "betas": cfg.betas, "eps": cfg.eps, "momentum": MUON_MOMENTUM}
         super().__init__(groups, defaults)
         self.parts = parts
+        for group in self.param_groups:  # all of it from the start: what a checkpoint must hold
+            self.state.update({p: _fresh_state(p, group["kind"]) for p in group["params"]})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -48,8 +50,6 @@ class MuonAdamW(Optimizer):
     def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         by_shape: dict[torch.Size, dict[Tensor, list[int]]] = defaultdict(lambda: defaultdict(list))
         for p in parameters:
-            if not self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             assert p.grad is not None
             self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
             row = 0
@@ -91,10 +91,6 @@ class MuonAdamW(Optimizer):
 
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for p in parameters:
-            if not self.state[p]:
-                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-                self.state[p]["exp_avg"] = torch.zeros_like(p)
-                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
             self.state[p]["step"] = self.state[p]["step"].to(p.device)  # read from a file: on CPU
         states = [self.state[p] for p in parameters]
         beta1, beta2 = group["betas"]
@@ -112,6 +108,13 @@ class MuonAdamW(Optimizer):
             beta2=beta2,
             **{key: group[key] for key in ("lr", "weight_decay", "eps")},
         )
+
+
+def _fresh_state(p: Tensor, kind: str) -> dict[str, Tensor]:
+    if kind == "muon":
+        return {"momentum_buffer": torch.zeros_like(p)}
+    step = torch.zeros((), dtype=torch.float32, device=p.device)
+    return {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

@@ -21,10 +21,12 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from mla_lm.checkpoint.alike import require_alike
 from mla_lm.checkpoint.find import read, saved, step_of
 from mla_lm.checkpoint.record import RECORD
 from mla_lm.config import CheckpointConfig
-from mla_lm.errors import INTERRUPTED, STOPPED, UserError
+from mla_lm.config.text import train_py, typed
+from mla_lm.errors import INTERRUPTED, STOPPED, UserError, warned
 from mla_lm.files import remove_temporaries
 from mla_lm.training.module import LanguageModel
 from mla_lm.training.processes import broadcast_from_rank0, reduce_over_ranks, world_size
@@ -32,6 +34,22 @@ from mla_lm.training.processes import broadcast_from_rank0, reduce_over_ranks, w
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 BEST = "val/loss"
 CONTINUE, SAVE, STOP = range(3)  # ranks may be asked for different things: the highest counts
+
+
+class Shown(L.Callback):
+    """What shows people a validated step, once that is saved; where it fails, the run goes on."""
+
+    def show(self, trainer: L.Trainer, pl_module: LanguageModel) -> None:
+        """On all ranks."""
+
+
+def show(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    """Have every callback show the step."""
+    assert isinstance(pl_module, LanguageModel)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Shown):
+            with warned(type(callback).__name__):
+                callback.show(trainer, pl_module)
 
 
 class Checkpoints(Checkpoint):
@@ -47,7 +65,7 @@ class Checkpoints(Checkpoint):
         self.folder, self.cfg, self.repeat = folder, cfg, repeat
         self.best_step: int | None = None
         self.best_loss: float | None = None
-        self.saved_step = -1
+        self.saved_step = self.validated_step = -1
         self.stop_requested = False  # another callback asked for it inside an accumulation window
         self.saved_at = time.monotonic()
         self.signal: signal.Signals | None = None
@@ -73,7 +91,7 @@ class Checkpoints(Checkpoint):
         self.stop_requested |= trainer.should_stop or trainer.global_step >= trainer.max_steps
         trainer.should_stop = self.stop_requested and not inside_window  # Lightning validates
         if not (inside_window or _validates(trainer) or trainer.is_last_batch):
-            self._save_if_due(trainer)
+            self._end_step(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if self._request(trainer) != STOP:
@@ -87,12 +105,13 @@ class Checkpoints(Checkpoint):
         loss = float(trainer.callback_metrics[BEST])
         if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
             self.best_step, self.best_loss = trainer.global_step, loss
+        self.validated_step = trainer.global_step
         if not trainer.is_last_batch:
-            self._save_if_due(trainer)
+            self._end_step(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_last_batch:
-            self._save_if_due(trainer)
+            self._end_step(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.saved_step != trainer.global_step:  # ended early, by another callback
@@ -104,13 +123,17 @@ class Checkpoints(Checkpoint):
         return {"best_step": self.best_step, "best_loss": self.best_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        require_alike(state_dict, {"best_step": None, "best_loss": None}, "callbacks.Checkpoints")
         self.best_step, self.best_loss = state_dict["best_step"], state_dict["best_loss"]
 
-    def _save_if_due(self, trainer: L.Trainer) -> None:
+    def _end_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save if that is due, then show what was validated, then stop if told to."""
         step, request = trainer.global_step, self._request(trainer)
         remarkable = step in (self.best_step, trainer.max_steps) or trainer.should_stop
         if remarkable or request != CONTINUE or step % self.cfg.every_n_steps == 0:
             self._save(trainer)
+        if step == self.validated_step:
+            show(trainer, pl_module)
         if request == STOP:
             self._stop(trainer)
 
@@ -142,10 +165,10 @@ class Checkpoints(Checkpoint):
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
 
     def _stop(self, trainer: L.Trainer) -> None:
-        resume = (f"run_dir={shlex.quote(str(self.folder.parent))}", "resume=auto")
-        command = " ".join([*resume, *map(shlex.quote, self.repeat)])
+        command, repeat = shlex.join(train_py()), shlex.join(["resume=auto", *self.repeat])
         trainer.print(f"stopped and saved at step {trainer.global_step}")
-        trainer.print(f"resume with: python train.py {command}")
+        run_dir = typed("run_dir", str(self.folder.parent))
+        trainer.print(f"resume with: {command} {run_dir} {repeat}")
         raise SystemExit(INTERRUPTED if self.signal == signal.SIGINT else STOPPED)
 
     def _note(self, number: int, frame: Any) -> None:

@@ -14,9 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import distributed
 
 from mla_lm.checkpoint.record import RECORD
-
-BATCHES, VALIDATION = "epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"
-STEPS = "epoch_loop.automatic_optimization.optim_progress"
+from mla_lm.training.restore import BATCHES, STEPS, VALIDATION
 
 
 class ExactResume(L.Callback):
@@ -38,6 +36,12 @@ class ExactResume(L.Callback):
         return {"ranks": of_ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises an error of whatever kind for generators that cannot be set."""
+        if not state_dict["ranks"]:
+            raise ValueError("random generators of no rank")
+        own = _generators()
+        for state in [*state_dict["ranks"], own]:
+            _set_generators(state)
         self.restored = state_dict["ranks"]
 
     def on_save_checkpoint(
@@ -83,16 +87,8 @@ class ExactResume(L.Callback):
 
     def _restore(self, rank: int) -> None:
         of_ranks, self.restored = self.restored, None
-        if of_ranks is None:
-            return
-        state = of_ranks[rank % len(of_ranks)]
-        random.setstate(state["python"])
-        np.random.set_state(state["numpy"])  # noqa: NPY002
-        torch.set_rng_state(state["torch"])
-        if state["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda"])
-        if state.get("mps") is not None and torch.backends.mps.is_available():
-            torch.mps.set_rng_state(state["mps"])
+        if of_ranks is not None:
+            _set_generators(of_ranks[rank % len(of_ranks)])
 
 
 def _restart_validation(progress: dict[str, Any]) -> None:
@@ -125,3 +121,16 @@ def _generators() -> dict[str, Any]:
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
     }
+
+
+def _set_generators(state: dict[str, Any]) -> None:
+    name, keys, position, *rest = state["numpy"]
+    if not 0 <= position <= len(keys):  # which numpy does not check
+        raise ValueError(f"numpy's generator is at {position}")
+    random.setstate(state["python"])
+    np.random.set_state((name, keys, position, *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    if state.get("mps") is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])

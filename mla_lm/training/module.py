@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from mla_lm.checkpoint.record import RECORD, WEIGHTS, Record
+from mla_lm.checkpoint.record import RECORD, Record
 from mla_lm.config import RunConfig
 from mla_lm.data.batch import Annotator
 from mla_lm.data.tokenizer import Tokenizer
@@ -24,10 +24,10 @@ from mla_lm.objective.losses import count_targets, loss_terms
 from mla_lm.objective.metrics import (
     N_SUMS,
     bits_per_byte,
-    bytes_per_target,
     kept_drafts,
     loss_sums,
     summarize,
+    text_sums,
 )
 from mla_lm.objective.optimizer import build_optimizer
 from mla_lm.objective.schedules import bias_speed, lr_multiplier, mtp_weight
@@ -86,7 +86,7 @@ class LanguageModel(L.LightningModule):
             checkpointing=cfg.trainer.activation_checkpointing,
         )
         head = self.model.lm_head.weight
-        terms = loss_terms(out, batch, head, cfg.balance, self.n_targets, self.over_ranks)
+        terms, nats = loss_terms(out, batch, head, cfg.balance, self.n_targets, self.over_ranks)
         max_steps = cfg.trainer.max_steps
         self.mtp_weight = mtp_weight(self.global_step, cfg=cfg.loss, max_steps=max_steps)
         weights = {
@@ -99,11 +99,15 @@ class LanguageModel(L.LightningModule):
         if out.routing:
             self.row_loads.append(balance.expert_load(out.routing, batch.input_counted))
         step = self.global_step + 1
-        self.is_logged = step % cfg.trainer.log_every_n_steps == 0 or step == max_steps
+        every = cfg.trainer.log_every_n_steps
+        self.is_logged = step % every == 0 or step in (1, max_steps)
+        own: Any = self.trainer
+        own.log_every_n_steps = 1 if step == 1 else every  # Lightning would leave the first out
         found = {"loss": loss, **terms}
         if self.is_logged:
-            labels, n = batch.labels[:, 1:], self.n_targets[0]
-            found["bytes"] = bytes_per_target(labels, self.byte_lengths, n)
+            of_text = text_sums(nats, batch.labels[:, 1:], self.byte_lengths)
+            sums = [each.sum().float() for each in of_text]
+            found |= dict(zip(("nats", "tokens", "bytes"), sums, strict=True))
         self.terms = tuple(found)
         self.micro_losses.append(torch.stack([*found.values()]).detach())
         return loss
@@ -144,7 +148,8 @@ class LanguageModel(L.LightningModule):
         found = dict(zip(self.terms, values, strict=True))
         loss = found["loss"]
         if self.is_logged:
-            found["bpb"] = bits_per_byte(found["ce"], found.pop("bytes"))
+            nats, n_tokens, n_bytes = map(found.pop, ("nats", "tokens", "bytes"))
+            found |= {"text_loss": nats / (n_tokens or 1), "bpb": bits_per_byte(nats, n_bytes)}
             found |= {"grad_norm": length, "lr": optimizer.param_groups[0]["lr"]}
             if scaler is not None:
                 found["loss_scale"] = scaler.get_scale()
@@ -226,7 +231,7 @@ class LanguageModel(L.LightningModule):
         if none_left:
             return
         for logits, labels in self.model.logits_in_parts(out.hidden, batch.labels[:, 1:]):
-            self.val_sums += loss_sums(logits, labels, self.byte_lengths)
+            self.val_sums += loss_sums(logits, labels, self.byte_lengths).sum(0)
 
     def on_validation_epoch_end(self) -> None:
         if self.cfg.model.mtp_depth:
@@ -246,10 +251,4 @@ class LanguageModel(L.LightningModule):
         checkpoint["n_skipped"] = self.n_skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises UserError when the tensors are not those of this model."""
-        found, own = checkpoint[WEIGHTS], self.state_dict()
-        for name in sorted(found.keys() | own.keys()):
-            shapes = [list(state[name].shape) if name in state else None for state in (found, own)]
-            if shapes[0] != shapes[1]:
-                raise UserError(f"{name}: {shapes[0]} in the checkpoint, {shapes[1]} in the model")
         self.n_skipped = checkpoint["n_skipped"]

@@ -6,6 +6,7 @@ those of any run of so many steps. Where they are fewer than `trainer.min_steps`
 """
 
 import io
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -24,9 +25,10 @@ from mla_lm.config.compose import instantiate, with_values
 from mla_lm.cost import train_flops_per_token
 from mla_lm.data import PreparedData, Tokenizer
 from mla_lm.errors import UserError
-from mla_lm.machine import Hardware, hardware, product_ceiling, require_memory
+from mla_lm.machine import Hardware, MatmulPeak, hardware, keep_freed_memory, require_memory
 from mla_lm.memory import resident
 from mla_lm.training import processes as ranks
+from mla_lm.training.checkpoints import show
 from mla_lm.training.module import LanguageModel
 from mla_lm.training.trainer import loaders, trainer_of
 
@@ -73,9 +75,14 @@ def settled(
     budget, began = 60 * cfg.trainer.max_minutes, time.perf_counter()
     taken: list[str] = []
     for fallback in (*cfg.trainer.fallbacks, None):
-        pace, spent = _of_rank0((rehearse(cfg), time.perf_counter() - began))
-        fitting = within(cfg.trainer, pace, budget - spent)
+        pace = Pace(*[math.inf] * 3)
         least = min(cfg.trainer.min_steps or 1, cfg.trainer.max_steps)
+        for _ in range(1 if fallback is None else 2):  # again: the machine may have been busy
+            again, spent = _of_rank0((rehearse(cfg), time.perf_counter() - began))
+            pace = Pace(*map(min, pace, again))
+            fitting = within(cfg.trainer, pace, budget - spent)
+            if fitting.max_steps >= least:
+                break
         if fitting.max_steps >= least or fallback is None:
             break
         print(f"{fitting.max_steps} steps would fit: taking {fallback}", flush=True)
@@ -87,6 +94,8 @@ def settled(
             f"first takes {pace.start + pace.step:.1f} s, others {pace.step:.1f} s, a validation "
             f"{pace.validation:.1f} s, and timing them took {spent:.1f} s"
         )
+    if fitting.max_steps == cfg.trainer.max_steps:
+        print(f"trainer.max_steps={fitting.max_steps} is reached before trainer.max_minutes")
     cfg = with_values(cfg, {f"trainer.{key}": n for key, n in fitting._asdict().items()})
     return cfg, (spent + pace.of_run(fitting)) / 60
 
@@ -139,15 +148,15 @@ def rehearse(
     return watch.pace(n_batches)
 
 
-def measured(cfg: RunConfig) -> dict[str, float]:
+def measured(cfg: RunConfig) -> dict[str, float | None]:
     """What training costs here, on random tokens: time, speed, share of matmul peak, memory."""
     here = hardware(cfg.precision, cfg.trainer.accelerator)
     require_memory(cfg, here.device, n_ranks=1, n_local=1)
+    keep_freed_memory()
     per_step = cfg.data.batch_size * cfg.trainer.accumulate_grad_batches * cfg.data.seq_len
     ids: Any = np.random.default_rng(0).integers(256, size=2 * per_step + 1)
     tokenizer = Tokenizer.train((), vocab_size=257, end_of_text=cfg.data.tokenizer.end_of_text)
-    data = PreparedData(ids, ids[: cfg.data.seq_len + 1], tokenizer, {})
-    cfg = cfg.model_copy(update={"callbacks": {}})
+    data = PreparedData(ids, ids[: cfg.data.batch_size * cfg.data.seq_len + 1], tokenizer, {})
     pace = rehearse(cfg, here=here, prepared=lambda _: data)
     speed = per_step / pace.step
     flops = speed * train_flops_per_token(cfg.model, cfg.data.seq_len)
@@ -155,7 +164,7 @@ def measured(cfg: RunConfig) -> dict[str, float]:
     return {
         "step_seconds": pace.step,
         "tokens_per_second": speed,
-        "mfu": flops / product_ceiling(here.precision, torch.device(here.device)),
+        "mfu": MatmulPeak(here.precision, torch.device(here.device)).share(flops),
         "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM"),
     }
 
@@ -189,6 +198,7 @@ class Stopwatch(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "rehearsal.ckpt")
+        show(trainer, pl_module)
         self.ended = time.perf_counter()
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""Pictures in the folder of a run, drawn at every validation and at the end, and for the loggers.
+"""Pictures in the folder of a run, drawn after every validation, and for the loggers.
 
 L MoE layers, E experts.
 """
@@ -14,8 +14,9 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from mla_lm.evaluation.figures import draw_over_training
-from mla_lm.files import replacing
+from mla_lm.checkpoint.alike import require_alike
+from mla_lm.evaluation.figures import draw_over_training, save
+from mla_lm.training.checkpoints import Shown
 from mla_lm.training.module import LanguageModel
 
 FOLDER = "plots"
@@ -23,13 +24,13 @@ COLUMNS = 200  # of the picture of expert load
 STEP = "trainer/global_step"  # Lightning's key of the step in a wandb run
 Curves = dict[str, list[tuple[int, float]]]  # by name: step and value
 PICTURES = {
-    "loss": ("nats per token", ("train/ce", "val/loss")),
+    "loss": ("nats per token", ("train/text_loss", "val/loss")),
     "learning_rate": ("learning rate", ("train/lr",)),
     "mtp_acceptance": ("fraction of drafts accepted", ("mtp/acceptance",)),
 }
 
 
-class Plots(L.Callback):
+class Plots(Shown):
     """Draws what is logged of `PICTURES`; its points are part of the checkpoint."""
 
     def __init__(self) -> None:
@@ -38,13 +39,12 @@ class Plots(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, LanguageModel)
         if pl_module.is_logged and pl_module.loss is not None:
-            self.add(trainer, "train/ce", "train/lr")
+            self.add(trainer, "train/text_loss", "train/lr")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.add(trainer, "val/loss", "mtp/acceptance")
-        self.on_train_end(trainer, pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def show(self, trainer: L.Trainer, pl_module: LanguageModel) -> None:
         if not trainer.is_global_zero:
             return
         for picture, (unit, names) in PICTURES.items():
@@ -65,10 +65,11 @@ class Plots(L.Callback):
         return dict(self.curves)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.curves.update(state_dict)
+        for name, points in state_dict.items():
+            self.curves[name] = [(int(step), float(value)) for step, value in points]
 
 
-class ExpertLoad(L.Callback):
+class ExpertLoad(Shown):
     """Names an expert without a token for `patience` steps; draws `plots/expert_load.png`.
 
     Loads stay on their device until the next logged step: a GPU is not waited for in between.
@@ -81,6 +82,10 @@ class ExpertLoad(L.Callback):
         self.sum: Tensor | int = 0  # (L, E) load since the last column
         self.steps: list[int] = []  # at the end of each column
         self.loads: list[Tensor] = []  # (L, E) each
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        self.n_experts = [len(r.e_score_correction_bias) for r in pl_module.routers.values()]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
@@ -110,21 +115,30 @@ class ExpertLoad(L.Callback):
                 self.sum = 0
         self.unread.clear()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def show(self, trainer: L.Trainer, pl_module: LanguageModel) -> None:
         self.read()
         if self.loads and trainer.is_global_zero:
             path = _picture(trainer, "expert_load")
             draw_over_training(path, self.steps, torch.stack(self.loads), self.layers)
             publish(trainer, f"{FOLDER}/expert_load", path)
 
-    on_train_end = on_validation_end
-
     def state_dict(self) -> dict[str, Any]:
         self.read()
         return {"idle": self.idle, "sum": self.sum, "steps": self.steps, "loads": self.loads}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vars(self).update(state_dict)
+        shape = len(self.n_experts), max(self.n_experts, default=0)
+        load = torch.zeros(shape, dtype=torch.int64)
+        idle, total, n = state_dict["idle"], state_dict["sum"], len(state_dict["loads"])
+        fresh = {
+            "idle": load if isinstance(idle, Tensor) else 0,
+            "sum": load if isinstance(total, Tensor) else 0,
+            "steps": [0] * n,
+            "loads": [load] * n,
+        }
+        require_alike(state_dict, fresh, "callbacks.ExpertLoad")
+        self.idle, self.sum = idle, total
+        self.steps, self.loads = state_dict["steps"], state_dict["loads"]
 
 
 def publish(trainer: L.Trainer, name: str, shown: Path | str) -> None:
@@ -160,11 +174,8 @@ def draw(path: Path, unit: str, curves: Curves) -> None:
     axes.grid(alpha=0.3)
     if len(curves) > 1:
         axes.legend()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    save(figure, path, dpi=150)
 
 
 def _picture(trainer: L.Trainer, name: str) -> Path:
-    folder = Path(trainer.default_root_dir) / FOLDER
-    folder.mkdir(exist_ok=True)
-    return folder / f"{name}.png"
+    return Path(trainer.default_root_dir) / FOLDER / f"{name}.png"

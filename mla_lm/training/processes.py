@@ -24,7 +24,7 @@ from mla_lm.errors import INTERRUPTED, STOPPED, UNREAD, UserError
 from mla_lm.machine import accelerator_type
 
 EXPLAINED = {2, STOPPED, INTERRUPTED, UNREAD}  # exit codes of a rank that has printed why
-HEAD_START = 2  # seconds for rank zero to print an error, and for torchrun to end the others
+HEAD_START = 10  # seconds for rank zero to print an error, and for torchrun to end the others
 T = TypeVar("T")
 
 

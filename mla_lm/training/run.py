@@ -1,19 +1,22 @@
 """Settle what is run, the same on all ranks: checkpoint, device, corpus; then train it."""
 
 import shlex
+import signal
 from collections.abc import Sequence
 from functools import partial
 
+from mla_lm.checkpoint.corpus import OF_USER
 from mla_lm.checkpoint.init_from import resolve_init
 from mla_lm.checkpoint.record import OF_CORPUS, Record
 from mla_lm.checkpoint.resume import resolve_origin
 from mla_lm.config import RunConfig, compose
 from mla_lm.config.compose import load_config
 from mla_lm.config.explain import key_of
-from mla_lm.config.secret import public_overrides
+from mla_lm.config.secret import hidden, public
 from mla_lm.config.section import leaves
 from mla_lm.cost import describe
 from mla_lm.data import Tokenizer, prepare
+from mla_lm.errors import output_may_end
 from mla_lm.machine import Hardware, hardware, keep_freed_memory, require_memory
 from mla_lm.training import processes as ranks
 from mla_lm.training.plan import rehearse, settled
@@ -23,6 +26,7 @@ VERSIONS = ("python", "torch", "lightning", "commit", "precision")
 OF_THIS_START = ("run_dir", "run_id", "resume", "resume_allow")  # keys of no other start
 
 
+@output_may_end(partial(signal.raise_signal, signal.SIGTERM))  # which saves, then ends the run
 def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     """The run of one rank, from its configuration to its last checkpoint.
 
@@ -40,11 +44,11 @@ def fit(cfg: RunConfig, overrides: Sequence[str] | None = None) -> None:
     if ranks.world_size() > 1:
         print(f"{ranks.world_size()} processes, {cfg.trainer.strategy}")
     cfg, minutes = _planned(cfg, overrides or (), here, origin.tokenizer())
-    print(describe(cfg, here.precision, minutes), flush=True)
+    print(hidden(describe(cfg, here.precision, minutes)), flush=True)
     if here.device == "mps":
         print("Apple GPU: float32, no autocast, no torch.compile; untested, reports welcome")
 
-    data = prepare(cfg.data, tokenizer=origin.tokenizer())
+    data = prepare(cfg.data, tokenizer=origin.tokenizer(), listed=origin.listed)
     ranks.assert_same_on_all_ranks(
         {key: here.environment[key] for key in VERSIONS}
         | {f"data {key}": data.manifest[key] for key in OF_CORPUS}
@@ -90,10 +94,14 @@ def command_of(overrides: Sequence[str] | None) -> str:
     if overrides is None:
         return ""
     repeated = [override for override in overrides if key_of(override) not in OF_THIS_START]
-    return shlex.join(["python", "train.py", *public_overrides(repeated)])
+    return shlex.join(["python", "train.py", *public(repeated)])
 
 
 def overrides_to_repeat(overrides: Sequence[str]) -> list[str]:
     """Those that a resumed run needs again, as checkpoints do not store them; without secrets."""
-    own = [o for o in overrides if key_of(o).partition(".")[0] in compose.OWN_YAML]
-    return public_overrides(own)
+    own = [
+        override
+        for override in overrides
+        if (key := key_of(override)) in OF_USER or key.partition(".")[0] in compose.OWN_YAML
+    ]
+    return public(own)

@@ -39,7 +39,12 @@ def strategy_of(cfg: TrainerConfig, precision: str) -> dict[str, Any]:
 
 
 class CheckpointFiles(CheckpointIO):
-    """Whole, verified, pickle-free files, for any callback that saves."""
+    """Whole, verified, pickle-free files, for any callback that saves.
+
+    `resumed` is what the file to resume holds, already read and checked.
+    """
+
+    resumed: dict[str, Any] | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
@@ -49,7 +54,8 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return checkpoint_file.read(Path(path))  # nothing in a file can be executed anyway
+        resumed, self.resumed = self.resumed, None
+        return resumed or checkpoint_file.read(Path(path))  # nothing in it can be executed anyway
 
     def remove_checkpoint(self, path: Any) -> None:
         """Only a checkpoint: which files a callback deletes stands in one, old or forged."""

@@ -1,5 +1,6 @@
 """Train what `run.py` has settled, on one rank: batches, model, Lightning's trainer."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -7,20 +8,22 @@ from typing import Any
 
 import lightning as L
 
+from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint import find
-from mla_lm.checkpoint.record import Record, write_run_files
+from mla_lm.checkpoint.record import STEP, Record, write_run_files
 from mla_lm.config import RunConfig
-from mla_lm.config.compose import instantiate
+from mla_lm.config.compose import instantiate, instantiate_loggers
 from mla_lm.data import PreparedData
 from mla_lm.data.loader import EvalLoader, TrainLoader
 from mla_lm.errors import UserError
-from mla_lm.files import claimed
+from mla_lm.files import claimed, named, unhidden
 from mla_lm.machine import Hardware, out_of_memory
 from mla_lm.training import processes as ranks
 from mla_lm.training.checkpoints import Checkpoints
 from mla_lm.training.exact_resume import ExactResume
 from mla_lm.training.module import LanguageModel
-from mla_lm.training.strategy import strategy_of
+from mla_lm.training.restore import require_restorable
+from mla_lm.training.strategy import CheckpointFiles, strategy_of
 
 
 def run_trainer(
@@ -33,21 +36,34 @@ def run_trainer(
 ) -> None:
     """Train from the seed, the weights or the checkpoint of `cfg`; `repeat` as in `Checkpoints`."""
     train_batches, val_batches = loaders(cfg, data)
-    print(data.describe(n_dropped=train_batches.n_dropped))
+    steps = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
+    n_epochs = steps * train_batches.global_batch / train_batches.n_windows
+    print(data.describe(n_dropped=train_batches.n_dropped, n_epochs=n_epochs))
     L.seed_everything(cfg.seed, verbose=False)
     run_dir = Path(cfg.run_dir)
     saves = Checkpoints(run_dir / "checkpoints", cfg.checkpoint, repeat=repeat)
     callbacks = [ExactResume(), *instantiate("callbacks", cfg.callbacks), saves]
-    loggers = instantiate("logger", cfg.logger)
+    loggers = instantiate_loggers(cfg.logger)
     trainer = trainer_of(cfg, here, loggers=loggers, callbacks=callbacks)
     module = LanguageModel(cfg, data.tokenizer, record)
     if cfg.init_from and not cfg.resume:
         module.model.load_state_dict(find.read_weights(Path(cfg.init_from))[1])
         print(f"starts with the weights of {cfg.init_from}")
-    with ExitStack() as claim:
+    first_step = 0
+    if cfg.resume:
+        resumed = checkpoint_file.read(Path(cfg.resume))
+        require_restorable(resumed, cfg, trainer, module, train_batches)
+        first_step = resumed[STEP]
+        assert isinstance(trainer.strategy.checkpoint_io, CheckpointFiles)
+        trainer.strategy.checkpoint_io.resumed = resumed
+        del resumed  # Lightning lets go of it once it has taken all of it
+    is_new = not unhidden(run_dir)
+    with named(run_dir), ExitStack() as claim:
 
         def begin() -> dict[str, Any]:
             claim.enter_context(claimed(run_dir, key="run_dir"))
+            if is_new:
+                claim.enter_context(_emptied_without_a_step(trainer, first_step))
             return write_run_files(run_dir, cfg, record)
 
         shown = ranks.broadcast_from_rank0(begin)
@@ -57,6 +73,18 @@ def run_trainer(
     if ranks.rank() == 0:
         path = find.newest(run_dir)
         print(f"saved {path}" if path else f"{cfg.resume} is the end of the run already")
+
+
+@contextmanager
+def _emptied_without_a_step(trainer: L.Trainer, first_step: int) -> Iterator[None]:
+    """Empty the folder of a run that fails before its first step: the next may begin there."""
+    try:
+        yield
+    except BaseException:
+        if trainer.global_step <= first_step:
+            for path in unhidden(Path(trainer.default_root_dir)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
 
 
 def loaders(cfg: RunConfig, data: PreparedData) -> tuple[TrainLoader, EvalLoader]:

@@ -26,7 +26,7 @@ def config(*overrides: str) -> RunConfig:
 
 def row(step: int, **values: float) -> dict[str, float]:
     """What is logged after `step` steps."""
-    return {"step": step - 1, **{NAMES[key]: value for key, value in values.items()}}
+    return {"epoch": 0, "step": step - 1, **{NAMES[key]: value for key, value in values.items()}}
 
 
 def usual(final: float, *, speed: float = 1000.0) -> list[dict[str, float]]:

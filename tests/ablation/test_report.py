@@ -156,11 +156,21 @@ def test_exact_match_is_compared_where_it_is_graded(tmp_path: Path) -> None:
 
 
 def test_names_are_never_markup(tmp_path: Path) -> None:
-    name = "a<b>$x$|&_"
-    texts = written(tmp_path, read(write_run(tmp_path / name, usual(1.0)), arm=name))
+    name = "=a<b>$x$|&_\n\x1b[31m\udcff](x)"
+    folder = write_run(tmp_path / "run", usual(1.0)).rename(tmp_path / name)
+    texts = written(tmp_path, read(folder, arm=name))
     assert "<b>" not in texts["report.html"]
     assert texts["report.html"].count("a&lt;b&gt;$x$|&amp;_") > 2
-    assert r"a<b>$x$\|&_" in texts["report.md"]
+    assert r"=a\<b\>\$x\$\|\&\_ \\x1b\[31m\\udcff\](x)" in texts["report.md"]
+    (row,) = table(texts["results.csv"])
+    assert row["arm"] == r"'=a<b>$x$|&_ \x1b[31m\udcff](x)"
+    assert not any("\x1b" in text for text in texts.values())
+
+
+def test_the_command_is_a_block_of_code_whatever_it_holds(tmp_path: Path) -> None:
+    command = "x\n```\n# not a title"
+    write_report(tmp_path, read(write_run(tmp_path / "a", usual(1.0))), STUDY, command=command)
+    assert f"````\n{command}\n````" in (tmp_path / "report.md").read_text()
 
 
 def test_any_folder_of_runs_is_reported(tmp_path: Path) -> None:

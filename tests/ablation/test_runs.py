@@ -44,6 +44,27 @@ def test_the_later_start_wins_and_speeds_may_be_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("later", "status", "bpb"),
+    [
+        ([row(25, speed=1.0)], "step 20 of 40", [1.0]),
+        ([row(25, speed=1.0), row(30, loss=5.0, bpb=4.0)], "step 30 of 40", [1.0, 4.0]),
+        ([], "finished", [1.0, 2.0, 3.0]),
+    ],
+)
+def test_results_beyond_a_rollback_are_not_those_of_the_weights(
+    tmp_path: Path, later: list[dict[str, float]], status: str, bpb: list[float]
+) -> None:
+    """Nor are those beyond the end of a run made shorter, and those that `eval.py` logged."""
+    steps = (20, 30, 40, 60)
+    first = [row(step, loss=9.0, bpb=float(i)) for i, step in enumerate(steps, start=1)]
+    evaluated = row(10, loss=7.0, bpb=7.0)
+    del evaluated["epoch"]
+    runs = read(write_run(tmp_path / "a-s1", first, later, [evaluated]))
+    assert runs.table.status[0] == status
+    assert runs.curves["val/bpb"].dropna().to_list() == bpb
+
+
+@pytest.mark.parametrize(
     ("rows", "cut", "status"),
     [
         ([], 0, "step 0 of 40"),

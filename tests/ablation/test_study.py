@@ -1,16 +1,13 @@
 """Study files: what is refused, which cells come of them, and that every file makes models."""
 
 import re
-import stat
 from pathlib import Path
 
 import pytest
 
 from mla_lm.ablation.budget import axes
-from mla_lm.ablation.cell import CONFIG, write_config
 from mla_lm.ablation.study import FOLDER, Study, cells, load_study, plan, sweep_cells
 from mla_lm.commands import ablate
-from mla_lm.config import RunConfig
 from mla_lm.errors import UserError
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -44,9 +41,6 @@ def test_cells_are_arms_with_a_seed_and_a_folder_seed_by_seed(tmp_path: Path) ->
     assert cfg.callbacks["samples"] is None
     assert cfg.model == arm.model
     assert cfg.model.mtp_depth == 0
-    write_config(folder, cfg)
-    assert RunConfig.model_validate_json((folder / CONFIG).read_text()) == cfg
-    assert stat.S_IMODE((folder / CONFIG).stat().st_mode) == 0o600
 
 
 def test_a_sweep_takes_the_first_seed_and_the_best_rate_the_others(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mla_lm.bench import decode, quality, train
+from mla_lm.bench import decode, quality, report, train
 from mla_lm.bench.report import Row, in_processes, interleaved, ratio, row
 from mla_lm.commands import bench
 from mla_lm.errors import UserError
@@ -29,6 +29,19 @@ def test_all_suites_that_can_run_are_written(
     assert "suite train skipped: No module named 'transformers'" in said
     assert "suite gpu skipped: suite=gpu: torch finds no CUDA GPU" in said
     assert "2,468" in said
+
+
+def test_figures_are_written_before_they_are_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unread(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(train, "run", lambda: [Row("figure", 1.0, "s")])
+    monkeypatch.setattr(report, "show", unread)
+    with pytest.raises(BrokenPipeError):
+        bench.run([f"out={tmp_path / 'figures.json'}"])
+    assert (tmp_path / "figures.json").stat().st_size > 0
 
 
 @pytest.mark.parametrize("word", ["suite=data", "minutes=0", "out="])

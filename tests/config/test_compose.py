@@ -1,18 +1,24 @@
 """Overrides become a typed configuration; one configuration becomes another without overrides."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from pydantic import BaseModel
 
+import eval as application
 from mla_lm import load_config
 from mla_lm.commands.generate import Options
 from mla_lm.config import CONFIGS, EvalConfig, RunConfig, YarnConfig, cli
-from mla_lm.config.compose import with_overrides, with_values
+from mla_lm.config.compose import compose, with_overrides, with_values
 from mla_lm.config.section import Section, leaves
+from mla_lm.config.text import typed
 from mla_lm.errors import UserError
 from tests.processes import run
 
@@ -115,7 +121,7 @@ def test_values_are_set_and_validated() -> None:
     assert differing(cfg, changed) == {"model.dim": 64, "seed": 5, "optim.betas": [0.5, 0.9]}
     with pytest.raises(UserError, match=r"^model\.dim=wide: must be"):
         with_values(cfg, {"model.dim": "wide"})
-    with pytest.raises(UserError, match=r"^modl: unknown key; .* is model$"):
+    with pytest.raises(UserError, match=r"^modl: unknown key; do you mean model=3$"):
         with_values(cfg, {"modl": 3})
 
 
@@ -164,12 +170,46 @@ def test_a_prompt_is_taken_as_it_is(prompt: str) -> None:
     assert (parsed.ckpt, parsed.prompt) == ("a folder/x=1", (prompt,))
 
 
+def test_home_is_known_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["data=text", "data.path=~/x", "data.val_path='~/it,s'", "data.cache_dir=~/c"]
+    words += ["run_dir=~/r", "init_from=~/i"]
+    cfg = load_config(words)
+    paths = (cfg.data.path, cfg.data.val_path, cfg.data.cache_dir, cfg.run_dir, cfg.init_from)
+    assert paths == tuple(f"/home/me/{name}" for name in ("x", "it,s", "c", "r", "i"))
+    assert cfg.logger["csv"]["save_dir"] == "/home/me/r"
+    asked = application.configured(["ckpt=~/c", "tasks=[~/q (1).jsonl,b]", "tasks_include=~/t"])
+    assert (asked.ckpt, asked.tasks_include) == ("/home/me/c", "/home/me/t")
+    assert asked.tasks == ("/home/me/q (1).jsonl", "b")
+    assert cli.parse_options(Options, ["ckpt=~/c", "prompt=~"]).ckpt == "/home/me/c"
+
+
+TEXTS = ("~/a", "a b", "a,b", "[a]", "{a: 1}", "a=b", "it's", '"a"', "$a", "${a}", "\\${a}", "")
+ODD = (" a ", "1e3", "007", "true", "null", "a(1)", "終", "a\\", "'a'", "x\ny", "#a;b&c|d<e")
+
+
+@pytest.mark.parametrize("text", [*TEXTS, *ODD])
+def test_what_is_printed_to_be_typed_keeps_its_meaning(text: str) -> None:
+    (word,) = shlex.split(typed("data.name", text))
+    assert compose("train", ["data=hub", word])["data"]["name"] == text
+
+
+def test_inside_an_application_of_hydra(tmp_path: Path) -> None:
+    (tmp_path / "app.yaml").write_text("seed: 7")
+    with initialize_config_dir(version_base="1.3", config_dir=str(tmp_path)):
+        assert load_config(["model=nano"]).model.dim == 48
+        assert hydra_compose("app").seed == 7
+    assert not GlobalHydra.instance().is_initialized()
+
+
 def test_a_sweep_runs_every_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2", "model=nano"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     done: list[tuple[int, list[str]]] = []
     cli.main(
-        lambda cfg, overrides: done.append((cfg.seed, overrides)), name="train", kind=RunConfig
+        lambda cfg, overrides: done.append((cfg.seed, overrides)),
+        name="train",
+        configured=load_config,
     )
     assert done == [(seed, [f"seed={seed}", "model=nano"]) for seed in (1, 2)]
 

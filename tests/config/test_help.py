@@ -1,6 +1,7 @@
 """`--help` begins with examples; the shell completes groups, options and keys."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,11 +44,17 @@ def test_a_closed_pipe_ends_it_silently(application: list[str]) -> None:
         assert help_into(closed, application) == (141, "")
 
 
+@pytest.mark.parametrize("application", [["train.py", "--help"], ["-m", "mla_lm", "help"]])
+def test_closed_standard_streams_are_no_error(application: list[str]) -> None:
+    script = f"exec {shlex.join(command(*application))} <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", script], env=environment()).returncode == 0
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_is_one_line() -> None:
     with open("/dev/full", "w") as disk:
         said = help_into(disk, ["-m", "mla_lm"])
-    assert said == (2, "error: No space left on device\n")
+    assert said == (2, "error: standard output: No space left on device\n")
 
 
 def help_into(out: IO[str], application: list[str]) -> tuple[int, str]:

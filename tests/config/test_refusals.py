@@ -13,30 +13,41 @@ from pathlib import Path
 import pytest
 
 from mla_lm import __main__ as verbs
-from mla_lm.config import EvalConfig, RunConfig, cli
+from mla_lm.config import cli
 from mla_lm.errors import guard
 from tests.processes import run
 
 LONG = "x" * 5000
-UNKNOWN = "unknown key; the nearest known one is"
+UNKNOWN = "unknown key; do you mean"
 
 TYPOS = {  # a command, the key that nobody knows, the nearest one
-    "train model.n_layer=3": ("model.n_layer", "model.n_layers"),
-    "train +model.n_head=3": ("model.n_head", "model.n_heads"),
-    "train model.attention.kv_rank=3": ("model.attention.kv_rank", "model.attention.kv_lora_rank"),
-    "train optim.LR=3": ("optim.LR", "optim.lr"),
-    "train lr=3": ("lr", "optim.lr"),
-    "train trainer.seed=3": ("trainer.seed", "seed"),
-    "train modl=nano": ("modl", "model"),
+    "train model.n_layer=3": ("model.n_layer", "model.n_layers=3"),
+    "train +model.n_head=3": ("model.n_head", "model.n_heads=3"),
+    "train model.attention.kv_rank=3": (
+        "model.attention.kv_rank",
+        "model.attention.kv_lora_rank=3",
+    ),
+    "train optim.LR=3": ("optim.LR", "optim.lr=3"),
+    "train lr=1e-3": ("lr", "optim.lr=0.001"),
+    "train trainer.seed=3": ("trainer.seed", "seed=3"),
+    "train modl=nano": ("modl", "model=nano"),
     "train model/attentio=gqa": ("model/attentio", "model/attention=gqa"),
     "train attention=gqa": ("attention", "model/attention=gqa"),
-    "train epochs=3": ("epochs", "trainer.max_steps"),
-    "train -m model=nano,tiny sead=3": ("sead", "seed"),
-    "eval cpkt=x ckpt=x": ("cpkt", "ckpt"),
-    "generate ckpt=x promt=y": ("promt", "prompt"),
-    "export ckpt=x out=y dtypes=bfloat16": ("dtypes", "dtype"),
-    "bench suit=train": ("suit", "suite"),
-    "ablate ablation=smoke plan=true model.n_head=4": ("model.n_head", "model.n_heads"),
+    "train epochs=3": ("epochs", "trainer.max_steps=N"),
+    "train steps=3": ("steps", "trainer.max_steps=3"),
+    "train tokenizer=bytes": ("tokenizer", "data/tokenizer=bytes"),
+    "train wandb=true": ("wandb", "logger=wandb"),
+    "train dataset=my.txt": ("dataset", "data=text data.path=my.txt"),
+    "train device=cpu": ("device", "trainer.accelerator=cpu"),
+    "eval ckpt=x device=cpu": ("device", "accelerator=cpu"),
+    "eval checkpoint=runs/x": ("checkpoint", "ckpt=runs/x"),
+    "eval model=runs/x": ("model", "ckpt=runs/x"),
+    "train -m model=nano,tiny sead=3": ("sead", "seed=3"),
+    "eval cpkt=x ckpt=x": ("cpkt", "ckpt=x"),
+    "generate ckpt=x promt=y": ("promt", "prompt=y"),
+    "export ckpt=x out=y dtypes=bfloat16": ("dtypes", "dtype=bfloat16"),
+    "bench suit=train": ("suit", "suite=train"),
+    "ablate ablation=smoke plan=true model.n_head=4": ("model.n_head", "model.n_heads=4"),
 }
 
 REFUSED: dict[str, tuple[str, ...]] = {
@@ -50,6 +61,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "train logger=[csv,mlflow]": ("logger=mlflow: unknown choice", "wandb"),
     f"train model={LONG}": ("model=xxx", "5000 characters"),
     "train model=mha": ("model=mha: unknown choice", "; or do you mean model/attention=mha\n"),
+    "train data=my.txt": ("data=my.txt: unknown choice", "mean data=text data.path=my.txt\n"),
     "train zzzz=3": ("zzzz: unknown key\n",),  # nothing is near
     # wrong types, values out of range
     "train model.dim=wide": ("model.dim=wide: must be", "integer"),
@@ -65,6 +77,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     f"train trainer.max_steps={10**30}": (f"trainer.max_steps={10**30}: must be less than",),
     "train trainer.devices=[0,1]": ("trainer.devices=[0, 1]: must be", "'auto'", "integer"),
     "train precision=fp8": ("precision=fp8: must be", "'bf16-mixed'"),
+    "train precision=float32": ("precision=float32: must be", "; do you mean 32-true\n"),
     "train precision=bf16": ("precision=bf16: must be", "; do you mean bf16-mixed\n"),
     "train model.attention=gqa": ("model.attention=gqa: must", "model/attention=gqa\n"),
     "train -m seed=1,wide": ("seed=wide: must be", "integer"),
@@ -101,24 +114,28 @@ REFUSED: dict[str, tuple[str, ...]] = {
     ),
     "train data=hub data.name=x data.val_split=train": ("data.val_split=train", "training split"),
     "train data=synthetic data/tokenizer=bpe": ("data.tokenizer.kind=bpe: must be bytes",),
-    "train trainer=fsdp trainer.compile=true": ("trainer.compile=True", "strategy=ddp"),
+    "train trainer=fsdp trainer.compile=true": ("trainer.compile=true", "strategy=ddp"),
     # what Hydra cannot read
-    "train ''": ("'': an override is written KEY=VALUE",),
-    "train train.py": ("train.py: an override is written KEY=VALUE",),
-    "train model.dim=[1,2": ("model.dim=[1,2: cannot be read",),
-    "train model.dim=模型": ("model.dim=模型: cannot be read", "quote"),
+    "train ''": ("'': must be written KEY=VALUE",),
+    "train nano": ("nano: must be written KEY=VALUE: model=nano\n",),
+    "train no!key=3": ("no!key=3: must be written KEY=VALUE",),
+    # what is no Hydra is text
+    "train model.dim=[1,2": ("model.dim=[1,2: must be", "integer"),
+    "train model.dim=模型": ("model.dim=模型: must be", "integer"),
     "train model.dim=48,64": ("model.dim=48,64: several values at once are a sweep: add -m",),
     "train seed=${nowhere}": ("seed: Interpolation key 'nowhere' not found",),
     "train model.sizes.head_dims=4": ("Could not override 'model.sizes.head_dims'",),
     # flags
-    "train --bogus": ("--bogus: unknown flag",),
-    "train --seed=3": ("--seed=3: unknown flag; a key is written KEY=VALUE",),
-    "train --model nano": ("--model: unknown flag", ": model=nano\n"),
+    "train --bogus": ("--bogus: must be written KEY=VALUE: --help shows keys\n",),
+    "train --seed=3": ("--seed=3: must be written KEY=VALUE: seed=3\n",),
+    "train --model nano": ("--model: must be written KEY=VALUE: model=nano\n",),
+    "train --batch-size 8": ("--batch-size: must", "; do you mean data.batch_size=8\n"),
+    "generate --ckpt runs/x": ("--ckpt: must be written KEY=VALUE: ckpt=runs/x\n",),
     # files
     "train resume=auto": ("resume=auto: needs run_dir=DIR",),
     "train resume=nowhere": ("resume=nowhere: no such file or folder",),
     "train init_from=nowhere": ("init_from=nowhere: no such file or folder",),
-    "train resume=x init_from=y": ("init_from=y: only begins a run",),
+    "train resume=x init_from=y": ("resume=x: no such file or folder",),
     f"train run_dir={__file__}": ("run_dir=", "a file of that name"),
     "train data=text data.path=no.txt": ("data.path=no.txt: no such file",),
     "train data/tokenizer=pretrained": ("data.tokenizer.path: must be given",),
@@ -128,13 +145,14 @@ REFUSED: dict[str, tuple[str, ...]] = {
     # the other commands
     "eval": ("ckpt: must be given",),
     "eval ckpt=nowhere": ("ckpt=nowhere: no such file or folder",),
-    "eval runs/x": ("runs/x: an override is written KEY=VALUE; do you mean ckpt=runs/x\n",),
+    "eval runs/x": ("runs/x: must be written KEY=VALUE: ckpt=runs/x\n",),
     "eval ckpt=x parts=[lmm]": ("parts.0=lmm: must be", "'lm'"),
     "eval ckpt=x stride=5 parts=[code]": ("stride=5", "lm"),
     "trian": ("trian: unknown verb", "generate"),
-    "generate ckpt=x prompt": ("'prompt': an option is written KEY=VALUE",),
+    "generat ckpt=x": ("generat: unknown verb", "; do you mean generate\n"),
+    "generate ckpt=x prompt": ("prompt: must be written KEY=VALUE",),
     "generate ckpt=nowhere prompt=x": ("ckpt=nowhere: no such file or folder",),
-    "generate runs/x prompt=x": ("'runs/x': an option is written", "; do you mean ckpt=runs/x\n"),
+    "generate runs/x prompt=x": ("runs/x: must be written KEY=VALUE: ckpt=runs/x\n",),
     "generate ckpt=x prompt=@no.txt": ("prompt='@no.txt': ",),
     "generate ckpt=x stop=a stop=": ("stop.1=: must have at least 1 character",),
     "import src=nowhere out=x": ("src=nowhere: no such file or folder",),
@@ -154,11 +172,15 @@ def start(line: str) -> None:
     command, *words = shlex.split(line)
     if command == "train":
         sys.argv = ["train.py", *words]
-        cli.main(training.train, name="train", kind=RunConfig)
+        cli.main(training.train, name="train", configured=training.configured)
     elif command == "eval":
         sys.argv = ["eval.py", *words]
-        passed_on = evaluation.DATA + evaluation.LOGGER
-        cli.main(evaluation.evaluate, name="eval", kind=EvalConfig, passed_on=passed_on)
+        cli.main(
+            evaluation.evaluate,
+            name="eval",
+            configured=evaluation.configured,
+            passed_on=evaluation.DATA + evaluation.LOGGER,
+        )
     else:
         sys.argv = ["mla-lm", command, *words]
         verbs.main()

@@ -112,8 +112,7 @@ def tokenizer() -> Tokenizer:
 
 def prepared_folder(cfg: DataConfig) -> Path:
     """The only finished folder in the cache."""
-    finished = (p for p in Path(cfg.cache_dir).iterdir() if p.is_dir() and p.suffix != ".tmp")
-    (only,) = finished
+    (only,) = Path(cfg.cache_dir).glob("[!.]*")
     return only
 
 

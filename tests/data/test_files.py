@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from mla_lm import files as package_files
 from mla_lm.config import DataConfig
+from mla_lm.data import prepare
 from mla_lm.data.corpora import files, open_corpus
-from tests.data.conftest import TWELVE, corpus_config, keys_of, refusal, texts_of, written
+from tests.data.conftest import (
+    TWELVE,
+    corpus_config,
+    keys_of,
+    refusal,
+    texts_of,
+    tokenizer_keys,
+    written,
+)
 
 MARK = b"\xef\xbb\xbf"
 
@@ -71,6 +79,45 @@ def test_a_path_is_a_folder_or_a_glob_and_each_file_counts_once(
     (folder / "zz.txt").symlink_to(folder / "03.txt")
     (folder.parent / "link").symlink_to(folder)
     assert names(text(path)) == expected
+
+
+def test_what_the_package_wrote_is_no_data_unless_it_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run and the cache of one command are not the text of the next."""
+    monkeypatch.chdir(folder)
+    with package_files.new_folder(folder / "exported") as exported:
+        (exported / "README.md").write_text("a card")
+    with package_files.claimed(folder / "runs" / "first", key="run_dir"):
+        Path("runs/first/plots").mkdir()
+        Path("runs/first/plots/samples.md").write_text("a sample")
+    cfg = text(".", cache_dir="cache", tokenizer=tokenizer_keys("bytes"), val_fraction=0.2)
+    assert [prepare(cfg).manifest["settings"]["source"]["files"] for _ in range(2)] == [12, 12]
+    assert names(text("**/*")) == names(cfg) == TWELVE
+    assert names(text("runs/first/plots")) == ["samples.md"]
+    assert "what mla_lm wrote is left out" in refusal(text("*/*.md"))
+
+
+def test_folders_linked_in_a_circle_are_read_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two links have 2^40 names before the system refuses one."""
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        (folder / name / f"{name}.txt").write_text(name)
+        for other in ("one", "two"):
+            (folder / name / f"to {other}").symlink_to(folder / other)
+    visits, scandir = [], os.scandir
+
+    def counted(path: Any) -> Any:
+        visits.append(path)
+        assert len(visits) < 99, "walks in circles"
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    read = [name.rsplit("/")[-1] for name in names(text(folder))]
+    assert read == [*TWELVE, "one.txt", "two.txt"]
+    assert len(names(text(folder / "**/*.txt"))) == 14
 
 
 @pytest.mark.parametrize("name", ["draft [1].txt", "what?.txt", "a*b.txt", "a\\b.txt"])
@@ -173,35 +220,6 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("block")
-def test_a_single_file_is_cut_at_blank_lines(folder: Path) -> None:
-    content = "verse\n終わり\n \r\n" * 2000 + "no newline at the end"
-    path = written(folder / "book", content.encode())
-    found = texts_of(text(path))
-    assert "".join(found) == content
-    assert all(document.endswith("終わり\n \r\n") for document in found[:-1])
-    assert all(files.PIECE <= len(document) < files.PIECE + 20 for document in found[:-1])
-    assert keys_of(text(path)) == [document.encode() for document in found]
-    assert texts_of(text(folder / "b*k")) == found
-    assert texts_of(text(folder))[-1] == content
-
-
-any_lines = st.lists(st.text() | st.sampled_from(["", "a\r", "\x0c\u2028\x85"]), min_size=1)
-
-
-@settings(max_examples=50)
-@given(lines=any_lines, block=st.integers(1, 9))
-def test_a_single_file_is_cut_without_losing_a_character(
-    lines: list[str], block: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    content = ("x" + "\n".join(lines) * 9).replace("\0", "")
-    path = written(tmp_path_factory.mktemp("any") / "any.txt", content.encode())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "BLOCK", block)
-        patch.setattr(files, "PIECE", 37)
-        assert "".join(texts_of(text(path))) == content
-
-
-@pytest.mark.usefixtures("block")
 def test_an_empty_file_is_an_empty_document_and_a_byte_order_mark_no_text(folder: Path) -> None:
     (folder / "05.txt").write_bytes(b"")
     (folder / "06.txt").write_bytes(MARK)
@@ -227,3 +245,15 @@ def test_a_bad_byte_is_named_with_its_position(
 def test_a_file_with_a_nul_among_good_ones_is_named(folder: Path) -> None:
     path = written(folder / "bad.txt", b"text\0")
     assert refusal(text(folder)) == f"{path}: not text, it has a NUL character"
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet", "hub"])
+@pytest.mark.parametrize("place", ["pipe", "zero"])
+def test_what_is_no_regular_file_is_named_before_it_is_opened(
+    tmp_path: Path, kind: str, place: str
+) -> None:
+    path = tmp_path / f"x.{kind}"
+    os.mkfifo(path) if place == "pipe" else path.symlink_to("/dev/zero")
+    for where in (tmp_path, path)[: 1 if kind == "hub" else 2]:
+        cfg = corpus_config(kind, **{"name" if kind == "hub" else "path": where})
+        assert refusal(cfg) == f"{path}: not a regular file"

@@ -12,6 +12,7 @@ import pytest
 
 from mla_lm.config import DataConfig
 from mla_lm.data import PreparedData, preparation, prepare
+from mla_lm.data.prepared import write_manifest
 from tests.conftest import one_line
 from tests.data.conftest import (
     corpus_config,
@@ -70,9 +71,20 @@ def replace_by_a_folder(path: Path) -> None:
     path.mkdir()
 
 
+def replace_by_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def replace_by_a_link(path: Path) -> None:
+    path.symlink_to(path.rename(path.parents[2] / path.name))
+
+
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "missing": Path.unlink,
     "a folder": replace_by_a_folder,
+    "a pipe": replace_by_a_pipe,
+    "a link": replace_by_a_link,
     "a token short": lambda path: os.truncate(path, path.stat().st_size - 2),
     "odd": lambda path: os.truncate(path, path.stat().st_size - 3),
     "empty": lambda path: os.truncate(path, 0),
@@ -134,6 +146,17 @@ def edited(value: Any) -> Any:
             return value + 1
 
 
+FORGED: list[dict[str, Any]] = [
+    {"tokenizer_sha256": 1},
+    {"settings": []},
+    {"settings": {"tokenizer": {"end_of_text": "no such token"}}},
+    {"train": None},
+    {"train": {"shards": [{"tokens": "9"}]}},
+    {"train": {"shards": [{"tokens": 10**30}]}},
+    {"val": {"shards": 3}},
+]
+
+
 def test_an_edited_manifest_or_tokenizer_is_refused(cfg: DataConfig) -> None:
     path = prepared_folder(cfg) / "manifest.json"
     whole = path.read_text()
@@ -144,6 +167,9 @@ def test_an_edited_manifest_or_tokenizer_is_refused(cfg: DataConfig) -> None:
         for changed in (without | {key: edited(value)}, without):
             path.write_text(json.dumps(changed))
             assert refusal(cfg).startswith(f"{path}: edited or damaged")
+    for forged in FORGED:
+        write_manifest(path.parent, {k: v for k, v in manifest.items() if k != "sha256"} | forged)
+        assert refusal(cfg).startswith(f"{path.parent}")
     manifest["train"]["shards"].pop()
     for content in (json.dumps(manifest), whole[:50], "[]", "null", '{"sha256": 1}'):
         path.write_text(content)

@@ -95,7 +95,7 @@ def interrupt(cfg: DataConfig, place: Any, name: str, *, at: int) -> None:
 
 
 def unfinished(cfg: DataConfig) -> Path:
-    (only,) = Path(cfg.cache_dir).glob("*.tmp")
+    (only,) = (p for p in Path(cfg.cache_dir).glob(".unfinished-*/*") if p.is_dir())
     return only
 
 
@@ -114,11 +114,12 @@ def half_done(cfg: DataConfig) -> Path:
 def assert_as_undisturbed(cfg: DataConfig, undisturbed: PreparedData) -> None:
     """Every file is right, and nothing else lies there."""
     cache, folder = Path(cfg.cache_dir), prepared_folder(cfg)
-    assert {p.name for p in cache.iterdir()} <= {folder.name, f"{folder.name}.lock"}
+    assert [p.name for p in cache.glob("[!.]*")] == [folder.name]
+    assert [p.name for p in cache.glob(".*/*")] in ([], [f"{folder.name}.lock"])
     data, shards = prepare(cfg), shards_in(folder)
     assert lasting(data.manifest) == lasting(undisturbed.manifest)
     assert len(shards) > 15
-    files = {p.name for p in folder.iterdir()} - {"manifest.json", "tokenizer.json"}
+    files = {p.name for p in folder.iterdir()} - {"manifest.json", "tokenizer.json", ".mla_lm"}
     assert files == {shard["path"] for shard in shards}
     assert all(digest(folder / shard["path"]) == shard["sha256"] for shard in shards)
 
@@ -147,7 +148,7 @@ def test_wherever_it_is_interrupted_finished_shards_stay(
 ) -> None:
     """`blocks` are finished by then; None: not even the tokenizer is."""
     interrupt(cfg, place, name, at=at)
-    assert not [p for p in Path(cfg.cache_dir).glob("*/manifest.json") if ".tmp" not in str(p)]
+    assert not [*Path(cfg.cache_dir).glob("[!.]*")]
     counted = [] if blocks is None else shards_in(unfinished(cfg))
     assert sum(shard["path"].startswith("train") for shard in counted) == (blocks or 0)
     times = [(unfinished(cfg) / shard["path"]).stat().st_mtime_ns for shard in counted]
@@ -205,11 +206,12 @@ def test_killed_again_and_again_it_gets_there(cfg: DataConfig, undisturbed: Prep
     """`kill -9` behind two more blocks each time; two processes wait for the last one."""
     firsts, waiting = [], list[Process]()
     for _ in range(3):
-        process = start(cfg, seconds=0.02)
+        process = start(cfg, seconds=0.1)
         firsts.append(read_line(process))
         for _ in range(2):
             assert read_line(process).startswith("tokenizing")
         if len(firsts) == 3:
+            process.send_signal(signal.SIGSTOP)  # however long the others take to start
             waiting = [start(cfg) for _ in range(2)]
             for other in waiting:
                 assert read_line(other).startswith("waiting for another process")
@@ -230,8 +232,9 @@ def test_a_full_disk_is_one_line_and_mended_by_space(
     cfg: DataConfig, undisturbed: PreparedData, limit: int
 ) -> None:
     status, _, err = finish(start(cfg, limit=limit))
-    folder = str(unfinished(cfg)).removesuffix(".tmp")
-    assert (status, err) == (2, f"error: {folder}: {os.strerror(errno.EFBIG)}\n")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert err.startswith(f"error: {unfinished(cfg)}/")
+    assert err.endswith(f": {os.strerror(errno.EFBIG)}\n")
     prepare(cfg)
     assert_as_undisturbed(cfg, undisturbed)
 
@@ -241,3 +244,40 @@ def test_a_cache_that_cannot_be_written_is_named(cfg: DataConfig, tmp_path: Path
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         said = one_line(lambda: prepare(updated(cfg, cache_dir=place)))  # noqa: B023
         assert said.startswith(f"{tmp_path / 'file'}")
+
+
+def test_nothing_is_written_or_read_where_another_user_has_placed_it(
+    cfg: DataConfig,
+    half_done: Path,
+    undisturbed: PreparedData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place, another = half_done.parent, os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: another)
+    theirs = place.rename(place.with_name(f".unfinished-{os.getuid()}"))
+    before = {p: p.stat().st_mtime_ns for p in theirs.rglob("*")}
+    assert one_line(lambda: prepare(cfg)).startswith(f"{theirs}: a link, or of another user")
+    theirs.rename(tmp_path / "elsewhere")
+    theirs.symlink_to(tmp_path / "elsewhere")
+    assert one_line(lambda: prepare(cfg)).startswith(f"{theirs}: a link, or of another user")
+    assert {p: p.stat().st_mtime_ns for p in theirs.rglob("*")} == before
+    monkeypatch.undo()
+    with mock.patch.multiple(preparation, BLOCK=BLOCK, BATCH=BATCH):
+        prepare(cfg)
+    assert lasting(prepare(cfg).manifest) == lasting(undisturbed.manifest)
+
+
+def test_two_users_may_prepare_the_same_corpus(
+    cfg: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second to finish takes what the first has put into the cache."""
+
+    def overtaken(unfinished: Path, folder: Path) -> None:
+        shutil.copytree(unfinished, folder)
+        publish(unfinished, folder)
+        assert not unfinished.exists()
+
+    publish = preparation._publish
+    monkeypatch.setattr(preparation, "_publish", overtaken)
+    prepare(cfg)

@@ -147,7 +147,7 @@ def test_a_stream_shorter_than_one_step_is_refused() -> None:
     assert "6 sequences" in one_line(lambda: loader(n_tokens=51, batch_size=2, accumulate=3))
     for n_tokens in (0, 1):
         said = one_line(partial(EvalLoader, stream(n_tokens), seq_len=10, batch_size=4))
-        assert said.startswith(f"the validation split has {n_tokens} token(s)")
+        assert said.startswith(f"data: {n_tokens} token(s) for validation")
 
 
 @given(n_tokens=lengths, seq_len=seq_lens, batch_size=batch_sizes, n_ranks=st.integers(1, 3))

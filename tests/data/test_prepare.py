@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from mla_lm.config import DataConfig
-from mla_lm.data import Tokenizer, preparation, prepare
+from mla_lm.data import Tokenizer, preparation, prepare, prepared
 from mla_lm.files import digest
 from tests.conftest import one_line
 from tests.data.conftest import (
@@ -25,6 +25,7 @@ from tests.data.conftest import (
     corpus_config,
     documents,
     file_texts,
+    hashed,
     lasting,
     prepared_folder,
     some_text,
@@ -40,7 +41,7 @@ PREPARE = str(ROOT / "data" / "prepare.py")
 
 
 def caches(cfg: DataConfig) -> int:
-    return sum(p.is_dir() for p in Path(cfg.cache_dir).iterdir())
+    return len([*Path(cfg.cache_dir).glob("[!.]*")])
 
 
 def test_the_command_prints_what_was_prepared_and_names_a_bad_path(tmp_path: Path) -> None:
@@ -48,7 +49,7 @@ def test_the_command_prints_what_was_prepared_and_names_a_bad_path(tmp_path: Pat
     words = ["model=nano", "data=text", f"data.path={path}", "data.tokenizer.vocab_size=300"]
     done = run(PREPARE, *words, f"data.cache_dir={tmp_path / 'cache'}", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    (folder,) = (p for p in (tmp_path / "cache").iterdir() if p.is_dir())
+    (folder,) = (tmp_path / "cache").glob("[!.]*")
     manifest = json.loads((folder / "manifest.json").read_text())
     for split in SPLITS:
         (line,) = (line for line in done.stdout.splitlines() if line.startswith(f"{split} "))
@@ -61,7 +62,9 @@ def test_the_command_prints_what_was_prepared_and_names_a_bad_path(tmp_path: Pat
     assert done.stderr.count("\n") == 1
 
 
-def test_the_manifest_counts_what_is_there(config: MakeConfig, folder: Path) -> None:
+def test_the_manifest_counts_what_is_there(
+    config: MakeConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("empty.txt", "void.txt"):
         (folder / name).touch()
     cfg = config(folder)
@@ -81,16 +84,24 @@ def test_the_manifest_counts_what_is_there(config: MakeConfig, folder: Path) -> 
     assert manifest["bytes_per_token"] == pytest.approx(n_bytes / n_tokens, abs=1e-4)
     assert manifest["empty_documents"] == 2
     assert manifest["threshold"] == int(0.2 * 2**64)
+    few = f"only {len(data.val):,} validation tokens"
+    assert few in data.describe(n_dropped=1, n_epochs=1.5).replace("(1.50 epochs, 1 left over)", "")
+    monkeypatch.setattr(prepared, "FEW", len(data.val))
+    assert few not in data.describe(n_dropped=1, n_epochs=1.5)
     assert manifest["vocab_size"] == data.tokenizer.vocab_size == 300
     assert manifest["tokenizer_sha256"] == digest(prepared_folder(cfg) / "tokenizer.json")
     train = Tokenizer.train(split_of(texts, 0.2)["train"], vocab_size=300, end_of_text=END_OF_TEXT)
     assert data.tokenizer.json == train.json
 
 
+def has_enough_to_train_on(texts: list[str | None]) -> bool:
+    split = split_of({t: t for t in texts if t}, 1e-9) if any(texts) else {"train": []}
+    n_bytes = [len(t.encode()) * (1 if t in split["train"] else -1) for t in texts if t]
+    return bool(split["train"]) and sum(n_bytes) >= 0
+
+
 row_texts = st.none() | st.text(max_size=30) | st.text("ab ", max_size=60)
-corpora = st.lists(row_texts, min_size=2, max_size=12).filter(
-    lambda texts: len({t for t in texts if t}) > 1
-)
+corpora = st.lists(row_texts, min_size=2, max_size=12).filter(has_enough_to_train_on)
 
 
 @settings(max_examples=30)
@@ -184,7 +195,8 @@ def test_a_prepared_corpus_is_found_again_without_a_lock(
     first = prepare(cfg)
     (made,) = (folder.parent / "below").glob("text-*/")
     times = {p.name: p.stat().st_mtime_ns for p in made.iterdir()}
-    assert set(times) == {"train-00000.bin", "val-00000.bin", "tokenizer.json", "manifest.json"}
+    shards = {"train-00000.bin", "val-00000.bin"}
+    assert set(times) == {*shards, "tokenizer.json", "manifest.json", ".mla_lm"}
     shutil.move(folder, folder.parent / "elsewhere")
     monkeypatch.setattr(preparation, "FileLock", None)
     monkeypatch.setattr(Path, "mkdir", None)  # as in a read-only cache
@@ -276,5 +288,16 @@ def test_a_corpus_with_a_bad_row_or_nothing_to_validate_on_is_not_finished(
         assert one_line(lambda: prepare(cfg)).startswith(f"{path}: line 31: not JSON")
     path.write_text(whole)
     for _ in range(2):
-        assert one_line(lambda: prepare(cfg)) == f"{path}: no validation text"
-    assert not list(Path(cfg.cache_dir).glob("jsonl-*[!.tmp]/manifest.json"))
+        line = f"data.val_path={tmp_path / 'empty.jsonl'}: no text for validation"
+        assert one_line(lambda: prepare(cfg)) == line
+    assert not list(Path(cfg.cache_dir).glob("jsonl-*"))
+
+
+def test_equal_rows_that_leave_little_to_train_on_are_refused(
+    config: MakeConfig, tmp_path: Path
+) -> None:
+    one, other = sorted(["a row of text", "another row"], key=hashed)
+    path = write_rows(tmp_path / "rows.jsonl", [one] * 40 + [other])
+    said = one_line(lambda: prepare(config(path, "jsonl", val_fraction=1e-9)))
+    assert said.startswith(f"{path}: too few different documents for data.val_fraction=1e-09: ")
+    assert f"{len(other)} bytes to train on, {40 * len(one)} to validate on" in said

@@ -3,6 +3,7 @@
 import gc
 import gzip
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,8 @@ def test_damaged_gzip_or_parquet_is_named(
     if kind == "jsonl":
         path = written(tmp_path / "rows.jsonl.gz", lines.encode())
     else:
-        path = write_table(tmp_path / "rows.parquet", texts)
+        path = tmp_path / "rows.parquet"
+        pq.write_table(pa.table({"text": texts}), path)
     path.write_bytes(damage(path.read_bytes()))
     assert refusal(corpus_config(kind, path=path)).startswith(f"{path}: ")
     if kind == "parquet":
@@ -187,8 +189,56 @@ def test_a_parquet_folder_in_the_order_of_names_and_rows(tmp_path: Path) -> None
 @pytest.mark.parametrize("values", [[3, 1], [b"a", b"b"], [["a"], ["b"]]], ids=str)
 def test_a_parquet_column_that_is_missing_or_no_text_is_named(tmp_path: Path, values: Any) -> None:
     path = write_table(tmp_path / "a.parquet", values)
-    assert refusal(parquet(path)) == f"{path}: row 1: 'text' is not a string"
-    assert refusal(parquet(path, column="no")).startswith(f"{path}: row 1: no 'no' in {{'id': 0")
+    nested = isinstance(values[0], list)
+    reason = "no column 'text' of text in id, " if nested else "row 1: 'text' is not a string"
+    assert refusal(parquet(path)).startswith(f"{path}: {reason}")
+    assert refusal(parquet(path, column="no")).startswith(f"{path}: no column 'no' of text in id, ")
+
+
+def test_a_long_line_is_refused_before_it_is_read_whole(tmp_path: Path) -> None:
+    """A line of 50 MB in 50 kB."""
+    line = json.dumps({"text": "a" * 980}).encode().ljust(999) + b"\n"
+    bomb = b'{"text": "' + b"a" * 50_000_000 + b'"}\n'
+    path = written(tmp_path / "rows.jsonl.gz", line * 3 + bomb)
+    assert texts_of(jsonl(written(tmp_path / "good.jsonl", line), max_row_bytes=1000)) == [
+        "a" * 980
+    ]
+    del bomb
+    tracemalloc.start()
+    said = refusal(jsonl(path, max_row_bytes=1000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert said == f"{path}: line 4: longer than data.max_row_bytes=1000"
+    assert peak < 2_000_000
+
+
+def test_a_string_of_many_parquet_rows_is_in_memory_once(tmp_path: Path) -> None:
+    """1,000 rows of 100 kB, as text 25 MB a batch."""
+    shared = pa.array(["a" * 100_000]).dictionary_encode()
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 1000), shared.dictionary)
+    path = write_table(tmp_path / "shared.parquet", column, rows=1000)
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        lengths = {sum(map(len, d.parts)) for d in open_corpus(parquet(path)).train()}
+    finally:
+        pa.set_memory_pool(before)
+    assert lengths == {100_000}
+    assert pool.max_memory() < 10_000_000
+
+
+def test_a_long_parquet_row_or_a_row_group_that_unpacks_is_refused(tmp_path: Path) -> None:
+    texts = ["b", "a" * 100_000] * 10
+    path = write_table(tmp_path / "rows.parquet", texts)
+    said = refusal(parquet(path, max_row_bytes=99_999))
+    assert said == f"{path}: row 2: 100,000 bytes, data.max_row_bytes=99999"
+    assert "row 2: 100,000 bytes" in refusal(hub(tmp_path, max_row_bytes=99_999))
+    columns = pa.table({"text": texts})
+    pq.write_table(columns, path, use_dictionary=False, compression="zstd")
+    assert texts_of(parquet(path, max_row_bytes=100_000)) == texts
+    said = refusal(parquet(path, max_row_bytes=10_000))
+    assert said.startswith(f"{path}: row group 1: ")
+    assert said.endswith("more than 20 times data.max_row_bytes=10000")
 
 
 @pytest.mark.parametrize(

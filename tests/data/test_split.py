@@ -1,16 +1,16 @@
 """Which documents are held out, and what the tokenizer learns from."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mla_lm.config import DataConfig
 from mla_lm.data import Tokenizer, split
-from mla_lm.data.corpora import Corpus, Document
-from mla_lm.data.split import choose_split
+from mla_lm.data.corpora import Corpus, Document, open_corpus
+from mla_lm.data.split import choose_split, cut_above, pieces_of, with_parts
 from tests.conftest import one_line
 from tests.data.conftest import (
     END_OF_TEXT,
@@ -149,4 +149,73 @@ def test_a_split_without_training_documents_is_refused(
     said = one_line(lambda: choose_split(config(kind, fraction), corpus_of(texts, val=val)))
     n_texts = len([t for t in texts if t])
     assert said.startswith(f"some corpus: {n_texts} document(s) with text, none left for training")
-    assert f"data.val_fraction={fraction}" in said
+    assert (f"data.val_fraction={fraction}" in said) == (val is None)
+
+
+def parts_of(corpus: Corpus, cfg: DataConfig) -> list[Document]:
+    return [*with_parts(corpus, cut_above(cfg, corpus)).train()]
+
+
+def long_corpus(parts: Iterable[str]) -> Corpus:
+    """One document beside a short one."""
+    documents = Document(b"long.txt", parts), Document(b"short.txt", ["short"])
+    return Corpus("long", {}, lambda: iter(documents), None)
+
+
+@pytest.mark.parametrize("block", [7, 2**20])
+def test_a_long_document_is_cut_at_blank_lines(block: int) -> None:
+    content = "verse\n終わり\n \r\n" * 2000 + "no newline at the end"
+    parts = [content[at : at + block] for at in range(0, len(content), block)]
+    *found, short = parts_of(long_corpus(parts), config(fraction=0.1))
+    texts = ["".join(document.parts) for document in found]
+    assert "".join(texts) == content
+    assert all(text.endswith("終わり\n \r\n") for text in texts[:-1])
+    assert all(split.PART <= len(text) < split.PART + 20 for text in texts[:-1])
+    assert [document.key for document in found] == [text.encode() for text in texts]
+    assert (short.key, *short.parts) == (b"short.txt", "short")
+
+
+@settings(max_examples=50)
+@given(lines=st.lists(st.text() | st.sampled_from(["", "a\r", "\x0c\u2028\x85"]), min_size=1))
+def test_cutting_loses_no_character(lines: list[str]) -> None:
+    content = "x" + "\n".join(lines) * 9
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(split, "PART", 37)
+        *found, _ = parts_of(long_corpus(content), config(fraction=0.1))
+    assert "".join(part for document in found for part in document.parts) == content
+
+
+SIZES = {  # characters of each document, and whether they stay whole
+    "a text and a readme": ([530_000, 780], False),
+    "one": ([300_000], False),
+    "two": ([200_000, 200_000], False),
+    "twelve": ([40_000] * 12, False),
+    "a large one among many": ([*[4000] * 50, 900_000, *[4000] * 50], False),
+    "a thousand": ([3000] * 1000, True),
+}
+
+
+@pytest.mark.parametrize(("sizes", "whole"), SIZES.values(), ids=SIZES)
+def test_both_splits_have_their_share_whatever_the_sizes(sizes: list[int], whole: bool) -> None:
+    rng, cfg = random.Random(0), config("bytes", fraction=0.05)
+    documents = [
+        Document(f"{i}.txt".encode(), ["".join(rng.choices("abc \n", k=size))])
+        for i, size in enumerate(sizes)
+    ]
+    corpus = Corpus("sizes", {}, lambda: iter(documents), None)
+    found = with_parts(corpus, cut_above(cfg, corpus))
+    assert ([d.key for d in found.train()] == [d.key for d in documents]) == whole
+    threshold, _ = choose_split(cfg, found)
+    held_out = sum(len(text) for side, _, text in pieces_of(found, threshold) if side == "val")
+    assert 0.02 < held_out / sum(sizes) < 0.1
+
+
+def test_documents_stay_whole_that_are_short_or_validated_on_others() -> None:
+    """The default corpus keeps its split: its largest file is shorter than the validation split."""
+    cfg = corpus_config("stdlib")
+    corpus = open_corpus(cfg)
+    assert [d.key for d in parts_of(corpus, cfg)] == [d.key for d in corpus.train()]
+    given_val = long_corpus(["x\n" * 9999])._replace(val=lambda: iter(()))
+    assert [d.key for d in parts_of(given_val, config())] == [b"long.txt", b"short.txt"]
+    rows = corpus_config("synthetic", n_documents=3, seq_len=9000)
+    assert len(parts_of(open_corpus(rows), rows)) == 3

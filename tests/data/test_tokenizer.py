@@ -1,6 +1,7 @@
 """Text to ids and back without loss, in pieces too; tokenizers of others are so or refused."""
 
 import json
+import os
 import random
 from functools import cache
 from pathlib import Path
@@ -246,6 +247,27 @@ def test_a_path_without_a_tokenizer_is_named(tmp_path: Path, content: bytes | No
 def test_end_of_text_must_be_a_special_token(tmp_path: Path) -> None:
     said = refusal(stored(tmp_path, library("llama")), end_of_text="a")
     assert said == f"no special token a, it has <pad>, {END_OF_TEXT}"
+
+
+@pytest.mark.parametrize("place", ["vocabulary", "added tokens"])
+@pytest.mark.parametrize("index", [2**22, 4 * 10**9, 2**64, -1, "7", True])
+def test_an_id_that_takes_gigabytes_is_refused(tmp_path: Path, index: Any, place: str) -> None:
+    content = json.loads(library("ours").to_str())
+    if place == "vocabulary":
+        content["model"]["vocab"]["a"] = index
+    else:
+        content["added_tokens"][0]["id"] = index
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    rule = f"a token has the id {index!r}, ids are below 4,194,304"
+    assert refusal(tmp_path / "tokenizer.json") == f"no tokenizer ({rule})"
+    with pytest.raises(ValueError, match="ids are below"):
+        Tokenizer(json.dumps(content), end_of_text=END_OF_TEXT)
+
+
+def test_a_tokenizer_file_too_long_to_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").touch()
+    os.truncate(tmp_path / "tokenizer.json", 2**34)  # no disk is used
+    assert refusal(tmp_path) == "no tokenizer (17,179,869,184 bytes, at most 134,217,728 are read)"
 
 
 LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False)

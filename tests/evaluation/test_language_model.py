@@ -18,7 +18,6 @@ from mla_lm.evaluation.language_model import (
     _load_by_kind,
     by_position,
     evaluate,
-    position_sums,
     sliding_loss,
 )
 from mla_lm.model import ModelOutput, Routing, transformer
@@ -78,12 +77,17 @@ def test_uniform_model_scores_the_logarithm_of_the_vocabulary() -> None:
     model, batches, byte_lengths = model_and_batches("model/ffn=dense", "model.mtp_depth=0")
     torch.nn.init.zeros_(model.lm_head.weight)
     found = evaluate(model, batches, byte_lengths, annotator(masked=False))
-    targets = torch.cat([batch[:, 1:].flatten() for batch in batches])
+    lengths = [byte_lengths[batch[:, 1:]] for batch in batches]
+    n_tokens, n_bytes = (
+        sum(int(x.sum()) for x in xs) for xs in ([n > 0 for n in lengths], lengths)
+    )
     vocab_size = model.cfg.vocab_size
-    bits = math.log2(vocab_size) * targets.numel() / int(byte_lengths[targets].sum())
+    bits = math.log2(vocab_size) * n_tokens / n_bytes
     expected = {"val/loss": math.log(vocab_size), "val/perplexity": vocab_size, "val/bpb": bits}
     assert found.metrics == pytest.approx(expected, rel=1e-5)
-    assert found.positions[:, 1].tolist() == [4.0] * 8 + [3.0] * 8  # the shorter row: 8
+    counts = (lengths[0] > 0).sum(0)
+    counts[:8] += (lengths[1][0] > 0).int()  # the shorter row
+    assert found.positions[:, 1].tolist() == counts.tolist()
 
 
 def test_metrics_do_not_depend_on_how_many_logits_are_made_at_once(
@@ -123,17 +127,17 @@ def test_exact_match_by_hand() -> None:
             guessed[row, column] = 7
         answers = {(0, 1) if at == (0, 2) else at for at in wrong}
         right, n_answers = exact_matches(F.one_hot(guessed, 11).float(), labels)
-        assert (int(right), int(n_answers)) == (3 - len(answers), 4)
+        assert (int(right.sum()), int(n_answers.sum())) == (3 - len(answers), 4)
 
 
 def test_ignored_labels_do_not_count() -> None:
     logits, labels = torch.randn(2, 5, 11), torch.randint(11, (2, 5))
     labels[0, :3] = labels[1, 4] = IGNORED
-    nats, tokens, n_bytes, *_ = loss_sums(logits, labels, torch.arange(11)).tolist()
-    kept = labels != IGNORED
+    nats, tokens, n_bytes, *_ = loss_sums(logits, labels, torch.arange(11)).sum(0).tolist()
+    kept = labels.clamp(min=0) > 0  # the first id has no bytes
     expected = F.cross_entropy(logits[kept], labels[kept], reduction="sum")
     assert nats == pytest.approx(float(expected), rel=1e-6)
-    assert (tokens, n_bytes) == (6, int(labels[kept].sum()))
+    assert (tokens, n_bytes) == (int(kept.sum()), int(labels[kept].sum()))
 
 
 def test_load_by_kind_by_hand() -> None:
@@ -170,12 +174,12 @@ def test_neither_rows_nor_batches_nor_their_order_matter(
 def test_positions_by_hand() -> None:
     logits, labels = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
     labels[0, 2] = IGNORED
-    sums = position_sums(logits, labels)
+    sums = loss_sums(logits, labels, torch.ones(7, dtype=torch.int64))
     likely = logits.log_softmax(-1)
     for t in range(5):
         rows = [b for b in range(2) if labels[b, t] != IGNORED]
         nats = -sum(float(likely[b, t, labels[b, t]]) for b in rows)
-        assert sums[t].tolist() == pytest.approx([nats, len(rows)])
+        assert sums[t, :3].tolist() == pytest.approx([nats, len(rows), len(rows)])
 
 
 def test_ranges_double() -> None:
@@ -190,7 +194,7 @@ def test_ranges_double() -> None:
 @torch.no_grad()
 def test_a_sliding_context_by_hand(stride: int) -> None:
     model = random_model()
-    ids = np.random.default_rng(0).integers(0, 257, 75)
+    ids = np.random.default_rng(0).integers(1, 257, 75)  # the first id separates documents
     longest, nats = model.cfg.max_seq_len, 0.0
     step = min(stride, longest)
     for first in range(1, len(ids), step):

@@ -10,7 +10,7 @@ import pytest
 
 from mla_lm.config import QuestionFile
 from mla_lm.errors import UserError
-from mla_lm.evaluation import harness
+from mla_lm.evaluation import harness, questions
 from mla_lm.evaluation.questions import read_questions
 from mla_lm.evaluation.results import metrics_table
 from mla_lm.evaluation.scoring import Request, Score
@@ -101,7 +101,7 @@ def test_a_named_file_has_its_delimiter(tmp_path: Path) -> None:
 
 def test_compressed_files_blank_lines_and_a_limit(tmp_path: Path) -> None:
     text = "\n".join([json.dumps(CHOICE), "", json.dumps(CHOICE | {"gold": 0}), "bad"])
-    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(text.encode("utf-8-sig")))
     assert len(read_questions(tmp_path / "x.jsonl.gz", limit=2)) == 2
     found = scored(random_model(), tmp_path / "x.jsonl.gz", limit=1)
     assert found["x/n_items"] == 1
@@ -136,8 +136,9 @@ def test_files_without_questions_are_named(tmp_path: Path) -> None:
         "b.jsonl": (b'{"question": "x"}', r"b.jsonl:1: must have one of the keys query, "),
         "c.jsonl": (b"[" * 100_000, r"c.jsonl:1: "),
         "d.jsonl": (b"\xff\xfe", "d.jsonl:1: "),
-        "e.jsonl.gz": (gzip.compress(b"x" * 999)[:-9], "cannot be read"),
-        "f.jsonl.gz": (bytes(flipped), "cannot be read"),
+        "e.jsonl.gz": (gzip.compress(b"x" * 999)[:-9], "line 1: damaged gzip"),
+        "f.jsonl.gz": (bytes(flipped), "line 1: damaged gzip"),
+        "long.jsonl.gz": (gzip.compress(b" " * 2**24 + b"x"), "line 1: longer than 16,777,216"),
         "missing.jsonl": (None, "cannot be read"),
     }
     for name, (content, said) in contents.items():
@@ -145,6 +146,14 @@ def test_files_without_questions_are_named(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=said):
             read_questions(tmp_path / name)
+
+
+def test_more_questions_than_fit_into_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "x.jsonl", *[CHOICE] * 9)
+    monkeypatch.setattr(questions, "LONGEST", path.stat().st_size - 9)
+    assert one_line(lambda: read_questions(path)).startswith(f"{path}:9: more than ")
 
 
 @pytest.mark.usefixtures("_known_likelihoods")

@@ -57,6 +57,12 @@ def generate(
     return call
 
 
+def test_a_file_gets_text_as_it_is(generate: Generate) -> None:
+    status, out, _ = generate("prompt=a\x1b[31m\u202eb", "max_new_tokens=1")
+    assert status == 0
+    assert out.startswith("a\x1b[31m\u202eb")
+
+
 def test_the_prompt_comes_first_then_text_piece_by_piece_beyond_the_trained_context(
     ckpt: Path, tmp_path: Path
 ) -> None:
@@ -89,7 +95,7 @@ def test_the_prompt_comes_first_then_text_piece_by_piece_beyond_the_trained_cont
 def test_several_prompts_are_one_batch(tmp_path: Path, generate: Generate) -> None:
     """A file, a prompt that ends in a space, stop strings and drafts at once."""
     file = tmp_path / "prompt.txt"
-    file.write_text("the word\nof naïve 🙂", encoding="utf-8")
+    file.write_text("the word\nof naïve 🙂", encoding="utf-8-sig")  # as some editors do
     words = [f"prompt=@{file}", "prompt=def ", "prompt=x"]
     begins = ["the word\nof naïve 🙂", "def", "x"]
     options = ("max_new_tokens=24", "temperature=0")
@@ -121,6 +127,7 @@ def test_several_prompts_are_one_batch(tmp_path: Path, generate: Generate) -> No
         (["prompt=x y z", "context=2"], "model.max_seq_len=2"),
         (["prompt=@no such file"], "no such file"),
         (["prompt=@/"], "prompt='@/'"),
+        (["prompt=@/dev/zero"], "prompt=@/dev/zero: longer than 4,194,304 bytes"),
         (["prompt=\udcff"], "prompt="),
         (["prompt=-"], "prompt='-'"),
         (["prompt"], "KEY=VALUE"),
@@ -138,7 +145,7 @@ def test_a_mistake_is_one_line_before_anything_is_printed(
 
 
 def test_without_a_prompt_lines_are_asked_for_until_they_end(generate: Generate) -> None:
-    lines = f"def f\n{'a 終 ' * CONTEXT}\nword = 終\n".encode()
+    lines = f"\ufeffdef f\n{'a 終 ' * CONTEXT}\nword = 終\n".encode()
     status, printed, said = generate("max_new_tokens=4", "temperature=0", stdin=lines)
     assert status == 0
     _, first, _, second, last = printed.split("> ")

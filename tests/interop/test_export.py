@@ -1,6 +1,7 @@
 """`python -m mla_lm export`: folders that `transformers` uses as they are."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import transformers
 from safetensors.torch import load_file
 
 from mla_lm.checkpoint import file as checkpoint_file
-from mla_lm.checkpoint.record import WEIGHTS
+from mla_lm.checkpoint.record import RECORD, WEIGHTS
 from mla_lm.commands import export
 from mla_lm.model import Transformer
 from tests.conftest import one_line, random_tokens
@@ -50,6 +51,7 @@ def test_models_of_random_shape_agree(seed: int, tmp_path: Path) -> None:
 def test_the_folder_is_complete(small: tuple[Path, Transformer], tmp_path: Path) -> None:
     folder = exported(small[0], tmp_path / "out", "license=mit")
     assert {path.name for path in folder.iterdir()} == {
+        ".mla_lm",
         "README.md",
         "config.json",
         "generation_config.json",
@@ -78,13 +80,14 @@ def test_the_folder_is_complete(small: tuple[Path, Transformer], tmp_path: Path)
 
 
 def test_the_card_shows_what_was_measured(small: tuple[Path, Transformer], tmp_path: Path) -> None:
-    metrics = {"ckpt": small[0].name, "precision": "32-true", "limit": None, "seq_len": 80}
+    origin = {"ckpt": small[0].name, "sha256": checkpoint_file.digest_of(small[0])}
+    metrics = {**origin, "precision": "32-true", "limit": None, "seq_len": 80}
     path = small[0].with_name("metrics.json")
     path.write_text(json.dumps(metrics | {"val/loss": 3.6, "val/bpb": 1.47714, "x/y": 0.5}))
     card = (exported(small[0], tmp_path / "out") / "README.md").read_text()
     assert "| val/bpb | 1.4771 |" in card
     assert "x/y" not in card
-    path.write_text(json.dumps(metrics | {"ckpt": "step-000009.ckpt", "val/loss": 1.0}))
+    path.write_text(json.dumps(metrics | {"sha256": "of another of that name", "val/loss": 1.0}))
     assert "Not evaluated." in (exported(small[0], tmp_path / "other") / "README.md").read_text()
     path.unlink()
 
@@ -107,6 +110,23 @@ def test_shards_hold_the_same(small: tuple[Path, Transformer], tmp_path: Path) -
         assert sum(tensor.nbytes for tensor in tensors) <= max(10_000, largest)
 
 
+SHAPES = ["[]", "{", '{"val/loss": 1.0}', '{"ckpt": 3, "limit": [1]}', "[" * 9999]
+
+
+@pytest.mark.parametrize("content", SHAPES)
+def test_metrics_of_another_shape_are_left_out(
+    content: str,
+    small: tuple[Path, Transformer],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = shutil.copy(small[0], tmp_path)
+    (tmp_path / "metrics.json").write_text(content)
+    card = (exported(Path(path), tmp_path / "out") / "README.md").read_text()
+    assert "Not evaluated." in card
+    assert capsys.readouterr().err.startswith(f"skipped {tmp_path / 'metrics.json'}: ")
+
+
 def refusal(*words: str) -> str:
     return one_line(lambda: export.run(words))
 
@@ -126,8 +146,8 @@ def test_a_folder_that_holds_something_is_left_alone(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model.x": torch.ones(1)}, 'Unexpected key(s) in state_dict: "x"'),
-        ({"model.norm.weight": torch.ones(3)}, "size mismatch for norm.weight"),
+        ({"model.x": torch.ones(1)}, "has other keys: {'x'}"),
+        ({"model.norm.weight": torch.ones(3)}, "norm.weight: is torch.float32 [3], not"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
@@ -141,3 +161,26 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     assert found.startswith(f"{path}: ")
     assert said in found
     assert not (tmp_path / "out").exists()
+
+
+def test_a_record_of_another_corpus_is_refused(
+    small: tuple[Path, Transformer], tmp_path: Path
+) -> None:
+    content = checkpoint_file.read(small[0])
+    content[RECORD]["data"] = {"name": "x", "bytes_per_token": 2.0, "train": {"documents": []}}
+    checkpoint_file.write(tmp_path / "x.ckpt", content)
+    said = refusal(f"ckpt={tmp_path / 'x.ckpt'}", f"out={tmp_path / 'out'}")
+    assert said.startswith(f"{tmp_path / 'x.ckpt'}: its data cannot be described (")
+
+
+def test_a_card_shows_names_as_they_are(small: tuple[Path, Transformer], tmp_path: Path) -> None:
+    content = checkpoint_file.read(small[0])
+    counts = {"documents": 1, "bytes": 2, "tokens": 3}
+    corpus = {"name": "<b>|[x](y)\x1b\n# z", "bytes_per_token": 2.0, "train": counts, "val": counts}
+    content[RECORD] |= {"data": corpus, "command": "python x\n```\n# z", "environment": {"|": "*"}}
+    checkpoint_file.write(tmp_path / "x.ckpt", content)
+    card = (exported(tmp_path / "x.ckpt", tmp_path / "[out](x)") / "README.md").read_text()
+    assert "\n# \\[out\\](x)\n" in card
+    assert r"| corpus | \<b\>\|\[x\](y)\\x1b \# z |" in card
+    assert "````bash\npython x\n```\n# z\n````" in card
+    assert r"| \| | \* |" in card

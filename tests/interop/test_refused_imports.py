@@ -87,6 +87,7 @@ def edit_tensors(folder: Path, edit: Edit) -> None:
 GATE = "model.layers.1.mlp.gate.weight"
 EXPERT = "model.layers.2.mlp.experts.3.up_proj.weight"
 EDITS: dict[str, tuple[Edit, str]] = {
+    "not finite": (lambda t: t[EXPERT].fill_(torch.inf), f"{EXPERT} holds values that are not fin"),
     "missing": (lambda t: t.pop(EXPERT), f"tensors missing (1): {EXPERT}"),
     "extra": (lambda t: t.update(extra=torch.ones(2)), "tensors that are not used (1): extra"),
     "shape": (
@@ -123,6 +124,11 @@ def test_an_mtp_layer_with_ends_of_its_own_is_named(name: str, tmp_path: Path) -
     import_.run([f"src={tmp_path / 'src'}", f"out={tmp_path / 'out'}"])  # it may be left out
 
 
+def piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def shards_in(folder: Path, **files: str) -> None:
     of_all = dict.fromkeys(load_file(folder / SINGLE), SINGLE)
     (folder / INDEX).write_text(json.dumps({"weight_map": of_all | {GATE: files["gate"]}}))
@@ -138,8 +144,16 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut short": (lambda f: os.truncate(f / SINGLE, 9999), UNREADABLE),
     "shard elsewhere": (lambda f: shards_in(f, gate="../x"), "../x is not in this folder"),
     "shard missing": (lambda f: shards_in(f, gate="y"), "y: not a readable safetensors file"),
+    "shard a pipe": (lambda f: (os.mkfifo(f / "y"), shards_in(f, gate="y")), "not a regular file"),
+    "config a pipe": (lambda f: piped(f / "config.json"), "config.json: cannot be read"),
+    "tokenizer a pipe": (lambda f: piped(f / "tokenizer.json"), "not a regular file"),
+    "layers": (lambda f: edit_config(f, num_hidden_layers=9999), "bytes hold fewer"),
+    "more layers": (lambda f: edit_config(f, num_hidden_layers=10**6), "model.n_layers=1000000"),
+    "experts": (lambda f: edit_config(f, n_routed_experts=2**20), "bytes hold fewer"),
+    "shard without a name": (lambda f: shards_in(f, gate="y\0"), "must match pattern"),
+    "shard named by half a character": (lambda f: shards_in(f, gate="\ud800"), "valid string"),
     "index of another shape": (lambda f: (f / INDEX).write_text("[]"), "must be a JSON object"),
-    "index without a map": (lambda f: (f / INDEX).write_text("{}"), "tensors missing"),
+    "index without a map": (lambda f: (f / INDEX).write_text("{}"), "its 0 bytes hold fewer"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: cannot be read"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: cannot be read"),
     "not tied": (

@@ -65,7 +65,7 @@ def server(python: Path, trained: Path) -> Iterator[str]:
         process = subprocess.Popen(
             command, env=os.environ | settings, stdout=file, stderr=subprocess.STDOUT
         )
-    address, until = f"http://127.0.0.1:{port}", time.monotonic() + 400
+    address, until = f"http://127.0.0.1:{port}", time.monotonic() + 1800
     try:
         while not answers(f"{address}/health"):
             assert process.poll() is None, log.read_text()[-3000:]
@@ -74,7 +74,7 @@ def server(python: Path, trained: Path) -> Iterator[str]:
         yield address
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(600)
 
 
 def answers(address: str) -> bool:
@@ -90,7 +90,7 @@ def complete(server: str, prompt: str, **options: Any) -> dict[str, Any]:
     request = urllib.request.Request(
         f"{server}/v1/completions", body, {"content-type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=120) as response:
+    with urllib.request.urlopen(request, timeout=600) as response:
         choice: dict[str, Any] = json.load(response)["choices"][0]
     return choice
 

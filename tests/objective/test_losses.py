@@ -79,7 +79,7 @@ def test_a_loss_without_a_target_is_zero_and_has_a_gradient(chunked: bool) -> No
     hidden, weight = torch.randn(1, 3, 5, requires_grad=True), torch.randn(11, 5)
     targets = torch.full((1, 3), IGNORED)
     loss = (
-        head_loss(hidden, weight, targets)
+        head_loss(hidden, weight, targets)[0]
         if chunked
         else next_token_loss(hidden @ weight.T, targets)
     )
@@ -141,7 +141,10 @@ def test_the_head_loss_is_that_of_all_logits(
     weight = torch.randn(11, 5, dtype=dtype, requires_grad=True)
     targets = torch.randint(11, (3, 7))
     targets[0, :4] = targets[2, 6] = IGNORED
-    found = 0.3 * head_loss(hidden, weight, targets)
+    loss, nats = head_loss(hidden, weight, targets)
+    each = F.cross_entropy((hidden @ weight.T).mT, targets, ignore_index=IGNORED, reduction="none")
+    torch.testing.assert_close(nats, each.float(), rtol=1e-6, atol=1e-7)
+    found = 0.3 * loss
     wanted = 0.3 * next_token_loss(hidden @ weight.T, targets)
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
     of_found, of_wanted = (torch.autograd.grad(x, (hidden, weight)) for x in (found, wanted))
@@ -153,7 +156,7 @@ def test_the_head_loss_is_that_of_all_logits(
 def test_the_head_loss_of_far_logits_is_exact() -> None:
     """A target 300 nats below the best one, where a probability would be zero."""
     hidden, weight = torch.tensor([[[1.0]]]), torch.tensor([[300.0], [0.0], [0.0]])
-    assert head_loss(hidden, weight, torch.tensor([[1]])) == 300
+    assert head_loss(hidden, weight, torch.tensor([[1]]))[0] == 300
 
 
 @pytest.mark.parametrize(("n_rows", "scale"), [(1024, 1.0), (1, 2.0**17)])
@@ -166,7 +169,7 @@ def test_the_head_loss_in_float16_overflows_only_where_a_smaller_scale_helps(
     exact = [t.requires_grad_() for t in (torch.full((1, n_rows, 8), 100.0), weight)]
     half = [t.detach().half().requires_grad_() for t in exact]
     targets = torch.zeros(1, n_rows, dtype=torch.int64)
-    (scale * head_loss(*half, targets)).backward()
+    (scale * head_loss(*half, targets)[0]).backward()
     (scale * next_token_loss(exact[0] @ weight.T, targets)).backward()
     for found, wanted in zip(half, exact, strict=True):
         assert found.grad is not None
@@ -182,7 +185,7 @@ def test_the_head_loss_under_autocast_is_that_of_rounded_factors() -> None:
     weight = torch.randn(40, 16, requires_grad=True)
     targets = torch.randint(40, (2, 9))
     with torch.autocast("cpu", torch.bfloat16):
-        found = head_loss(hidden, weight, targets)
+        found, _ = head_loss(hidden, weight, targets)
         wanted = next_token_loss(F.linear(hidden, weight), targets)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)

@@ -19,10 +19,9 @@ import numpy as np
 import pytest
 import torch
 
-from mla_lm import load_config
 from mla_lm.checkpoint import file as checkpoint_file
-from mla_lm.checkpoint.record import RECORD, write_run_files
-from mla_lm.checkpoint.resume import resolve_origin
+from mla_lm.checkpoint.record import RECORD
+from mla_lm.training.restore import BATCHES
 from tests.reliability.conftest import Reference
 from tests.reliability.record import record
 from tests.reliability.runs import STEPS, checkpoint, run, steps
@@ -136,6 +135,7 @@ FORGERIES: dict[str, Forgery] = {
     "pickle for a tokenizer": edited(pickled_tokenizer),
     "_target_ for the model": config("model", CALL),
     "callbacks": config("callbacks", {"x": CALL}),
+    "loggers": config("logger", {"wandb": CALL}),
     "another key": config("_class_path", "os.system"),
     "YAML tag for a number": config("seed", "!!python/object/apply:os.system ['TOUCH']"),
     "path for a run_id": config("run_id", "../../marker"),
@@ -192,30 +192,46 @@ def test_forged_files_are_refused_and_nothing_runs(reference: Reference, tmp_pat
     assert wrong == {}
 
 
+def set_at(*keys: Any, value: Any) -> Forgery:
+    """Another value, or none, at a place of the content."""
+    *above, last = keys
+    return edited(lambda content, path: reduce(getitem, above, content).update({last: value}))
+
+
+LOOP = ("loops", "fit_loop")
+MOMENTS = ("optimizer_states", 0, "state", 0)
+STATES: dict[str, Forgery] = {
+    "no optimizer": set_at("optimizer_states", value=[]),
+    "no moments": set_at("optimizer_states", 0, "state", value={}),
+    "moments of another shape": set_at(*MOMENTS, "exp_avg", value=torch.zeros(3)),
+    "negative squares": set_at(*MOMENTS, "exp_avg_sq", value=torch.tensor(-1.0)),
+    "schedulers": set_at("lr_schedulers", value=[{}]),
+    "another step": set_at("global_step", value=2**70),
+    "sample": set_at(*LOOP, "state_dict", "combined_loader", value=[{"sample": -1}]),
+    "no loops": set_at("loops", value=[]),
+    "more batches": set_at(*LOOP, BATCHES, "total", "ready", value=99),
+    "no generators": set_at("callbacks", "ExactResume", value={"ranks": []}),
+    "nothing of them": set_at("callbacks", "ExactResume", value={}),
+    "best step": set_at("callbacks", "Checkpoints", value={"best_step": "x", "best_loss": 1.0}),
+    "idle experts": set_at("callbacks", "ExpertLoad", "idle", value=torch.zeros(3)),
+    "version of Lightning": set_at("pytorch-lightning_version", value="x"),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_forged_state_is_refused_before_anything_is_written(
+    reference: Reference, tmp_path: Path, name: str
+) -> None:
+    STATES[name](checkpoint(reference.folder, 10), tmp_path / "x.ckpt")
+    words = (f"resume={tmp_path / 'x.ckpt'}", f"run_dir={tmp_path / 'run'}", "logger=csv")
+    status, said = run(words, tmp_path / "log"), (tmp_path / "log").read_text()
+    assert (status, said.count("error: ")) == (2, 1), said
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_watch_notices_what_a_payload_does(reference: Reference, tmp_path: Path) -> None:
     path, events = tmp_path / "x.ckpt", tmp_path / "events"
     FORGERIES["pickle"](checkpoint(reference.folder, STEPS), path)
     run(["resume=auto"], tmp_path / "log", partial(watch, str(events)), partial(unpickle, path))
     assert marker(path).exists()
     assert "os.system" in events.read_text()
-
-
-@pytest.mark.parametrize("key", ["init_from", "data.path", "data.tokenizer.end_of_text"])
-def test_a_stored_text_is_never_interpolated(
-    reference: Reference, tmp_path: Path, key: str
-) -> None:
-    path, text = tmp_path / "x.ckpt", "/nowhere/${oc.env:HOME}"
-    content = checkpoint_file.read(checkpoint(reference.folder, 10))
-    *sections, name = key.split(".")
-    reduce(getitem, sections, content[RECORD]["config"])[name] = text
-    if name == "end_of_text":
-        tokenizer = content[RECORD]["tokenizer"].numpy().tobytes().decode()
-        as_bytes = tokenizer.replace("<|endoftext|>", text).encode()
-        content[RECORD]["tokenizer"] = torch.frombuffer(bytearray(as_bytes), dtype=torch.uint8)
-    checkpoint_file.write(path, content)
-    words = [f"resume={path}", f"run_dir={tmp_path / 'run'}", "trainer.max_steps=14"]
-    cfg, origin = resolve_origin(load_config(words), words)
-    assert origin is not None
-    write_run_files(tmp_path / "run", cfg, origin)
-    written = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert reduce(getitem, [*sections, name], written) == text

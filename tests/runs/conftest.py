@@ -90,3 +90,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     result = run("train.py", *overrides, f"run_dir={place / 'run'}", cwd=place)
     assert result.returncode == 0, result.stderr
     return Run(place / "run", overrides, result.stdout)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Corpora whose folder nobody names are prepared below the working folder."""
+    monkeypatch.chdir(tmp_path_factory.getbasetemp())

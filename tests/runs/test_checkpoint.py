@@ -1,14 +1,18 @@
 """Which file is the newest checkpoint, and what is none: refused by name, in one line."""
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.find import load_checkpoint, locate, newest, read
+from mla_lm.files import open_regular
 from tests.conftest import one_line
 from tests.runs.conftest import STEPS, Run, checkpoint, content, resolve
 
@@ -36,6 +40,49 @@ def test_a_record_made_by_hand_is_refused(
     stored["mla_lm"][key] = value
     checkpoint_file.write(path, stored)
     assert str(path) in one_line(lambda: load_checkpoint(path))
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda t: t.to(torch.int8), "is torch.int8"),
+        (lambda t: t.fill_(torch.nan), "not finite"),
+        (lambda t: t[:-1], "not torch.float32"),
+    ],
+)
+def test_weights_made_by_hand_are_refused(
+    trained: Run, tmp_path: Path, edit: Callable[[Tensor], Tensor], said: str
+) -> None:
+    path, stored = tmp_path / "x.ckpt", content(checkpoint(trained.folder, STEPS))
+    weights = stored["state_dict"]
+    weights["model.norm.weight"] = edit(weights["model.norm.weight"])
+    checkpoint_file.write(path, stored)
+    line = one_line(lambda: load_checkpoint(path))
+    assert "(norm.weight: " in line
+    assert said in line
+
+
+def test_sizes_are_compared_with_what_the_file_holds(trained: Run, tmp_path: Path) -> None:
+    path, stored = tmp_path / "x.ckpt", content(checkpoint(trained.folder, STEPS))
+    stored["mla_lm"]["config"]["model"] |= {"n_layers": 9_999, "dim": 2**20}
+    checkpoint_file.write(path, stored)
+    assert "bytes hold fewer" in one_line(lambda: load_checkpoint(path))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_is_skipped(trained: Run, tmp_path: Path, kind: str) -> None:
+    """Reading it would wait for a writer, or not end."""
+    good = tmp_path / "checkpoints" / checkpoint(trained.folder, STEPS).name
+    good.parent.mkdir()
+    shutil.copy(checkpoint(trained.folder, STEPS), good)
+    for path in (good.with_name("step-999999.ckpt"), tmp_path / "config.json"):
+        if kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to("/dev/null")
+        with pytest.raises(OSError, match="not a regular file"):
+            open_regular(path)
+    assert newest(tmp_path) == good
 
 
 def test_another_format_is_said_to_be_one(

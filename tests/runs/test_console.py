@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 from contextlib import suppress
@@ -14,11 +15,13 @@ import pytest
 import torch
 
 from mla_lm import load_config
+from mla_lm.checkpoint.find import newest
 from mla_lm.cost import count_parameters
-from mla_lm.errors import INTERRUPTED, guard
+from mla_lm.errors import INTERRUPTED, STOPPED, guard
+from mla_lm.files import unhidden
 from mla_lm.training.checkpoints import SIGNALS
 from tests.conftest import one_line
-from tests.processes import command, environment
+from tests.processes import ROOT, command, environment
 from tests.runs.conftest import STEPS, Run, checkpoint, train_here
 
 HERE = "+callbacks.mine._target_=tests.runs.test_console"
@@ -65,12 +68,14 @@ def test_every_step_validation_and_sample_is_printed(trained: Run) -> None:
     assert steps == [str(step) for step in range(1, STEPS + 1)]
     validations = [i for i, line in enumerate(lines) if "  val/loss " in line]
     assert len(validations) == 3
-    assert all(lines[i + 1].startswith("    def ") for i in validations)
+    assert all(lines[i + 1].startswith("sample: the model continues ") for i in validations)
+    assert all(lines[i + 3].startswith("    ") for i in validations)
 
 
-def test_ctrl_c_saves_and_prints_the_command_to_resume(trained: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "a run"
-    words = (*trained.overrides, *LONG, f"run_dir='{folder}'")
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_ctrl_c_saves_and_prints_a_command_that_resumes(trained: Run, tmp_path: Path) -> None:
+    folder = tmp_path / 'it\'s ~a $run (1), [x] = {"é"}'
+    words = (*trained.overrides, *LONG, f"run_dir={folder}")
     (again,) = [word for word in words if word.startswith("callbacks.")]  # not in a checkpoint
     process = subprocess.Popen(
         command("train.py", *words),
@@ -87,8 +92,36 @@ def test_ctrl_c_saves_and_prints_the_command_to_resume(trained: Run, tmp_path: P
     printed, _ = process.communicate(timeout=600)
     assert process.returncode == INTERRUPTED
     stopped, resume = printed.splitlines()[-2:]
-    assert checkpoint(folder, int(stopped.removeprefix("stopped and saved at step "))).exists()
-    assert resume == f"resume with: python train.py run_dir='{folder}' resume=auto {again}"
+    step = int(stopped.removeprefix("stopped and saved at step "))
+    typed = resume.removeprefix("resume with: ")
+    assert typed.endswith(f" resume=auto {again}")
+    result = subprocess.run(
+        ["bash", "-c", f"{typed} trainer.max_steps={step + 1}"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert f"resumed {checkpoint(folder, step)} step " in result.stdout, result.stderr
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_run_that_nobody_reads_any_more_saves_and_ends(trained: Run, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        command("train.py", *trained.overrides, *LONG, f"run_dir={tmp_path / 'run'}"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while not process.stdout.readline().startswith(b"step 2/"):
+            pass
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == STOPPED
+    assert newest(tmp_path / "run") is not None
 
 
 def test_ctrl_c_before_the_first_step(
@@ -104,11 +137,19 @@ def test_ctrl_c_before_the_first_step(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([f"callbacks.samples.prompts=['{'abc ' * 40}']"], "exceeds model.max_seq_len=32"),
+        (
+            [f"callbacks.samples.prompts=['{'abc ' * 40}']"],
+            r"^callbacks\.samples\.prompts: .* exceeds model\.max_seq_len=32, from data\.seq_len$",
+        ),
         ([f"{HERE}.Unmakeable"], r"^callbacks\.mine: cannot be made \(AssertionError:\)$"),
         (["callbacks.samples._target_=no.such.Class"], r"callbacks\.samples"),
         (
-            ["model.inter_dim=1000000000000"],
+            [
+                "model.inter_dim=1000000",
+                "model.n_layers=50",
+                "model.n_dense_layers=50",
+                "balance=none",
+            ],
             r"^model: [\d,.]+M parameters need .* GB of memory; try",
         ),
         ([f"{HERE}.Greedy"], "^out of memory with 4 rows of 32 tokens; try: "),
@@ -126,7 +167,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
     assert re.search(line, said)
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
     assert "step 1/" not in capsys.readouterr().out
-    assert not (folder / "checkpoints").exists() or not any((folder / "checkpoints").iterdir())
+    assert unhidden(folder) == []  # so that the corrected command may start there
 
 
 def test_a_run_folder_in_use_is_refused_untouched(trained: Run) -> None:
@@ -162,3 +203,4 @@ def test_a_terminal_shows_one_bar(trained: Run, tmp_path: Path) -> None:
     assert f"{STEPS}/{STEPS}" in text
     assert "\x1b[?25h" in text  # the cursor is shown again
     assert not re.search(rf"step \d+/{STEPS}", text)
+    assert re.search(r"validating \d/\d", text)

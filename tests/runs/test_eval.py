@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from mla_lm.data.corpora import open_corpus
 from mla_lm.data.loader import EvalLoader
 from mla_lm.data.split import hash_position
 from mla_lm.evaluation import evaluate
+from mla_lm.evaluation.subject import load_subject
 from tests.conftest import one_line
-from tests.processes import run
+from tests.processes import command, environment, run
 from tests.runs.conftest import STEPS, Run, checkpoint, content, logged, write_corpus
 
 NAMES = {
@@ -114,6 +117,64 @@ def test_limit_takes_that_many_batches(own: Path, capsys: pytest.CaptureFixture[
     byte_lengths = torch.from_numpy(tokenizer.byte_lengths)
     first = evaluate(model, batches[:1], byte_lengths, Annotator(cfg.data, tokenizer)).metrics
     assert metrics_of(own)["val/bpb"] == pytest.approx(first["val/bpb"], rel=1e-5)
+
+
+def test_results_are_saved_though_nobody_reads_them(own: Path) -> None:
+    """As `eval.py ... | head -1` does; a picture that cannot be written is a warning."""
+    (own / "loss_by_position.png").unlink(missing_ok=True)
+    (own / "loss_by_position.png").mkdir()
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        result = subprocess.run(
+            command("eval.py", f"ckpt={own}", "precision=32-true"),
+            cwd=own,
+            env=environment(PYTHONUNBUFFERED="1"),
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert result.returncode == 0
+    assert metrics_of(own)["val/loss"] > 0
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("warning: picture: ")
+    assert f"{own / 'loss_by_position.png'}" in line
+
+
+def test_a_file_that_cannot_be_written_is_known_before_anything_is_measured(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mla_lm.evaluation.language_model.evaluate", pytest.fail)
+    (own / "metrics.json").mkdir()
+    line = f"{own / 'metrics.json'}: a folder of that name exists"
+    assert one_line(lambda: evaluate_here(f"ckpt={own}")) == line
+
+
+def test_results_of_unknown_weights_are_not_kept(own: Path) -> None:
+    (own / "metrics.json").write_text('{"val/loss": 0.5}')
+    evaluate_here(f"ckpt={own}", "parts=[profile]")
+    assert "val/loss" not in metrics_of(own)
+
+
+def test_a_checkpoint_is_read_once(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, read = [], checkpoint_file.read
+    monkeypatch.setattr(checkpoint_file, "read", lambda *of: reads.append(of) or read(*of))
+    load_subject(validate(EvalConfig, compose("eval", [f"ckpt={own}"])))
+    assert [path for path, *_ in reads] == [checkpoint(own, STEPS)]
+
+
+def test_a_validation_split_that_has_changed_is_refused(trained: Run, tmp_path: Path) -> None:
+    cache = shutil.copytree(trained.folder.parent / "cache", tmp_path / "cache")
+    (shard,) = cache.glob("*/val-*.bin")
+    content = bytearray(shard.read_bytes())
+    content[20] ^= 1
+    shard.write_bytes(content)
+    path = tmp_path / "x.ckpt"
+    stored = checkpoint_file.read(checkpoint(trained.folder, STEPS))
+    stored[RECORD]["config"]["data"]["cache_dir"] = str(cache)
+    checkpoint_file.write(path, stored)
+    said = one_line(lambda: evaluate_here(f"ckpt={path}"))
+    assert said.startswith(f"{shard}: its bytes have changed")
 
 
 @pytest.mark.parametrize("held_out", [False, True], ids=["training text", "held-out text"])

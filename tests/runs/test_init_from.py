@@ -13,6 +13,7 @@ import torch
 
 import eval as application
 from mla_lm import load_checkpoint
+from mla_lm.ablation.runs import read_runs, runs_below
 from mla_lm.checkpoint.init_from import EXTEND
 from mla_lm.commands import export, import_
 from mla_lm.config import EvalConfig, YarnConfig
@@ -69,6 +70,12 @@ def test_yarn_stretches_the_positions_and_keeps_the_weights(trained: Run, extend
     torch.testing.assert_close(after.cos, stretched.cos)
     assert not torch.equal(after.cos[:32], before.cos)
     assert float(logged(extended)[0]["train/ce"]) < 4.5
+
+
+def test_a_resumed_one_is_reported(extended: Path) -> None:
+    runs = read_runs(runs_below(extended.parent))
+    assert runs
+    assert runs.table.status.to_list() == ["finished"]
 
 
 def test_an_extended_run_is_scored_on_another_text(extended: Path) -> None:

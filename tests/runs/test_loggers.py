@@ -5,30 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from mla_lm.config.secret import public, public_overrides
+from tests.conftest import one_line
 from tests.processes import run
 from tests.runs.conftest import STEPS, Run, checkpoint, logged, short_run, train_here, write_corpus
 from tests.runs.test_train import METRICS
 
 PICTURES = {"plots/loss", "plots/learning_rate", "plots/mtp_acceptance", "plots/expert_load"}
 SECRET = "s3cr3t"
-
-
-def test_secrets_are_left_out() -> None:
-    tree = {
-        "logger": {"x": {"api_key": SECRET, "entity": "me", "hf_token": SECRET}},
-        "password": SECRET,
-        "data": {"path": f"https://me:{SECRET}@host/file", "max_new_tokens": 3},
-        "rows": [{"auth": SECRET}],
-    }
-    assert public(tree) == {
-        "logger": {"x": {"entity": "me"}},
-        "data": {"path": "https://host/file", "max_new_tokens": 3},
-        "rows": [{}],
-    }
-    words = ["logger.x.api_key=1", "data.tokenizer.kind=bpe", "+logger.x.token=2"]
-    words += ["+logger.y={entity: me, hf_token: 3}", "data.tokenizer={kind: bytes}"]
-    assert public_overrides(words) == [words[1], words[4]]
 
 
 def test_tensorboard_holds_names_pictures_and_samples(trained: Run, tmp_path: Path) -> None:
@@ -47,7 +30,19 @@ def test_tensorboard_holds_names_pictures_and_samples(trained: Run, tmp_path: Pa
     assert events.Images("plots/loss")[-1].encoded_image_string.startswith(b"\x89PNG")
     (samples,) = [tag for tag in tags["tensors"] if tag.startswith("samples")]
     (text,) = events.Tensors(samples)[-1].tensor_proto.string_val
-    assert "def " in text.decode()
+    assert "sample: the model continues " in text.decode()
+
+
+@pytest.mark.parametrize("method", ["log_hyperparams", "log_metrics"])
+def test_a_logger_that_fails_late_is_named_in_one_line(
+    method: str, trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TypeError("init() got an\nunexpected keyword argument")
+
+    monkeypatch.setattr(f"lightning.pytorch.loggers.CSVLogger.{method}", fail)
+    said = one_line(lambda: train_here(*trained.overrides, f"run_dir={tmp_path / 'run'}"))
+    assert said == "logger: CSVLogger: TypeError: init() got an unexpected keyword argument"
 
 
 @pytest.mark.slow

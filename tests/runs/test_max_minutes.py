@@ -14,7 +14,7 @@ from tests.runs.conftest import Run, checkpoint, content, resolve, train_here
 def test_a_rehearsal_changes_no_bit_and_leaves_no_file(trained: Run, tmp_path: Path) -> None:
     words = (*trained.overrides, "trainer.max_steps=4")
     train_here(*words, f"run_dir={tmp_path / 'plain'}")
-    train_here(*words, f"run_dir={tmp_path / 'planned'}", "trainer.max_minutes=2")
+    train_here(*words, f"run_dir={tmp_path / 'planned'}", "trainer.max_minutes=60")
     plain, planned = (tmp_path / name for name in ("plain", "planned"))
     differing = differences(state(checkpoint(planned, 4)), state(checkpoint(plain, 4)))
     assert all(".trainer." in place or ".command" in place for place in differing)

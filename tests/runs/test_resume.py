@@ -3,36 +3,71 @@
 That it goes on bit for bit is proven in tests/reliability.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import train as application
 from mla_lm import load_config
 from mla_lm.checkpoint import file as checkpoint_file
 from mla_lm.checkpoint.find import read
 from mla_lm.checkpoint.resume import Origin
+from mla_lm.errors import UserError
 from mla_lm.files import claimed
 from mla_lm.machine import hardware
 from mla_lm.objective.schedules import lr_multiplier
+from mla_lm.training.plots import ExpertLoad
 from tests.conftest import one_line
 from tests.reliability.runs import differences, state
 from tests.runs.conftest import STEPS, Run, checkpoint, content, logged, resolve, train_here
 
 
 def test_a_run_folder_is_all_that_is_needed(trained: Run, tmp_path: Path) -> None:
-    """Steps are logged as by an undisturbed run."""
+    """And the user's own cache, if any.
+
+    Steps are logged, and each has its samples once, as in an undisturbed run.
+    """
     folder = Path(shutil.copytree(trained.folder, tmp_path / "run"))
     checkpoint(folder, STEPS).unlink()
-    train_here(f"resume={folder}")
+    train_here(f"resume={folder}", f"data.cache_dir={trained.folder.parent / 'cache'}")
     wanted, found = (state(checkpoint(place, STEPS)) for place in (trained.folder, folder))
     assert differences(found, wanted) == []
+    headings = [line for line in (folder / "samples.md").read_text().splitlines() if "## " in line]
+    assert headings == ["## step 4", "## step 8", "## step 12"]
     logs = logged(trained.folder), logged(folder, version=1)
     before, after = ([row for row in log if "train/ce" in row] for log in logs)
     for row, wanted_row in zip(after, before[10:], strict=True):
         for name in ("step", "train/lr", "train/loss", "moe/max_violation"):
             assert row[name] == wanted_row[name]
+
+
+def test_what_is_only_for_people_fails_with_a_warning_after_the_save(
+    trained: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path(shutil.copytree(trained.folder, tmp_path / "run"))
+    last = checkpoint(folder, STEPS)
+    last.unlink()
+    (folder / "samples.md").unlink()
+    (folder / "samples.md").mkdir()
+    shutil.rmtree(folder / "plots")
+    (folder / "plots").touch()
+
+    def shown(*_: object) -> None:
+        raise RuntimeError(f"saved: {last.exists()}")
+
+    monkeypatch.setattr(ExpertLoad, "show", shown)
+    train_here(f"resume={folder}")
+    assert differences(state(last), state(checkpoint(trained.folder, STEPS))) == []
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
+    assert [line.split(": ")[1] for line in warnings] == ["Samples", "ExpertLoad", "Plots"]
+    assert "saved: True" in warnings[1]
+    assert all(str(folder) in line for line in (warnings[0], warnings[2]))
 
 
 @pytest.mark.parametrize("left", [None, (), ("config.json",), (".lock", ".config.json.abc.tmp")])
@@ -57,7 +92,7 @@ def test_auto_starts_a_new_run_where_nothing_was_saved(
         ("resume={elsewhere}/x.ckpt", "elsewhere: not empty"),
         ("resume=auto run_dir={empty}", "resumed x.ckpt and saved nothing; use a new folder"),
         ("resume={run}/checkpoints/step-000010.ckpt", "later checkpoints; name an empty run_dir"),
-        ("resume={run} resume_allow=[sede]", "sede: no such key; the nearest known one is seed"),
+        ("resume={run} resume_allow=[sede]", "sede: no such key; do you mean seed"),
         ("resume={run} model/attention=gqa", "model.attention."),
         ("resume={run} resume_allow=[model.dim] model.dim=64", "trained with 48; start a new run"),
         (
@@ -65,7 +100,10 @@ def test_auto_starts_a_new_run_where_nothing_was_saved(
             "trained with 0.006; start a new",
         ),
         ("resume={run} optim.kind=adamw", "optim.kind=adamw: "),
-        ("resume={run} data.batch_size=8", "trained with 4; start a new run, or pass resume_allow"),
+        (
+            "resume={run} data.batch_size=8",
+            "trained with 4; start a new run, or pass 'resume_allow",
+        ),
     ],
 )
 def test_refused_in_one_line(trained: Run, tmp_path: Path, words: str, line: str) -> None:
@@ -78,6 +116,21 @@ def test_refused_in_one_line(trained: Run, tmp_path: Path, words: str, line: str
     assert line in one_line(lambda: resolve(trained, *asked))
 
 
+@pytest.mark.parametrize("place", ["run", "checkpoint", "moved"])
+def test_overrides_are_keys_of_the_run_that_is_resumed(
+    trained: Run, tmp_path: Path, place: str
+) -> None:
+    """Whose corpus is text, where the default one has no `data.path`."""
+    moved = shutil.copy(checkpoint(trained.folder, STEPS), tmp_path / "x.ckpt")
+    places = {"run": trained.folder, "checkpoint": checkpoint(trained.folder, STEPS)}
+    path = f"data.path={trained.folder.parent / 'text'}"
+    cfg = application.configured([f"resume={places.get(place, moved)}", path])
+    assert cfg.data == load_config(trained.overrides).data
+    assert cfg.run_id != json.loads((trained.folder / "config.json").read_text())["run_id"]
+    with pytest.raises(UserError, match=r"^data\.pat: unknown key; do you mean data\.path=x$"):
+        application.configured(["resume=auto", f"run_dir={trained.folder}", "data.pat=x"])
+
+
 @pytest.mark.parametrize(
     "override",
     ["data.seq_len=16", "data.batch_size=8", "seed=7", "trainer.accumulate_grad_batches=2"],
@@ -85,7 +138,7 @@ def test_refused_in_one_line(trained: Run, tmp_path: Path, words: str, line: str
 def test_a_change_may_be_allowed(trained: Run, override: str) -> None:
     key = override.split("=")[0]
     words = (f"resume={trained.folder}", override, "model.max_seq_len=32")
-    assert f"pass resume_allow=[{key}]" in one_line(lambda: resolve(trained, *words))
+    assert f"pass 'resume_allow=[{key}]'" in one_line(lambda: resolve(trained, *words))
     allowed = resolve(trained, *words, f"resume_allow=[{key}]")
     assert allowed.resume == str(checkpoint(trained.folder, STEPS))
 

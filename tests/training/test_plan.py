@@ -1,17 +1,26 @@
 """How many steps a budget of minutes holds, from what a rehearsal measured."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from mla_lm.config import RunConfig
 from mla_lm.errors import UserError
+from mla_lm.training import plan
 from mla_lm.training.plan import Pace, settled, within
 from tests.conftest import load_config
 
 QUICK = Pace(start=2.0, step=0.1, validation=0.5)
 
 
+@pytest.fixture(autouse=True)
+def _no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the tests themselves take."""
+    monkeypatch.setattr(plan, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+
+
 def budgeted(*overrides: str) -> RunConfig:
-    return load_config(["trainer.max_minutes=1", "trainer.max_steps=100000", *overrides])
+    return load_config(["trainer.max_minutes=1", *overrides])
 
 
 @pytest.mark.parametrize("every", ["null", "50"])
@@ -50,9 +59,27 @@ def test_the_first_fallback_that_holds_min_steps_is_taken() -> None:
     fallbacks = "trainer.fallbacks=['model=nano','data.batch_size=8 optim.lr=0.004','seed=2']"
     own = ["trainer.max_minutes=1", "trainer.min_steps=100", fallbacks]
     cfg, _ = settled(load_config(own), lambda taken: load_config([*taken, *own]), rehearse)
-    assert tried == [(192, 16), (48, 16), (48, 8)]
+    assert tried == [(192, 16), (192, 16), (48, 16), (48, 16), (48, 8)]
     assert (cfg.model.dim, cfg.data.batch_size, cfg.optim.lr) == (48, 8, 0.004)
     assert 100 <= cfg.trainer.max_steps <= 60 / 0.048 / 8
+
+
+def test_a_busy_moment_takes_no_fallback() -> None:
+    paces = [Pace(0.0, 1.0, 0.1), Pace(0.0, 0.1, 2.0)]
+    own = ["trainer.max_minutes=1", "trainer.min_steps=100", "trainer.fallbacks=['model=nano']"]
+    cfg, _ = settled(
+        load_config(own), lambda taken: load_config([*taken, *own]), lambda _: paces.pop(0)
+    )
+    assert (cfg.model.dim, paces) == (192, [])
+
+
+@pytest.mark.parametrize(("max_steps", "limits"), [(7, True), (10**6, False)])
+def test_a_run_that_max_steps_limits_says_so(
+    max_steps: int, limits: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = budgeted(f"trainer.max_steps={max_steps}")
+    assert (settled(cfg, lambda _: cfg, lambda _: QUICK)[0].trainer.max_steps == 7) == limits
+    assert ("trainer.max_steps=7 is reached" in capsys.readouterr().out) == limits
 
 
 def test_the_last_fallback_is_taken_however_few_steps_it_holds() -> None:

@@ -22,7 +22,7 @@ class Corpus(NamedTuple):
     val: Callable[[], Iterator[Document]] | None  # None: a share of `train` is held out
 
 
-def row(record: Any, field: str, where: str) -> Document:
+def row(record: Any, field: str, where: str, *, longest: int) -> Document:
     """The string in one field of a record, its own key; null is empty. UserError for all else."""
     if not isinstance(record, dict) or field not in record:
         raise UserError(f"{where}: no {field!r} in {str(record)[:80]}")
@@ -30,6 +30,9 @@ def row(record: Any, field: str, where: str) -> Document:
     if not isinstance(text, str):
         raise UserError(f"{where}: {field!r} is not a string")
     try:
-        return Document(text.encode(), [text])
+        key = text.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: half a surrogate pair at character {error.start}") from None
+    if len(key) > longest:
+        raise UserError(f"{where}: {len(key):,} bytes, data.max_row_bytes={longest}")
+    return Document(key, [text])

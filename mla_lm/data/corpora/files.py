@@ -1,33 +1,29 @@
 """Documents in files: the standard library, UTF-8 text, JSON lines.
 
-Read in blocks, so that memory does not grow with the size of a file. One of several files is one
-document, and its key is its name, the same on every machine. A single file is cut at blank lines
-into documents; the key of such a piece is its text, as that of a row is.
+Read in blocks, so that memory does not grow with the size of a file. A text file is one document,
+and its key is its name below the folder, the same on every machine.
 """
 
 import glob
-import gzip
 import hashlib
 import io
 import json
 import os
-import re
+import stat
 import sysconfig
-import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from mla_lm.config import JsonlConfig
 from mla_lm.data.corpora.document import Document, row
-from mla_lm.data.tokenizer import cut
 from mla_lm.errors import UserError
+from mla_lm.files import MARK, open_regular, read_lines
 
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 GENERATED = {"encodings", "pydoc_data"}  # character tables and a dump of the manual
 BLOCK = 2**20  # characters
-PIECE = 4096  # characters: a single file is cut into documents of about this size
-BOUNDARIES = re.compile(r"\n[ \t\r]*\n"), re.compile(r"\n")  # a blank line, a line end
 
 
 Files = dict[str, Path]  # by their paths relative to a common folder, sorted
@@ -36,33 +32,65 @@ Files = dict[str, Path]  # by their paths relative to a common folder, sorted
 def find_files(path: str, *, key: str, suffixes: tuple[str, ...] = ("",)) -> Files:
     """The file, the files below the folder, or those matching the glob that `key`=`path` names.
 
-    A folder gives those of one of the `suffixes`, hidden ones left out; a file with several names
-    counts once. Raises UserError where there is none.
+    A folder gives those of one of the `suffixes`. Hidden files are left out, and folders that this
+    package wrote; a file with several names counts once. Raises UserError where there is none.
     """
-    where = Path(os.path.expanduser(path))
+    where = Path(path)
     if where.is_file():
         return {where.name: where}
     if where.is_dir():
         found = [p for p in below(where).values() if p.name.endswith(suffixes)]
         missing = f"the folder holds no files {' or '.join(suffixes)}".rstrip()
     else:
-        found = [p for p in map(Path, glob.glob(str(where), recursive=True)) if not p.is_dir()]
+        plain = [*takewhile(lambda part: not glob.has_magic(part), where.parts)]
+        where, pattern = Path(*plain), where.parts[len(plain) :]
+        found = _matches(where, pattern)
         missing = "no such file or folder, and no file matches"
-        where = Path(*takewhile(lambda part: not glob.has_magic(part), where.parts))
+    found = [path for path in found if not _written_here(path, where)]
     if not found:
-        raise UserError(f"{key}={path}: {missing}")
+        raise UserError(f"{key}={path}: {missing}; what mla_lm wrote is left out")
     return _named(where, {p.resolve(): p for p in sorted(found, reverse=True)}.values())
 
 
+def _matches(where: Path, pattern: Sequence[str]) -> list[Path]:
+    """Files that match; hidden ones where the pattern says so. `**` enters no linked folder."""
+    every = ("*",) if pattern[-1:] == ("**",) else ()
+    try:
+        found = [*where.glob("/".join((*pattern, *every)))] if pattern else [where]
+    except ValueError as error:
+        raise UserError(f"{where.joinpath(*pattern)}: {error}") from None
+    with_hidden = any(part[0] == "." for part in pattern)
+    return [
+        path
+        for path in found
+        if os.path.lexists(path)
+        if not path.is_dir()
+        if with_hidden or all(part[0] != "." for part in path.relative_to(where).parts)
+    ]
+
+
+def _written_here(path: Path, root: Path) -> bool:
+    """Whether a file lies in a folder below `root` that this package wrote."""
+    below_root = takewhile(lambda folder: folder != root, path.parents)
+    return any((folder / MARK).exists() for folder in below_root)
+
+
 def below(root: Path, *, left_out: Collection[str] = ()) -> Files:
-    """Files below a folder, links followed, without hidden ones and names in `left_out`."""
-    found = []
+    """Files below a folder, links followed, without hidden ones and names in `left_out`.
+
+    A folder that several links lead to, in a circle perhaps, is entered once.
+    """
+    found, entered = list[Path](), set[str]()
 
     def refuse(error: OSError) -> None:
         raise error
 
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
-        folders[:] = [name for name in folders if not (name[0] == "." or name in left_out)]
+        if (real := os.path.realpath(folder)) in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not (name[0] == "." or name in left_out))
         found += [Path(folder, name) for name in names if name[0] != "."]
     return _named(root, found)
 
@@ -78,28 +106,29 @@ def library_files() -> Files:
 
 
 def source(files: Files) -> dict[str, Any]:
-    """Number and bytes of the files, and a digest of their names, sizes and times."""
+    """Number and bytes of the files, and a digest of their names, sizes and times.
+
+    UserError for a pipe or a device, which may never end.
+    """
     listing, n_bytes = hashlib.sha256(), 0
     for name, path in files.items():
-        stat = path.stat()
-        listing.update(os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
-        n_bytes += stat.st_size
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"{path}: not a regular file")
+        listing.update(os.fsencode(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n"))
+        n_bytes += found.st_size
     return {"files": len(files), "bytes": n_bytes, "listing": listing.hexdigest()}
 
 
 def text_documents(files: Files) -> Iterator[Document]:
-    """One document per file; a single file is cut into pieces of `PIECE` characters or more."""
+    """One document per file."""
     for name, path in files.items():
-        if len(files) > 1:
-            yield Document(os.fsencode(name), read_text(path))
-            continue
-        for piece in cut(read_text(path), BOUNDARIES, at_least=PIECE, at_most=4 * PIECE):
-            yield Document(piece.encode(), [piece])
+        yield Document(os.fsencode(name), read_text(path))
 
 
 def read_text(path: Path) -> Iterator[str]:
     """A file of UTF-8 text in blocks, without a byte-order mark; UserError names a bad byte."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         try:
             while block := text.read(BLOCK):
@@ -111,22 +140,21 @@ def read_text(path: Path) -> Iterator[str]:
             raise UserError(f"{path}: not UTF-8 text (byte {byte})") from None
 
 
-def jsonl_documents(files: Files, field: str) -> Iterator[Document]:
-    """The strings in `field`, one per line; null counts as empty, blank lines are no documents.
+def jsonl_documents(files: Files, cfg: JsonlConfig) -> Iterator[Document]:
+    """The strings in a field, one per line; null counts as empty, blank lines are no documents.
 
     Read by Python's own `json` and `gzip`: a UserError names file and line of whatever is not a
     JSON object with a string there.
     """
     for path in files.values():
-        number = 0
-        try:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield row(json.loads(line), field, f"{path}: line {number}")
-        except UserError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: line {number}: not JSON ({error})") from None
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{path}: line {number + 1}: damaged gzip ({error})") from None
+        rule = f"data.max_row_bytes={cfg.max_row_bytes}"
+        lines = read_lines(path, longest=cfg.max_row_bytes, rule=rule)
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}: line {number}"
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{where}: not JSON ({error})") from None
+            yield row(record, cfg.field, where, longest=cfg.max_row_bytes)

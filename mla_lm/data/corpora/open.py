@@ -1,11 +1,11 @@
 """The corpus that a configuration names: one reader for every `data.kind`."""
 
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from mla_lm import config
+from mla_lm.config.secret import hidden
 from mla_lm.data.corpora import files, synthetic, tables
 from mla_lm.data.corpora.document import Corpus, Document
 from mla_lm.data.corpora.files import Files
@@ -22,10 +22,10 @@ def open_corpus(cfg: config.DataConfig) -> Corpus:
         case config.TextConfig():
             return _from_files(cfg, ("",), files.text_documents)
         case config.JsonlConfig():
-            read_lines = partial(files.jsonl_documents, field=cfg.field)
+            read_lines = partial(files.jsonl_documents, cfg=cfg)
             return _from_files(cfg, (".jsonl", ".jsonl.gz"), read_lines)
         case config.ParquetConfig():
-            read_rows = partial(tables.parquet_documents, column=cfg.column)
+            read_rows = partial(tables.parquet_documents, cfg=cfg)
             return _from_files(cfg, (".parquet",), read_rows)
         case config.HubConfig():
             return _from_hub(cfg)
@@ -40,20 +40,20 @@ def _from_files(
     """Training files of `path`, and those of `val_path`, which are left out of them."""
     train = files.find_files(cfg.path, key="data.path", suffixes=suffixes)
     if cfg.val_path is None:
-        return Corpus(cfg.path, files.source(train), partial(read, train), None)
+        return Corpus(hidden(cfg.path), files.source(train), partial(read, train), None)
     val = files.find_files(cfg.val_path, key="data.val_path", suffixes=suffixes)
     held_out = {path.resolve() for path in val.values()}
     train = {name: path for name, path in train.items() if path.resolve() not in held_out}
     if not train:
         raise UserError(f"data.val_path={cfg.val_path}: holds every file of data.path={cfg.path}")
     source = {"train": files.source(train), "val": files.source(val)}
-    return Corpus(cfg.path, source, partial(read, train), partial(read, val))
+    return Corpus(hidden(cfg.path), source, partial(read, train), partial(read, val))
 
 
 def _from_hub(cfg: config.HubConfig) -> Corpus:
     """A data set by name; the source of a local folder also describes its files."""
-    local = Path(os.path.expanduser(cfg.name))
+    local = Path(cfg.name)
     source = files.source(files.below(local)) if local.is_dir() else {}
     read = partial(tables.hub_documents, cfg)
     val = partial(read, cfg.val_split) if cfg.val_split else None
-    return Corpus(cfg.name, source, partial(read, cfg.split), val)
+    return Corpus(hidden(cfg.name), source, partial(read, cfg.split), val)
