@@ -1,7 +1,7 @@
 """Folders and files of others forged at random: each ends well, or in one line with status 2.
 
-Imported models, folders of studies and question files; limits as in `test_mutated.py`. Some
-a dozen by default, all 1,500 with `RECORD=1 make test-all`.
+Imported models, folders of studies and question files; limits as in `test_mutated.py`. A
+dozen by default, all 1,500 with `RECORD=1 make test-all`.
 """
 
 import json
