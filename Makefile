@@ -10,7 +10,7 @@ THERE := $(shell $(BIN)/python -c '$(VERSION)' 2>/dev/null)
 MADE := $(shell sed -n 's/^version.* = \([0-9]*\.[0-9]*\).*/\1/p' $(VENV)/pyvenv.cfg 2>/dev/null)
 ASKED := $(if $(filter file,$(origin PYTHON)),,$(shell $(PYTHON) -c '$(VERSION)' 2>/dev/null))
 
-.PHONY: train test test-all lint
+.PHONY: train test test-all test-gpu lint
 # A .venv whose Python is too old, gone, or another than the one that is asked for is made anew.
 ifneq ($(THERE),$(or $(ASKED),$(MADE),$(filter-out old,$(THERE)),none))
 .PHONY: $(BIN)/python $(VENV)/.train $(VENV)/.dev
@@ -31,6 +31,9 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

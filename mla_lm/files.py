@@ -18,7 +18,7 @@ import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from io import BufferedReader
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -186,8 +186,8 @@ def read_lines(path: Path, *, longest: int, rule: str) -> Iterator[bytes]:
     number = 0
     try:
         with open_regular(path) as raw:
-            file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else None
-            while line := (file or raw).readline(longest + 1):
+            file: BufferedIOBase = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+            while line := file.readline(longest + 1):
                 number += 1
                 line = line if number > 1 else line.removeprefix(codecs.BOM_UTF8)
                 if len(line) > longest:

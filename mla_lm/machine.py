@@ -71,17 +71,21 @@ def autocast(precision: Resolved, device_type: str) -> torch.autocast:
 
 @contextmanager
 def kernels_for(n_rows: int, dtype: torch.dtype) -> Iterator[None]:
-    """Run matmuls of one or two bfloat16 rows on torch's own CPU kernels: oneDNN's are slower.
+    """Kernels for shapes that change at every call, as in decoding and scoring.
 
-    One row by a 512 x 384 matrix takes 12 us instead of 28, two rows 21, three 30.
+    cuDNN plans its attention anew for each length. oneDNN is slower than torch's own CPU kernels
+    for one or two bfloat16 rows: one row by a 512 x 384 matrix takes 28 us instead of 12, two
+    rows 21, three 30.
     """
     onednn: Any = torch.backends.mkldnn
-    before = onednn.enabled
+    before, cudnn = onednn.enabled, torch.backends.cuda.cudnn_sdp_enabled()
     onednn.enabled = before and not (n_rows <= 2 and dtype == torch.bfloat16)
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield
     finally:
         onednn.enabled = before
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
 
 def keep_freed_memory() -> None:
@@ -128,7 +132,8 @@ def out_of_memory(error: Exception) -> bool:
 def product_ceiling(precision: Resolved, device: torch.device, seconds: float = 0.2) -> float:
     """FLOP/s of large square matmuls here: the peak that a training step is compared with."""
     side = {"cuda": 8192, "mps": 4096}.get(device.type, 1024)
-    a = torch.ones(side, side, dtype=MATMULS[precision], device=device)
+    numbers = torch.Generator(device).manual_seed(0)  # equal ones heat a GPU less and run faster
+    a = torch.randn(side, side, generator=numbers, device=device).to(MATMULS[precision])
     fastest = float("inf")
     started = time.perf_counter()
     while time.perf_counter() - started < seconds:

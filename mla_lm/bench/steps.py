@@ -43,12 +43,13 @@ class Side(NamedTuple):
         return float(loss.detach())  # last: a GPU is waited for here
 
 
-def ours(cfg: RunConfig, device: str = "cpu") -> Side:
+def ours(cfg: RunConfig, precision: Resolved = "32-true", device: str = "cpu") -> Side:
     """The loss and the updates of a run, biases included."""
     torch.manual_seed(0)
     model = Transformer(cfg.model).to(device)
     if cfg.trainer.compile:
-        model.compile_blocks(whole=device == "cuda")
+        with autocast(precision, device):
+            model.compile_blocks()
     routers = model.routers().values()
     load: list[Tensor] = []
 
@@ -95,7 +96,7 @@ def batch(cfg: RunConfig, device: str = "cpu") -> Tensor:
 def our_step(overrides: Sequence[str], precision: Resolved, device: str = "cpu") -> Task:
     """Measures a step of the run that `overrides` compose."""
     cfg = load_config(overrides)
-    return partial(timed, partial(ours(cfg, device).step, batch(cfg, device), precision))
+    return partial(timed, partial(ours(cfg, precision, device).step, batch(cfg, device), precision))
 
 
 def peer_step(

@@ -34,6 +34,7 @@ VALUE = re.compile(  # begun by a quote, a bracket, a scheme of HTTP, or anythin
     r"|\S*[^\s,;:)}\]]|\S+",
     re.DOTALL,
 )
+IN_GROUP = re.compile(r"'[^']*'?|\"[^\"]*\"?|[\[{(][^\]})]*[\]})]?|[^,}]+")  # {KEY: VALUE}
 ACCOUNT = re.compile(r"([\w+.-]+://)(?:[^\s/@:]*:\S*|[^\s/@]+)@")  # of an address
 _met: set[str] = set()  # values of secret names, of every configuration of this process
 
@@ -97,10 +98,12 @@ def _sets_secret(word: Any) -> bool:
 
 def _without_named(text: str) -> str:
     for match in reversed([*NAMED.finditer(text)]):
-        name, value = match["name"], VALUE.match(text, match.end())
+        name, before, sign = match["name"], match["before"] or "", match["sign"]
+        is_key = sign == ":" and before[:1] in ("{", ",")
+        value = (IN_GROUP if is_key else VALUE).match(text, match.end())
         if value is None or value[0].startswith(HIDDEN):
             continue
-        paired = match["sign"] == "=" or match["before"] or name.lower() == "authorization"
+        paired = sign == "=" or before or name.lower() == "authorization"
         in_query = text[: match.start()].endswith(("?", "&")) and name in ("key", "sig")
         if paired and (in_query or _holds_secret(name, value[0])):
             text = text[: match.end()] + HIDDEN + text[value.end() :]

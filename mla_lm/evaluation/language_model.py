@@ -95,11 +95,14 @@ def evaluate(
     sums, loads, loads_by_kind = [], [], []
     for tokens, kind in zip(batches, repeat(None) if kinds is None else kinds, strict=False):
         batch = annotate(tokens.to(model.embed.weight.device))
-        out = model(batch.inputs, documents=batch.input_documents)
-        sums.append(loss_sums(out.logits, batch.labels[:, 1:], byte_lengths))
-        greedy = model.of_tokens(out.logits).argmax(-1)  # position i: the choice for token i + 1
+        out = model(batch.inputs, documents=batch.input_documents, logits=False)
+        choices = []  # at position i for token i + 1
+        for logits, labels in model.logits_in_parts(out.hidden, batch.labels[:, 1:]):
+            sums.append(loss_sums(logits, labels, byte_lengths))
+            choices.append(model.of_tokens(logits).argmax(-1))
+        greedy = torch.cat(choices)
         for depth, hidden in enumerate(out.mtp, start=1):
-            drafts = model.of_tokens(model.lm_head(hidden)).argmax(-1)  # for token i + 1 + depth
+            drafts = model.greedy(hidden)  # for token i + 1 + depth
             agreed[depth - 1] += kept_drafts(drafts, greedy, batch, depth=depth).cpu()
         if out.routing:
             loads.append(balance.expert_load(out.routing, batch.input_counted).sum(dim=1).cpu())

@@ -90,7 +90,9 @@ class Decoder:
 
     def __iter__(self) -> Iterator[dict[int, list[int]]]:
         if self.rows:
-            yield self._prefill()
+            with kernels_for(len(self.rows) * max(self.lengths), self.cache.dtype):
+                new = self._prefill()
+            yield new
         while self.rows:
             n_drafts = self._n_useful_drafts()
             with kernels_for(len(self.rows) * (n_drafts + 1), self.cache.dtype):

@@ -120,7 +120,7 @@ def _model(model: ModelConfig, dtype: str) -> str:
 
 def _origin(record: Record, step: int) -> dict[str, str]:
     """The sections about data and training."""
-    if "corpus" not in record.data:
+    if "name" not in record.data:
         return dict.fromkeys(("data", "training"), "Unknown: the weights were imported.\n")
     counts = "{documents:,} documents, {bytes:,} bytes, {tokens:,} tokens".format_map
     data = {

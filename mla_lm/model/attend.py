@@ -38,6 +38,9 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float)
     if sharing > 1 and n_new < k.shape[2]:  # few queries: group them as rows
         q = q.reshape(batch, k.shape[1], sharing * n_new, q.shape[-1])
         mask = None if mask is None else mask.repeat(1, 1, sharing, 1)
+    elif sharing > 1 and q.device.type == "cuda" and (mask is not None or q.dtype == torch.float32):
+        # Flash takes neither; the memory-efficient kernel takes equal numbers of heads only.
+        k, v = (t.repeat_interleave(sharing, dim=1) for t in (k, v))
     context = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )

@@ -28,6 +28,12 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(n_experts, 2 * inter_dim, dim))
         self.down_proj = nn.Parameter(torch.empty(n_experts, dim, inter_dim))
 
+    def grouped(self, dtype: torch.dtype) -> bool:
+        """Whether many tokens of `dtype` are run by `grouped_mm`."""
+        if self.execution == "auto":
+            return grouped_is_fast(self.gate_up_proj, dtype)
+        return self.execution == "grouped_mm"
+
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum over the chosen experts: x (N, dim), experts, weights (N, K) -> (N, dim)."""
         device = x.device.type
@@ -41,13 +47,25 @@ class Experts(nn.Module):
 
 
 def fastest(x: Tensor, gate_up: Tensor) -> str:
-    """The fastest implementation for x (N, dim) and gate_up (E, 2 * inter_dim, dim)."""
+    """The fastest implementation for x (N, dim) and gate_up (E, 2 * inter_dim, dim).
+
+    For few tokens `grouped_mm` is slower where all experts must be cast first.
+    """
+    few = 0 < len(x) < ROW_BLOCK
+    if grouped_is_fast(gate_up, x.dtype) and not (few and gate_up.dtype != x.dtype):
+        return "grouped_mm"
+    return "few_tokens" if few else "padded"
+
+
+def grouped_is_fast(gate_up: Tensor, dtype: torch.dtype) -> bool:
+    """Whether torch has a kernel for `grouped_mm` here, and no loop with a host sync.
+
+    On sm100 gradients of experts without tokens may not be zero (pytorch#172439).
+    """
     aligned = gate_up.shape[1] % (2 * ALIGNED) == gate_up.shape[2] % ALIGNED == 0
-    if x.device.type == "cuda" and x.dtype == torch.bfloat16 and aligned:
-        major, _ = torch.cuda.get_device_capability(x.device)
-        if major in (9, 10):  # elsewhere it is a loop with a host sync
-            return "grouped_mm"
-    return "few_tokens" if 0 < len(x) < ROW_BLOCK else "padded"
+    if gate_up.device.type != "cuda" or dtype != torch.bfloat16 or not aligned:
+        return False
+    return torch.cuda.get_device_capability(gate_up.device)[0] == 9
 
 
 def loop(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -83,11 +101,11 @@ def few_tokens(
 def grouped_mm(
     x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor
 ) -> Tensor:
-    """One kernel for all experts, without a host sync; fast in bfloat16 on sm90 and sm100."""
+    """One kernel for all experts, without a host sync; fast in bfloat16 on sm90."""
     n_tokens, top_k = experts.shape
     chosen = experts.flatten()
     order = chosen.argsort(stable=True)  # slots grouped by expert
-    counts = chosen.new_zeros(len(gate_up)).scatter_add_(0, chosen, torch.ones_like(chosen))
+    counts = tokens_of_experts(chosen, len(gate_up))
     ends = counts.cumsum(0).to(torch.int32)
     h = F.grouped_mm(x[order // top_k], gate_up.mT, offs=ends)
     gate, up = h.chunk(2, dim=-1)
@@ -162,7 +180,7 @@ def layout(experts: Tensor, n_experts: int) -> tuple[Tensor, Tensor, list[int]]:
     n_tokens, top_k = experts.shape
     chosen = experts.flatten()
     order = chosen.argsort(stable=True)  # slots grouped by expert
-    counts = chosen.bincount(minlength=n_experts)
+    counts = tokens_of_experts(chosen, n_experts)
     sizes = (counts + ROW_BLOCK - 1) // ROW_BLOCK * ROW_BLOCK
     shift = (sizes.cumsum(0) - sizes) - (counts.cumsum(0) - counts)
     rows = torch.arange(len(order), device=experts.device) + shift[chosen[order]]
@@ -170,6 +188,11 @@ def layout(experts: Tensor, n_experts: int) -> tuple[Tensor, Tensor, list[int]]:
     n_rows = sizes.tolist()
     token = order.new_full((sum(n_rows),), n_tokens).index_copy_(0, rows, order // top_k)
     return token, place, n_rows
+
+
+def tokens_of_experts(chosen: Tensor, n_experts: int) -> Tensor:
+    """(n_experts,) int64; a GPU would wait twice for `bincount` to find the size."""
+    return chosen.new_zeros(n_experts).scatter_add_(0, chosen, torch.ones_like(chosen))
 
 
 WAYS = {"loop": loop, "padded": padded, "grouped_mm": grouped_mm, "few_tokens": few_tokens}

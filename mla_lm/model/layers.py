@@ -11,10 +11,11 @@ class RMSNorm(nn.RMSNorm):
     """RMSNorm (arXiv 1910.07467), (..., dim) -> (..., dim) in the dtype of the input.
 
     Fused kernels need weight and input of one dtype, and accumulate in float32 whatever it is.
+    CUDA's autocast, unlike that of CPUs, returns float32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps)
+        return F.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps).type_as(x)
 
 
 class SwiGLU(nn.Module):

@@ -3,7 +3,7 @@
 B batch, T tokens, V vocabulary, k = 1..mtp_depth. All that a loss or metric needs is returned.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -21,6 +21,8 @@ from mla_lm.model.moe import MoE, Router, Routing
 from mla_lm.model.mtp import MTPModule
 from mla_lm.model.positions import Positions
 from mla_lm.model.rope import rotary_tables
+
+LOGITS = 2**24  # of `logits_in_parts` at once, unless a row has more
 
 
 class ModelOutput(NamedTuple):
@@ -107,16 +109,17 @@ class Transformer(KeepsFloat32):
             mtp_input,
         )
 
-    def compile_blocks(self, *, whole: bool, backend: str = "inductor") -> None:
-        """Compile each block and MTP module with `torch.compile`, for training.
+    def compile_blocks(self, *, backend: str = "inductor") -> None:
+        """Compile each block and MTP module with `torch.compile`, for training under this autocast.
 
-        `whole` (no graph breaks) needs experts run by `grouped_mm`, on a GPU. On a CPU the experts
-        depend on the number of tokens of each and stay outside the compiled parts.
+        Experts run by `grouped_mm` are compiled with their block. Any other way depends on the
+        number of tokens of each expert and stays outside the compiled parts.
         """
+        torch._dynamo.config.optimize_ddp = False  # it cuts every block where a bucket ends
         for module in (*self.blocks, *self.mtp):
-            module.compile(fullgraph=whole, dynamic=False, backend=backend)
+            module.compile(dynamic=False, backend=backend)
         for module in self.modules():
-            if isinstance(module, Experts) and not whole:
+            if isinstance(module, Experts) and not module.grouped(self.matmul_dtype):
                 module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
 
     def shard_blocks(self, mesh: DeviceMesh) -> None:
@@ -163,6 +166,20 @@ class Transformer(KeepsFloat32):
             device=self.embed.weight.device,
             absorb=absorb,
         )
+
+    def logits_in_parts(self, hidden: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Logits (b, T, V) of hidden (B, T, dim) and `others` (B, ...), a few rows at a time.
+
+        With what a metric makes of them, all at once would take more memory than training.
+        """
+        n_rows = max(1, LOGITS // (hidden.shape[1] * self.cfg.vocab_size or 1))
+        for rows, *more in zip(*(t.split(n_rows) for t in (hidden, *others)), strict=True):
+            yield self.lm_head(rows), *more
+
+    def greedy(self, hidden: Tensor) -> Tensor:
+        """The most likely token behind each state: hidden (B, T, dim) -> (B, T)."""
+        parts = self.logits_in_parts(hidden)
+        return torch.cat([self.of_tokens(logits).argmax(-1) for (logits,) in parts])
 
     def of_tokens(self, logits: Tensor) -> Tensor:
         """Those of logits (..., V) that a choice may fall on: padding ids are never chosen."""

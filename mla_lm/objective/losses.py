@@ -15,7 +15,7 @@ from mla_lm.data.batch import IGNORED, Batch
 from mla_lm.model import ModelOutput, Routing
 from mla_lm.objective.balance import count, of_layer
 
-LOGITS = 2**23  # per chunk
+LOGITS, ON_GPU = 2**23, 2**27  # per chunk: a GPU launches as many kernels for a small one
 HALF_ROWS = 256  # per chunk in float16, whose largest number is 65504
 IN_CACHE = 2**19  # per softmax on a CPU, to stay in its cache
 
@@ -115,7 +115,8 @@ class HeadLoss(torch.autograd.Function):
         nats, by_row = hidden.new_zeros((), dtype=torch.float32), []
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        n_rows = max(1, LOGITS // len(weight))
+        most = ON_GPU if hidden.device.type == "cuda" else LOGITS
+        n_rows = max(1, most // len(weight))
         if hidden.dtype == torch.float16:  # sums over more rows overflow at any loss scale
             n_rows = min(n_rows, HALF_ROWS)
         for x, grad_x, target in zip(

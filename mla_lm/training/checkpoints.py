@@ -29,7 +29,7 @@ from mla_lm.config.text import train_py, typed
 from mla_lm.errors import INTERRUPTED, STOPPED, UserError, warned
 from mla_lm.files import remove_temporaries
 from mla_lm.training.module import LanguageModel
-from mla_lm.training.processes import broadcast_from_rank0, world_size
+from mla_lm.training.processes import broadcast_from_rank0, reduce_over_ranks, world_size
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 BEST = "val/loss"
@@ -144,8 +144,7 @@ class Checkpoints(Checkpoint):
         own = STOP if self.signal else SAVE if timed else CONTINUE
         if trainer.world_size == 1:
             return own
-        of_all = torch.tensor(own, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(of_all, reduce_op="max"))
+        return int(reduce_over_ranks(torch.tensor(own), "max"))
 
     def _save(self, trainer: L.Trainer) -> None:
         failure: UserError | None = None

@@ -5,7 +5,7 @@ Knows neither files nor the command line. B batch, T tokens, L MoE layers, E exp
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -31,6 +31,7 @@ from mla_lm.objective.metrics import (
 )
 from mla_lm.objective.optimizer import build_optimizer
 from mla_lm.objective.schedules import bias_speed, lr_multiplier, mtp_weight
+from mla_lm.training.processes import reduce_over_ranks
 
 
 class LanguageModel(L.LightningModule):
@@ -70,7 +71,8 @@ class LanguageModel(L.LightningModule):
 
     def on_fit_start(self) -> None:
         if self.cfg.trainer.compile and self.device.type != "mps":
-            self.model.compile_blocks(whole=self.device.type == "cuda")
+            with self.trainer.precision_plugin.forward_context():
+                self.model.compile_blocks()
 
     def training_step(self, tokens: Tensor, batch_idx: int) -> Tensor:
         self.load = self.loss = None
@@ -120,9 +122,9 @@ class LanguageModel(L.LightningModule):
         n_targets = count_targets(self.annotate(tokens), self.cfg.model.mtp_depth)
         return self.over_ranks(n_targets / (len(tokens) // len(first)))
 
-    def over_ranks(self, values: Tensor, how: str = "mean") -> Tensor:
+    def over_ranks(self, values: Tensor, how: Literal["mean", "sum"] = "mean") -> Tensor:
         """The mean or the sum over all ranks, without gradient."""
-        return self.trainer.strategy.reduce(values, reduce_op=how)
+        return reduce_over_ranks(values, how)
 
     def configure_gradient_clipping(
         self,
@@ -221,15 +223,15 @@ class LanguageModel(L.LightningModule):
         none_left = tokens.shape[0] == 0  # in the last batch; FSDP2 gathers on all ranks still
         batch = self.annotate(tokens.new_zeros(1, tokens.shape[1]) if none_left else tokens)
         first = batch_idx == 0 and self.cfg.model.mtp_depth > 0
-        out = self.model(batch.inputs, documents=batch.input_documents, mtp=first)
+        out = self.model(batch.inputs, documents=batch.input_documents, logits=False, mtp=first)
         if first:
-            of = self.model.of_tokens
-            drafts, greedy = of(self.model.lm_head(out.mtp[0])), of(out.logits)
-            kept = kept_drafts(drafts.argmax(-1), greedy.argmax(-1), batch, depth=1).cpu().double()
+            drafts, greedy = self.model.greedy(out.mtp[0]), self.model.greedy(out.hidden)
+            kept = kept_drafts(drafts, greedy, batch, depth=1).cpu().double()
             self.drafted = torch.zeros_like(kept) if none_left else kept
         if none_left:
             return
-        self.val_sums += loss_sums(out.logits, batch.labels[:, 1:], self.byte_lengths).sum(0)
+        for logits, labels in self.model.logits_in_parts(out.hidden, batch.labels[:, 1:]):
+            self.val_sums += loss_sums(logits, labels, self.byte_lengths).sum(0)
 
     def on_validation_epoch_end(self) -> None:
         if self.cfg.model.mtp_depth:

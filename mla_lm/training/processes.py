@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
@@ -170,6 +170,19 @@ def broadcast_from_rank0(action: Callable[[], T]) -> T:
         time.sleep(HEAD_START)
         raise SystemExit(2)
     return value  # type: ignore[return-value]
+
+
+def reduce_over_ranks(values: Tensor, how: Literal["mean", "sum", "max"]) -> Tensor:
+    """The mean, sum or maximum over all ranks, in place; Lightning's has a barrier before each.
+
+    Of tensors on the CPU by gloo, so that no GPU is waited for.
+    """
+    if distributed.is_initialized():
+        op = distributed.ReduceOp.MAX if how == "max" else distributed.ReduceOp.SUM
+        distributed.all_reduce(values, op=op)
+        if how == "mean":
+            values /= distributed.get_world_size()
+    return values
 
 
 def assert_same_on_all_ranks(values: Mapping[str, object]) -> None:

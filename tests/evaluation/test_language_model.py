@@ -20,7 +20,7 @@ from mla_lm.evaluation.language_model import (
     evaluate,
     sliding_loss,
 )
-from mla_lm.model import ModelOutput, Routing
+from mla_lm.model import ModelOutput, Routing, transformer
 from mla_lm.objective.metrics import exact_matches, kept_drafts, loss_sums
 from tests.conftest import ATTENTION, random_tokens, randomized, tiny_config
 from tests.evaluation.conftest import LENGTH, N_DOCUMENTS, documents
@@ -51,8 +51,8 @@ def test_acceptance_is_one_exactly_for_drafts_of_the_right_token(
     model, batches, byte_lengths = model_and_batches("model.mtp_depth=2")
     forward = model.forward
 
-    def shifted(tokens: Tensor, documents: Tensor | None) -> ModelOutput:
-        out = forward(tokens, documents=documents)
+    def shifted(tokens: Tensor, documents: Tensor | None, logits: bool) -> ModelOutput:
+        out = forward(tokens, documents=documents, logits=logits)
         mtp = tuple(out.hidden.roll(-extra, dims=1)[:, depth:] for depth in (1, 2))
         return out._replace(mtp=mtp)
 
@@ -88,6 +88,24 @@ def test_uniform_model_scores_the_logarithm_of_the_vocabulary() -> None:
     counts = (lengths[0] > 0).sum(0)
     counts[:8] += (lengths[1][0] > 0).int()  # the shorter row
     assert found.positions[:, 1].tolist() == counts.tolist()
+
+
+def test_metrics_do_not_depend_on_how_many_logits_are_made_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batches, byte_lengths = model_and_batches()
+    sizes: list[int] = []
+    model.lm_head.register_forward_hook(lambda *args: sizes.append(args[2].numel()))
+    found = []
+    for most in (10**9, 1):
+        monkeypatch.setattr(transformer, "LOGITS", most)
+        metrics = evaluate(model, batches, byte_lengths, annotator(masked=False)).metrics
+        found.append((metrics, max(sizes)))
+        sizes.clear()
+    (whole, all_at_once), (in_rows, a_row) = found
+    assert whole.pop("moe/load") == in_rows.pop("moe/load")
+    assert whole == pytest.approx(in_rows, rel=1e-6)
+    assert all_at_once == len(batches[0]) * a_row > a_row
 
 
 def test_evaluation_leaves_the_model_alone() -> None:

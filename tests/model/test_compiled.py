@@ -1,4 +1,4 @@
-"""Compiled blocks compute what the blocks do, on a CPU in parts and the way of a GPU as a whole."""
+"""Compiled blocks compute what blocks do: whole where one kernel runs the experts, or in parts."""
 
 import shutil
 from functools import partial
@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from mla_lm.model import Transformer
+from mla_lm.model.experts import Experts
 from mla_lm.objective.losses import next_token_loss
 from tests.conftest import random_tokens, randomized, tiny_config
 
@@ -48,7 +50,7 @@ def pair(*words: str) -> tuple[Transformer, Transformer]:
 @each_backend
 def test_in_parts(backend: str) -> None:
     plain, compiled = pair()
-    compiled.compile_blocks(whole=False, backend=backend)
+    compiled.compile_blocks(backend=backend)
     tokens = random_tokens(plain.cfg, 2, 17)
     checkpointing = "non_reentrant" if backend == "aot_eager" else "none"
     found = step(compiled, tokens, checkpointing=checkpointing)
@@ -60,24 +62,35 @@ def test_in_parts(backend: str) -> None:
 @each_backend
 def test_as_a_whole_in_bfloat16(backend: str) -> None:
     plain, compiled = pair(*ALIGNED)
-    compiled.compile_blocks(whole=True, backend=backend)
+    compiled.compile_blocks(backend=backend)
     tokens = random_tokens(plain.cfg, 2, 16)
+    torch._dynamo.utils.counters.clear()
     with torch.autocast("cpu", torch.bfloat16):
         found, expected = step(compiled, tokens), step(plain, tokens)
     for name, wanted in expected.items():
         assert (found[name] - wanted).norm() < 0.03 * wanted.norm() + 1e-6, name
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
-def test_a_block_that_must_break_is_no_whole() -> None:
-    _, compiled = pair()
-    compiled.compile_blocks(whole=True, backend="aot_eager")
-    with pytest.raises(torch._dynamo.exc.Unsupported):
-        compiled(random_tokens(compiled.cfg, 2, 9))
+@pytest.mark.parametrize(("major", "grouped"), [(9, True), (10, False), (7, False)])
+def test_what_is_compiled_follows_the_way_experts_run(
+    major: int, grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU alone decides nothing: `padded` reads the number of tokens of each expert."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (major, 0))
+    monkeypatch.setattr(Parameter, "device", torch.device("cuda"))
+    for dtype in (torch.bfloat16, torch.float32):
+        _, model = pair("model.dim=32", "model.ffn.moe_inter_dim=32")
+        monkeypatch.setattr(Transformer, "matmul_dtype", dtype)
+        model.compile_blocks(backend="aot_eager")
+        experts = [m for m in model.modules() if isinstance(m, Experts)]
+        outside = ["forward" in vars(module) for module in experts]
+        assert outside == [not (grouped and dtype == torch.bfloat16)] * len(experts)
 
 
 def test_training_alone_takes_what_was_compiled() -> None:
     plain, compiled = pair()
-    compiled.compile_blocks(whole=False, backend="aot_eager")
+    compiled.compile_blocks(backend="aot_eager")
     fail = partial(pytest.fail, "compiled code ran")
     for module in (*compiled.blocks, *compiled.mtp):
         module._compiled_call_impl = fail

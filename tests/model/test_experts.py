@@ -96,21 +96,29 @@ def test_few_tokens_take_another_way_than_many(n_tokens: int, way: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("major", "dtype", "dim", "way"),
+    ("major", "n_tokens", "dtype", "weights", "dim", "way"),
     [
-        (9, torch.bfloat16, DIM, "grouped_mm"),
-        (10, torch.bfloat16, DIM, "grouped_mm"),
-        (8, torch.bfloat16, DIM, "padded"),
-        (9, torch.float32, DIM, "padded"),
-        (9, torch.bfloat16, DIM + 4, "padded"),
+        (9, 4096, torch.bfloat16, torch.float32, DIM, "grouped_mm"),
+        (10, 4096, torch.bfloat16, torch.float32, DIM, "padded"),
+        (8, 4096, torch.bfloat16, torch.float32, DIM, "padded"),
+        (9, 4096, torch.float32, torch.float32, DIM, "padded"),
+        (9, 4096, torch.bfloat16, torch.float32, DIM + 4, "padded"),
+        (9, 1, torch.bfloat16, torch.float32, DIM, "few_tokens"),
+        (9, 1, torch.bfloat16, torch.bfloat16, DIM, "grouped_mm"),
     ],
 )
 def test_the_grouped_kernel_is_for_the_gpus_that_have_it(
-    monkeypatch: pytest.MonkeyPatch, major: int, dtype: torch.dtype, dim: int, way: str
+    monkeypatch: pytest.MonkeyPatch,
+    major: int,
+    n_tokens: int,
+    dtype: torch.dtype,
+    weights: torch.dtype,
+    dim: int,
+    way: str,
 ) -> None:
-    class OnGpu(list):
+    class OnGpu(Tensor):
         device = torch.device("cuda")
 
-    OnGpu.dtype = dtype
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
-    assert fastest(OnGpu(range(4096)), torch.zeros(2, 2 * INTER_DIM, dim)) == way
+    matrices = torch.zeros(2, 2 * INTER_DIM, dim, dtype=weights).as_subclass(OnGpu)
+    assert fastest(torch.zeros(n_tokens, dim, dtype=dtype), matrices) == way

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mla_lm.model import Transformer
+from mla_lm.model import Transformer, layers
 from mla_lm.model.layers import RMSNorm
 from mla_lm.objective import losses
 from tests.conftest import each_attention, random_tokens, randomized, tiny_config
@@ -21,6 +21,13 @@ def test_norm_keeps_the_type_of_its_input(dtype: torch.dtype) -> None:
     torch.testing.assert_close(
         actual.float(), expected, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-5
     )
+
+
+def test_norm_keeps_it_where_autocast_returns_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA's does, other than that of a CPU."""
+    honest = layers.F.rms_norm
+    monkeypatch.setattr(layers.F, "rms_norm", lambda *given: honest(*given).float())
+    assert RMSNorm(6, eps=1e-6)(torch.randn(3, 6).bfloat16()).dtype == torch.bfloat16
 
 
 @each_attention

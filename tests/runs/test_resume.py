@@ -62,7 +62,7 @@ def test_what_is_only_for_people_fails_with_a_warning_after_the_save(
         raise RuntimeError(f"saved: {last.exists()}")
 
     monkeypatch.setattr(ExpertLoad, "show", shown)
-    train_here(f"resume={folder}")
+    train_here(f"resume={folder}", f"data.cache_dir={trained.folder.parent / 'cache'}")
     assert differences(state(last), state(checkpoint(trained.folder, STEPS))) == []
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
     assert [line.split(": ")[1] for line in warnings] == ["Samples", "ExpertLoad", "Plots"]

@@ -67,9 +67,12 @@ def test_random_numbers_of_an_apple_gpu_are_resumed(monkeypatch: pytest.MonkeyPa
 def test_blocks_are_compiled_where_they_can_be(
     device: str, compiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[bool] = []
+    calls: list[torch.dtype] = []
     module = LanguageModel(Case().config("trainer.compile=true"), TOKENIZER, RECORD)
+    module.trainer = trainer(1, precision="bf16-mixed")
     monkeypatch.setattr(LanguageModel, "device", torch.device(device))
-    monkeypatch.setattr(module.model, "compile_blocks", lambda *, whole: calls.append(whole))
+    monkeypatch.setattr(
+        module.model, "compile_blocks", lambda: calls.append(module.model.matmul_dtype)
+    )
     module.on_fit_start()
-    assert calls == [False] * compiles
+    assert calls == [torch.bfloat16] * compiles
