@@ -11,8 +11,8 @@ import click
 import pytest
 
 from mla_lm.errors import UserError, guard, raw_output, visible
+from mla_lm.evaluation.progress import Bar
 from mla_lm.evaluation.results import metrics_table
-from mla_lm.terminal import Bar
 from tests.processes import environment
 
 HOSTILE = "a\x1b[8mb\rc\x9b1md\u202ee\x00f\x07"
