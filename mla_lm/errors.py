@@ -44,8 +44,8 @@ def inline(text: str) -> str:
 class _Visible:
     """A stream whose text is `visible`; rich writes its own to `rich_proxied_file`."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.rich_proxied_file = stream
+    def __init__(self, stream: TextIO, *, is_stderr: bool = False) -> None:
+        self.rich_proxied_file, self.is_stderr = stream, is_stderr
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rich_proxied_file, name)
@@ -55,18 +55,17 @@ class _Visible:
         return False
 
     def write(self, text: str) -> int:
-        raw = getattr(self.rich_proxied_file, "taken_by", self.rich_proxied_file)
-        is_stderr = raw is sys.__stderr__
-        bar = OF_BARS.match(text) if is_stderr else None
+        bar = OF_BARS.match(text) if self.is_stderr else None
         steering = bar[0] if bar else ""
         rest = text[len(steering) :]
-        self.rich_proxied_file.write(steering + visible(hidden(rest) if is_stderr else rest))
+        self.rich_proxied_file.write(steering + visible(hidden(rest) if self.is_stderr else rest))
         return len(text)
 
 
 def show_controls() -> None:
     """From now on standard output and error show what is printed `visible`."""
-    sys.stdout, sys.stderr = cast(TextIO, _Visible(sys.stdout)), cast(TextIO, _Visible(sys.stderr))
+    sys.stdout = cast(TextIO, _Visible(sys.stdout))
+    sys.stderr = cast(TextIO, _Visible(sys.stderr, is_stderr=True))
 
 
 def raw_output() -> TextIO:

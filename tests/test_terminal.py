@@ -11,8 +11,8 @@ import click
 import pytest
 
 from mla_lm.errors import UserError, guard, raw_output, visible
+from mla_lm.evaluation.progress import Bar
 from mla_lm.evaluation.results import metrics_table
-from mla_lm.terminal import Bar
 from tests.processes import environment
 
 HOSTILE = "a\x1b[8mb\rc\x9b1md\u202ee\x00f\x07"
@@ -26,7 +26,7 @@ def say_everything() -> None:
     with Bar() as bar:
         for _ in bar.track(range(1)):
             print(HOSTILE)
-            print(HOSTILE, file=sys.stderr)
+            print(HOSTILE, "https://user:S3cret@host", file=sys.stderr)
     metrics_table({HOSTILE: 1.0, f"{HOSTILE}\nval/bpb": 1.0}, [])
     print("\r50%", file=sys.stderr)  # a bar of a library
     click.secho("styled by a library", fg="red", err=True)
@@ -51,6 +51,7 @@ def test_a_terminal_shows_controls_as_escapes(tmp_path: Path) -> None:
     assert text.count(f"│ {INLINE} ") == 2
     assert f"error: {INLINE}\n" in text
     assert "\x1b[8m" not in text
+    assert "S3cret" not in text
     assert not {"\x9b", "\u202e", "\0", "\a"} & set(text)
     assert "\n│ val/bpb" not in text
     assert "\x1b[?25h" in text  # rich's own: the cursor is shown again

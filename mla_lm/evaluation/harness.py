@@ -17,8 +17,9 @@ import numpy as np
 from mla_lm.config import EvalConfig, QuestionFile
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line
+from mla_lm.evaluation.progress import track
 from mla_lm.evaluation.questions import Question, read_questions
-from mla_lm.evaluation.scoring import encode, score, score_texts, track, window
+from mla_lm.evaluation.scoring import encode, score, score_texts, window
 from mla_lm.files import digest
 from mla_lm.generation import Completion, Sampling
 from mla_lm.model import Transformer

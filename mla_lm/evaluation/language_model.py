@@ -16,7 +16,8 @@ from mla_lm.data.batch import Annotator
 from mla_lm.data.loader import EvalLoader, Stream
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.evaluation.figures import draw_by_kind, draw_by_position
-from mla_lm.evaluation.scoring import score, track, window
+from mla_lm.evaluation.progress import track
+from mla_lm.evaluation.scoring import score, window
 from mla_lm.evaluation.subject import Subject
 from mla_lm.evaluation.token_kinds import CODE, PROSE, token_kinds
 from mla_lm.model import Routing, Transformer

@@ -10,20 +10,19 @@ B rows, T tokens of a row, V vocabulary, N scored tokens.
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from mla_lm.data.loader import Stream
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
+from mla_lm.evaluation.progress import track
 from mla_lm.machine import kernels_for
 from mla_lm.model import Transformer
-from mla_lm.terminal import Bar
 
 BATCH = 2**13  # tokens per batch, padding included
 PAIRS = 2**24  # elements of a batch's attention mask
@@ -31,8 +30,6 @@ LOGITS = 2**21  # logits computed at once: they fit the cache of a CPU
 ROW = 64  # tokens of a tree, unless its texts are longer
 OPEN = 2**31  # the end of a subtree that may still grow
 SAVES = 6  # a text joins a tree that already has at least 1/SAVES of its tokens
-
-T = TypeVar("T")
 
 
 class Request(NamedTuple):
@@ -48,13 +45,6 @@ class Score(NamedTuple):
     log_likelihood: float  # nats, summed over tokens
     greedy: bool  # every token is the most likely one, padding ids left out
     by_token: tuple[float, ...] = ()
-
-
-def track(items: Iterable[T], name: str, *, total: int | None = None) -> Iterator[T]:
-    """The items, with a progress bar on a terminal that disappears at the end."""
-    columns = TextColumn(name), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn()
-    with Bar(*columns, transient=True) as bar:
-        yield from bar.track(items, total=total)
 
 
 def encode(
@@ -209,8 +199,7 @@ def _score_trees(model: Transformer, trees: list[Tree], requests: Sequence[Reque
         ends = padded([tree.ends for tree in trees], OPEN).unsqueeze(1)
         node = torch.arange(width, device=device)
         seen = (node <= node.unsqueeze(1)) & (node.unsqueeze(1) < ends)  # (B, T, T)
-    with kernels_for(tokens.numel(), model.matmul_dtype):
-        hidden = model.forward_tree(tokens, depths, seen).flatten(0, 1)  # (B * T, dim)
+    hidden = model.forward_tree(tokens, depths, seen).flatten(0, 1)  # (B * T, dim)
 
     paths = [(row, path) for row, tree in enumerate(trees) for path in tree.paths]
     nodes: list[int] = []

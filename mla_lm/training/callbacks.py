@@ -18,10 +18,10 @@ from mla_lm.cost import train_flops_per_token
 from mla_lm.data.loader import Stream
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError
+from mla_lm.evaluation.progress import Bar
 from mla_lm.files import write_text
 from mla_lm.generation import Completion, Sampling
 from mla_lm.machine import MatmulPeak, resolve_precision
-from mla_lm.terminal import Bar
 from mla_lm.training.checkpoints import Shown
 from mla_lm.training.module import LanguageModel
 from mla_lm.training.plots import publish
