@@ -199,7 +199,8 @@ def _score_trees(model: Transformer, trees: list[Tree], requests: Sequence[Reque
         ends = padded([tree.ends for tree in trees], OPEN).unsqueeze(1)
         node = torch.arange(width, device=device)
         seen = (node <= node.unsqueeze(1)) & (node.unsqueeze(1) < ends)  # (B, T, T)
-    hidden = model.forward_tree(tokens, depths, seen).flatten(0, 1)  # (B * T, dim)
+    with kernels_for(tokens.numel(), model.matmul_dtype):
+        hidden = model.forward_tree(tokens, depths, seen).flatten(0, 1)  # (B * T, dim)
 
     paths = [(row, path) for row, tree in enumerate(trees) for path in tree.paths]
     nodes: list[int] = []
