@@ -53,12 +53,13 @@ class Found(NamedTuple):
 
 
 def newest(run_dir: Path) -> Path | None:
-    """The checkpoint of the highest step in a run folder that verifies; bad ones are named."""
-    found = _newest(run_dir, RECORD)
+    """The path of `find_newest`."""
+    found = find_newest(run_dir, RECORD)
     return found.path if found else None
 
 
-def _newest(run_dir: Path, *keys: str) -> Found | None:
+def find_newest(run_dir: Path, *keys: str) -> Found | None:
+    """The checkpoint of the highest step in a run folder that verifies; bad ones are named."""
     for path in saved(run_dir / "checkpoints"):
         try:
             return Found(path, *read(path, *keys))
@@ -76,7 +77,7 @@ def locate(path: str) -> Path:
 def find(path: str | Path, *keys: str) -> Found:
     """`locate` and `read`, which verifies the whole file, at once."""
     where = Path(os.path.expanduser(path))
-    found = _newest(where, *keys) if where.is_dir() else Found(where, *read(where, *keys))
+    found = find_newest(where, *keys) if where.is_dir() else Found(where, *read(where, *keys))
     if found is None:
         raise UserError(f"{path}: no checkpoint in this folder")
     return found

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mla_lm.checkpoint.corpus import settle_corpus
-from mla_lm.checkpoint.find import locate, newest, read, run_folder, saved
+from mla_lm.checkpoint.find import Found, find, find_newest, newest, run_folder, saved
 from mla_lm.checkpoint.init_from import EXTEND, resolve_init
 from mla_lm.checkpoint.record import CONFIG_FILE, RECORD, STEP, Record, require_corpus
 from mla_lm.config import RunConfig
@@ -84,15 +84,13 @@ def resolve_origin(cfg: RunConfig, overrides: Sequence[str] = ()) -> Origin:
     empty.
     """
     run_dir = Path(cfg.run_dir)
-    path = None
-    if cfg.resume:
-        path = newest(run_dir) if cfg.resume == "auto" else locate(cfg.resume)
-    if path is None:
+    found = _resumed(cfg.resume, run_dir, RECORD, *TRAINING) if cfg.resume else None
+    if found is None:
         _require_new(run_dir, auto=cfg.resume == "auto")
         new = cfg.model_copy(update={"resume": None})
         return Origin(*resolve_init(new, overrides)) if new.init_from else Origin(new, None)
 
-    record, content = read(path, RECORD, *TRAINING)
+    path, record, content = found
     if not content.keys() >= {*TRAINING}:
         start = typed("init_from", str(path))
         raise UserError(f"{path}: holds weights only; start a run with them by {start}")
@@ -118,13 +116,16 @@ def changed(asked: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
 
     Raises UserError as `load_config`.
     """
-    run_dir, resume = Path(asked["run_dir"]).expanduser(), asked["resume"]
     with redirect_stderr(io.StringIO()):  # `resolve_origin` names what is damaged
-        path = newest(run_dir) if resume == "auto" else locate(resume)
-    if path is None:
+        found = _resumed(asked["resume"], Path(asked["run_dir"]), RECORD)
+    if found is None:
         return validate(RunConfig, asked)
     own = {key: asked[key] for key in PER_START}
-    return with_values(_with(read(path, RECORD)[0].run_config(), overrides), own)
+    return with_values(_with(found.record.run_config(), overrides), own)
+
+
+def _resumed(resume: str, run_dir: Path, *keys: str) -> Found | None:
+    return find_newest(run_dir, *keys) if resume == "auto" else find(resume, *keys)
 
 
 def _with(stored: RunConfig, overrides: Sequence[str]) -> RunConfig:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from mla_lm.config import CONFIGS, RunConfig, YarnConfig, explain
 from mla_lm.config.secret import remember
 from mla_lm.config.section import value_at
-from mla_lm.config.text import literal
+from mla_lm.config.text import literal, shown
 from mla_lm.errors import UserError, one_line
 from mla_lm.files import read_object
 
@@ -205,19 +205,15 @@ def explained() -> Iterator[None]:
         raise UserError(explain.composition_error(error)) from None
 
 
-def _require_no_variable(key: str, value: object) -> None:
-    """Refuse what OmegaConf would read once more: only overrides and `configs/` name variables."""
-    if "${" in str(value):
-        raise UserError(f"{key}={explain.shown(value)}: must not hold ${{, the sign of a variable")
-
-
 def instantiate(group: str, nodes: Mapping[str, Any]) -> list[Any]:
     """The objects behind the `_target_` nodes of a group; a node set to null is left out."""
     import hydra.utils
 
     objects = []
     for name, node in nodes.items():
-        _require_no_variable(f"{group}.{name}", node)
+        if "${" in str(node):  # OmegaConf would read it once more
+            rule = "must not hold ${, the sign of a variable"
+            raise UserError(f"{group}.{name}={shown(node)}: {rule}")
         try:
             objects.append(hydra.utils.instantiate(node, _convert_="all"))
         except Exception as error:  # whatever the user's own class raises

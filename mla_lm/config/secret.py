@@ -28,14 +28,16 @@ BUT = {  # such a word
 FOLDERS = ("PWD", "OLDPWD")  # of every shell
 NO_VALUE = ("", "null", "none", "true", "false")
 SHORT, PLAIN = 6, 16  # characters that tell a value from other text, and a plain word
-NAMED = re.compile(r"(?P<before>[{,]\s*|['\"])?(?P<name>[A-Za-z][\w-]*)['\"]?\s*(?P<sign>[=:])\s*")
+NAMED = re.compile(  # begun where no name has, so that the time does not grow with its square
+    r"(?P<before>[{,]\s*|['\"?&])?(?<![\w-])(?P<name>[\w-]++)['\"]?\s*+(?P<sign>[=:])\s*+"
+)
 VALUE = re.compile(  # begun by a quote, a bracket, a scheme of HTTP, or anything
     r"'[^']*'?|\"[^\"]*\"?|[\[{(](?:.*[\]})]|.*)|(?:Bearer|Basic|Token)\s+\S+"
     r"|\S*[^\s,;:)}\]]|\S+",
     re.DOTALL,
 )
 IN_GROUP = re.compile(r"'[^']*'?|\"[^\"]*\"?|[\[{(][^\]})]*[\]})]?|[^,}]+")  # {KEY: VALUE}
-ACCOUNT = re.compile(r"([\w+.-]+://)(?:[^\s/@:]*:\S*|[^\s/@]+)@")  # of an address
+ACCOUNT = re.compile(r"(?<![\w+.-])([\w+.-]++://)(?:[^\s/@:]*:\S*|[^\s/@]+)@")  # of an address
 _met: set[str] = set()  # values of secret names, of every configuration of this process
 
 
@@ -62,7 +64,7 @@ def public(tree: Any) -> Any:
 
 def hidden(text: str) -> str:
     """A text without passwords in addresses, what stands behind secret names, and their values."""
-    text = ACCOUNT.sub(r"\1", _without_named(text))
+    text = re.sub(r"\S+", _without_account, _without_named(text))
     for value in sorted(_values(), key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     return text
@@ -96,18 +98,26 @@ def _sets_secret(word: Any) -> bool:
     return named or ("{" in value and _without_named(value) != value)
 
 
+def _without_account(word: re.Match[str]) -> str:
+    address, at, rest = word[0].rpartition("@")
+    return ACCOUNT.sub(r"\1", address + at) + rest
+
+
 def _without_named(text: str) -> str:
-    for match in reversed([*NAMED.finditer(text)]):
+    shown, end = [], 0  # of what has been looked at
+    for match in NAMED.finditer(text):
         name, before, sign = match["name"], match["before"] or "", match["sign"]
+        in_query = before in ("?", "&") and name in ("key", "sig")
+        paired = sign == "=" or before or name.lower().endswith("authorization")
+        named = paired and (in_query or is_secret(name))
+        if match.end() < end or not named or text.startswith(HIDDEN, match.end()):
+            continue
         is_key = sign == ":" and before[:1] in ("{", ",")
         value = (IN_GROUP if is_key else VALUE).match(text, match.end())
-        if value is None or value[0].startswith(HIDDEN):
-            continue
-        paired = sign == "=" or before or name.lower() == "authorization"
-        in_query = text[: match.start()].endswith(("?", "&")) and name in ("key", "sig")
-        if paired and (in_query or _holds_secret(name, value[0])):
-            text = text[: match.end()] + HIDDEN + text[value.end() :]
-    return text
+        if value and (in_query or _holds_secret(name, value[0])):
+            shown.append(text[end : match.end()] + HIDDEN)
+            end = value.end()
+    return "".join(shown) + text[end:]
 
 
 def _values() -> Iterator[str]:
