@@ -23,8 +23,8 @@ from mla_lm.ablation.statistics import NO_INTERVAL, Comparison, best_rates, chos
 from mla_lm.ablation.study import Study
 from mla_lm.config.secret import hidden
 from mla_lm.errors import visible
+from mla_lm.evaluation.markup import fenced, in_csv, in_markdown
 from mla_lm.files import mark, write_text
-from mla_lm.markup import fenced, in_csv, in_markdown
 
 RUN = ["run", "arm", "seed", "lr"]
 RESULTS = [*RUN, "finished", "steps", "tokens", "val/loss", "val/bpb", "val/exact_match"]

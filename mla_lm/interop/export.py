@@ -17,11 +17,11 @@ from mla_lm.config.compose import read_as
 from mla_lm.cost import cache_elements_per_token, count_parameters
 from mla_lm.data.tokenizer import Tokenizer
 from mla_lm.errors import UserError, one_line, visible
+from mla_lm.evaluation.markup import fenced, in_markdown
 from mla_lm.evaluation.results import Results
 from mla_lm.files import new_folder, write_object
 from mla_lm.interop.config_to_hf import config_dict
 from mla_lm.interop.weights import to_hugging_face, write_shards
-from mla_lm.markup import fenced, in_markdown
 
 CARD = """---
 license: {licence}

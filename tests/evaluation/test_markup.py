@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from mla_lm.errors import inline
-from mla_lm.markup import fenced, in_csv, in_markdown
+from mla_lm.evaluation.markup import fenced, in_csv, in_markdown
 
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 BEGINNINGS = st.sampled_from(["", "1. ", "- ", "+", "---", "# ", "> ", "=", "    ", "[a]: x"])
