@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,16 @@ def run(*words: str, cwd: Path, stdin: str = "", **extra: str) -> subprocess.Com
         encoding="utf-8",
         timeout=600,
     )
+
+
+def read_terminal(controller: int) -> str:
+    """What a pseudo-terminal shows until all of its programs have closed it."""
+    seen = b""
+    with suppress(OSError):  # the other side is closed
+        while piece := os.read(controller, 65536):
+            seen += piece
+    os.close(controller)
+    return seen.decode()
 
 
 def free_port() -> int:

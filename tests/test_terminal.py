@@ -4,7 +4,6 @@ import os
 import pty
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -13,7 +12,7 @@ import pytest
 from mla_lm.errors import UserError, guard, raw_output, visible
 from mla_lm.evaluation.progress import Bar
 from mla_lm.evaluation.results import metrics_table
-from tests.processes import environment
+from tests.processes import environment, read_terminal
 
 HOSTILE = "a\x1b[8mb\rc\x9b1md\u202ee\x00f\x07"
 SHOWN = r"a\x1b[8mb\rc\x9b1md\u202ee\x00f\x07"
@@ -40,13 +39,8 @@ def test_a_terminal_shows_controls_as_escapes(tmp_path: Path) -> None:
     environ = environment(TERM="xterm", COLUMNS="200")
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environ, **streams)
     os.close(terminal)
-    seen = b""
-    with suppress(OSError):  # the other side is closed
-        while piece := os.read(controller, 65536):
-            seen += piece
-    os.close(controller)
+    text = read_terminal(controller).replace("\r\n", "\n")
     assert process.wait() == 2
-    text = seen.decode().replace("\r\n", "\n")
     assert text.count(SHOWN) == 3
     assert text.count(f"│ {INLINE} ") == 2
     assert f"error: {INLINE}\n" in text

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from mla_lm.errors import INTERRUPTED, STOPPED, guard
 from mla_lm.files import unhidden
 from mla_lm.training.checkpoints import SIGNALS
 from tests.conftest import one_line
-from tests.processes import ROOT, command, environment
+from tests.processes import ROOT, command, environment, read_terminal
 from tests.runs.conftest import STEPS, Run, checkpoint, train_here
 
 HERE = "+callbacks.mine._target_=tests.runs.test_console"
@@ -192,14 +191,9 @@ def test_a_terminal_shows_one_bar(trained: Run, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
     )
     os.close(terminal)
-    seen = b""
-    with suppress(OSError):  # the other side is closed
-        while piece := os.read(controller, 65536):
-            seen += piece
-    os.close(controller)
+    text = read_terminal(controller)
     assert process.communicate()[1] == b""
     assert process.returncode == 0
-    text = seen.decode()
     assert re.search(PROGRESS, text)
     assert f"{STEPS}/{STEPS}" in text
     assert "\x1b[?25h" in text  # the cursor is shown again
